@@ -1,0 +1,223 @@
+"""Reads concrete functions and makes new ones: the way in and out for steps that live in this process.
+
+TensorFlow internals used here, and why there is no public way:
+
+* ``context.context().add_function_def``: registers a rewritten function. Under an unchanged name TensorFlow would run
+  the old body, silently; hence every rewritten function gets a name of its own.
+* ``AtomicFunction``: owns such a registration and drops it with the last reference, as traced functions do.
+* ``ConcreteFunction(atomic)``, ``_captured_inputs``, ``set_external_captures``, ``set_variables``,
+  ``graph.replace_capture``: what ``tf.saved_model.load`` itself uses to make callables from function definitions.
+* ``Function`` (the class of ``tf.function`` objects) and ``_jit_compile``, ``_autograph``, ``_reduce_retracing``,
+  ``_list_all_concrete_functions``: the options and traces of a step, which have no public accessor.
+* ``handle_data_util.copy_handle_data``: the dtype and shape behind a resource handle, for shape inference.
+
+Checked on TensorFlow 2.21.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.eager import context
+from tensorflow.python.eager.polymorphic_function import atomic_function, concrete_function, polymorphic_function
+from tensorflow.python.framework import ops
+from tensorflow.python.ops import handle_data_util
+
+from graphwd.errors import GraphwdError, StepError
+from graphwd.graph import Graph, Variable
+from graphwd.inject import Rewritten
+
+ConcreteFunction = concrete_function.ConcreteFunction
+NewName = Callable[[str], str]
+
+
+def is_concrete(step: object) -> bool:
+    """Whether a step is traced already."""
+    return isinstance(step, ConcreteFunction)
+
+
+def is_polymorphic(step: object) -> bool:
+    """Whether a step is a ``tf.function``."""
+    return isinstance(step, polymorphic_function.Function)
+
+
+def options(step: Any) -> dict[str, Any]:
+    """The arguments of ``tf.function`` that make a new one behave as an existing one."""
+    return {
+        "input_signature": step.input_signature,
+        "jit_compile": step._jit_compile,
+        "reduce_retracing": step._reduce_retracing,
+    }
+
+
+def traces(step: Any) -> list[ConcreteFunction]:
+    """The concrete functions that a ``tf.function`` holds already."""
+    return list(step._list_all_concrete_functions())
+
+
+def trace(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ConcreteFunction:
+    """Traces a ``tf.function``.
+
+    Args:
+        step: the ``tf.function``.
+        args: example arguments or specs.
+        kwargs: likewise.
+
+    Returns:
+        The concrete function.
+
+    Raises:
+        StepError: the step does not trace with these arguments.
+    """
+    try:
+        return step.get_concrete_function(*args, **kwargs)
+    except GraphwdError:
+        raise
+    except Exception as error:
+        raise StepError(f"the step does not trace: {type(error).__name__}: {error}") from error
+
+
+def read(step: ConcreteFunction) -> Graph:
+    """Views a concrete function as a graph.
+
+    Args:
+        step: the traced training step.
+
+    Returns:
+        Its view: body, function library, and which argument is which variable or data.
+
+    Raises:
+        StepError: a variable of the step has been deleted.
+    """
+    function = step.function_def
+    names = [argument.name for argument in function.signature.input_arg]
+    captures = step.captured_inputs
+    first_capture = len(names) - len(captures)
+    variables = _Variables(step)
+    handles: dict[str, Variable] = {}
+    data: list[str] = []
+    specs = list(_specs(step))
+    for position, (name, tensor) in enumerate(zip(names, step.inputs, strict=True)):
+        if position >= first_capture:
+            variable = variables.captured(captures[position - first_capture])
+        elif tensor.dtype == tf.resource:
+            variable = variables.argument(name, specs[position], tensor)
+        else:
+            data.append(name)
+            continue
+        if variable is not None:
+            handles[name] = variable
+    return Graph(function, step.graph.as_graph_def().library.function, handles, data)
+
+
+def emit(original: ConcreteFunction, make: Callable[[NewName], Rewritten]) -> ConcreteFunction:
+    """Makes a concrete function that runs a rewritten body where another runs the original.
+
+    Args:
+        original: the step that was rewritten; it stays as it is.
+        make: makes the rewritten bodies, given what makes new function names.
+
+    Returns:
+        A concrete function with the signature, the captures and the variables of ``original``. It keeps the variables
+        alive: ``original`` itself refers to them weakly.
+    """
+    rewritten = make(_new_name)
+    root = rewritten.root
+    root.signature.name = _new_name(root.signature.name)
+    runtime = context.context()
+    children = list(original.graph._functions.values())
+    for function in rewritten.functions:
+        runtime.add_function_def(function)
+        children.append(
+            atomic_function.AtomicFunction(function.signature.name, runtime, _no_type(original), list(children))
+        )
+    runtime.add_function_def(root)
+    atomic = atomic_function.AtomicFunction(
+        root.signature.name, runtime, original.function_type, children, original.inference_fn.call_options
+    )
+    result = ConcreteFunction(atomic)
+    _bind(result, original)
+    return result
+
+
+def _bind(result: ConcreteFunction, original: ConcreteFunction) -> None:
+    """Gives a new concrete function what an existing one has captured."""
+    captured = list(original._captured_inputs)
+    result.set_external_captures(captured)
+    for tensor, old in zip(result.inputs, original.inputs, strict=True):
+        if tensor.dtype in (tf.resource, tf.variant):
+            handle_data_util.copy_handle_data(old, tensor)
+    for external, old in original.graph.captures:
+        position = next(i for i, tensor in enumerate(original.inputs) if tensor is old)
+        result.graph.replace_capture(external, result.inputs[position])
+    result.set_variables(list(original.graph.variables))
+    result._arg_keywords = original._arg_keywords
+    result._num_positional_args = original._num_positional_args
+    result.graphwd_variables = tuple(original.graph.variables)
+
+
+def _no_type(original: ConcreteFunction) -> Any:
+    """The type of a library function, which nothing calls from Python: no parameters, no captures."""
+    return type(original.function_type)([])
+
+
+def _new_name(base: str) -> str:
+    stem = base.partition("__graphwd_")[0]
+    return f"{stem}__graphwd_{ops.uid()}"
+
+
+def _specs(step: ConcreteFunction) -> Iterator[object]:
+    """For every tensor argument of a step, the spec that it belongs to."""
+    for spec in tf.nest.flatten(step.structured_input_signature):
+        if isinstance(spec, tf.TypeSpec):
+            yield from [spec] * len(tf.nest.flatten(spec, expand_composites=True))
+
+
+class _Variables:
+    """Numbers the variables of a step: by handle, for names need not be unique."""
+
+    def __init__(self, step: ConcreteFunction) -> None:
+        self._by_handle: dict[int, Any] = {}
+        for variable in step.graph.variables:
+            for each in getattr(variable, "_values", None) or (variable,):
+                self._by_handle[id(each.handle)] = each
+        self._numbered: dict[int, Variable] = {}
+
+    def captured(self, tensor: Any) -> Variable | None:
+        """The variable that a captured tensor is the handle of."""
+        if tensor.dtype != tf.resource:
+            return None
+        known = self._by_handle.get(id(tensor))
+        found = known if known is not None else _owner(tensor)
+        if found is None:
+            return None
+        return self._number(id(tensor), _plain_name(found.name), found.shape, found.dtype, bool(found.trainable))
+
+    def argument(self, name: str, spec: Any, tensor: Any) -> Variable | None:
+        """The variable that an argument of the step is the handle of."""
+        if not hasattr(spec, "trainable"):
+            return None
+        return self._number(id(tensor), name, spec.shape, spec.dtype, bool(spec.trainable))
+
+    def _number(self, key: int, name: str, shape: tf.TensorShape, dtype: tf.DType, trainable: bool) -> Variable:
+        if key not in self._numbered:
+            dimensions = None if shape.rank is None else tuple(shape.as_list())
+            dtype_name = tf.as_dtype(dtype).base_dtype.name
+            self._numbered[key] = Variable(len(self._numbered), name, dimensions, dtype_name, trainable)
+        return self._numbered[key]
+
+
+def _owner(handle: Any) -> Any:
+    """The variable object of a handle that the step only ever touched raw: such a one is not in its ``variables``."""
+    for holder in gc.get_referrers(handle):
+        for candidate in (holder, *(gc.get_referrers(holder) if isinstance(holder, dict) else ())):
+            if isinstance(candidate, tf.Variable) and candidate.handle is handle:
+                return candidate
+    return None
+
+
+def _plain_name(name: str) -> str:
+    return name.removesuffix(":0")

@@ -1,0 +1,41 @@
+"""The errors that graphwd raises on purpose, and the exit status each one means."""
+
+from __future__ import annotations
+
+
+class GraphwdError(Exception):
+    """Base of every expected failure: the message says where, what was found and what to write instead.
+
+    Attributes:
+        exit_status: what the command line exits with when this error ends it.
+    """
+
+    exit_status = 1
+
+
+class UsageError(GraphwdError):
+    """The command line is malformed."""
+
+    exit_status = 2
+
+
+class PolicyError(GraphwdError):
+    """A policy file or mapping is malformed."""
+
+    exit_status = 2
+
+
+class StepError(GraphwdError):
+    """A training step cannot be found, loaded or traced."""
+
+
+class GraphError(GraphwdError):
+    """A graph holds something that graphwd cannot read: a dangling edge, a missing function, a recursive call."""
+
+
+class PlanError(GraphwdError):
+    """The policy and the step do not fit together: a rule or a variable is left over, or an update is ambiguous."""
+
+
+class RewriteError(GraphwdError):
+    """A rewritten graph failed its own verification; the original is untouched."""

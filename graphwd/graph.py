@@ -1,0 +1,276 @@
+"""A read-only view of a traced step: its function bodies, their edges, their call sites, and its variables.
+
+This module alone knows how edges are written (``node:output:index``, ``node:index``, ``argument``, ``^node``) and
+which functions a node calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import graphlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from graphwd.errors import GraphError
+from graphwd.update_ops import CALL_OPS, CallKind
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable of the step.
+
+    Attributes:
+        id: its number among the step's variables: names are not identities, two variables may share one.
+        name: the name that a user sees, without ``:0``.
+        shape: its dimensions, None for one that is unknown; None where not even the rank is known.
+        dtype: the name of its dtype, such as ``float32``.
+        trainable: whether it is trained.
+        path: its path in the object graph, where one is known.
+    """
+
+    id: int
+    name: str
+    shape: tuple[int | None, ...] | None
+    dtype: str
+    trainable: bool
+    path: str | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """Its number of dimensions."""
+        return None if self.shape is None else len(self.shape)
+
+
+class Edge(NamedTuple):
+    """A data input: output ``index`` of ``node``, which may be an argument of the body."""
+
+    node: str
+    index: int
+
+
+class Callee(NamedTuple):
+    """One function that a node calls.
+
+    Attributes:
+        attribute: the attribute of the node that names it.
+        position: its position in that attribute, where it is a list.
+        function: its name in the library.
+    """
+
+    attribute: str
+    position: int
+    function: str
+
+
+class Node(NamedTuple):
+    """A node of a body, its data inputs parsed.
+
+    Attributes:
+        name: its name, unique in the body.
+        op: its op type.
+        inputs: its data inputs, in order.
+        proto: the node as TensorFlow keeps it.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[Edge, ...]
+    proto: NodeDef
+
+
+def parse_edge(text: str) -> Edge:
+    """Reads a data edge in either of TensorFlow's two notations.
+
+    Args:
+        text: ``node:output:index`` or ``argument`` (functions), ``node:index`` or ``node`` (graphs).
+
+    Returns:
+        The node and the number at the end; 0 where none is written.
+    """
+    node, colon, rest = text.partition(":")
+    if not colon:
+        return Edge(text, 0)
+    digits = rest.rpartition(":")[2]
+    return Edge(node, int(digits) if digits.isdecimal() else 0)
+
+
+def is_control(text: str) -> bool:
+    """Whether an input is a control dependency."""
+    return text.startswith("^")
+
+
+class Body:
+    """A function body: arguments, nodes in an order in which they may run, results.
+
+    Attributes:
+        name: the name of the function.
+        arguments: names of its arguments, in order.
+        nodes: its nodes, each after all that it waits for.
+        results: where its results come from, in order.
+    """
+
+    def __init__(self, function: FunctionDef) -> None:
+        """Parses a function.
+
+        Args:
+            function: the function; it is read and never changed.
+
+        Raises:
+            GraphError: an edge leads nowhere, or the nodes wait for each other in a circle.
+        """
+        self.name: str = function.signature.name
+        self.arguments: tuple[str, ...] = tuple(argument.name for argument in function.signature.input_arg)
+        self.nodes: Sequence[Node] = _in_order(self.name, self.arguments, function.node_def)
+        self.results: tuple[Edge, ...] = tuple(
+            parse_edge(function.ret[result.name]) for result in function.signature.output_arg
+        )
+
+
+class Graph:
+    """A traced step.
+
+    Attributes:
+        root: the body of the step itself.
+        library: every function that the step may call, by name.
+        handles: for every argument of the root that is a variable's handle, the variable.
+        data: the arguments of the root that carry the step's data.
+        variables: every variable of the step, by number.
+    """
+
+    def __init__(
+        self, root: FunctionDef, library: Iterable[FunctionDef], handles: Mapping[str, Variable], data: Iterable[str]
+    ) -> None:
+        """Makes the view; bodies are parsed when they are first asked for.
+
+        Args:
+            root: the step itself, as a function.
+            library: the functions that it may call.
+            handles: the arguments of ``root`` that are variables' handles.
+            data: the arguments of ``root`` that carry data.
+        """
+        self.root_function = root
+        self.library: Mapping[str, FunctionDef] = {function.signature.name: function for function in library}
+        self.handles = dict(handles)
+        self.data = frozenset(data)
+        self.variables: tuple[Variable, ...] = tuple(
+            sorted(set(self.handles.values()), key=lambda variable: variable.id)
+        )
+
+    @functools.cached_property
+    def root(self) -> Body:
+        """The body of the step itself."""
+        return Body(self.root_function)
+
+    @functools.cache  # noqa: B019 - a Graph lives as long as one rewrite
+    def body(self, function: str) -> Body:
+        """The parsed body of a library function.
+
+        Args:
+            function: its name.
+
+        Returns:
+            The body.
+
+        Raises:
+            GraphError: the library holds no such function.
+        """
+        if function not in self.library:
+            raise GraphError(f"the graph calls the function '{function}', which its library does not hold")
+        return Body(self.library[function])
+
+    def callees(self, node: Node) -> tuple[Callee, ...]:
+        """The functions that a node calls, as far as graphwd follows calls.
+
+        Args:
+            node: a node of any body.
+
+        Returns:
+            Its functions, in the order of its attributes; empty where the node calls none.
+        """
+        call = CALL_OPS.get(node.op)
+        if call is None:
+            return ()
+        return tuple(callee for attribute in call.attributes for callee in _callees(node.proto, attribute))
+
+    def functions_of(self, node: Node) -> Iterator[str]:
+        """Names of all functions that any attribute of a node refers to, followed by graphwd or not."""
+        for value in node.proto.attr.values():
+            if value.func.name:
+                yield value.func.name
+            for function in value.list.func:
+                yield function.name
+
+
+def state_count(node: Node) -> int:
+    """How many loop-carried values a dataset op with a function feeds back.
+
+    Args:
+        node: a node whose op is of `CallKind.SCAN`.
+    """
+    return len(node.proto.attr["Tstate"].list.type)
+
+
+def call_kind(node: Node) -> CallKind:
+    """What a node does with the functions it calls."""
+    return CALL_OPS[node.op].kind
+
+
+def _callees(node: NodeDef, attribute: str) -> Iterator[Callee]:
+    value = node.attr[attribute]
+    if value.func.name:
+        yield Callee(attribute, 0, value.func.name)
+    for position, function in enumerate(value.list.func):
+        yield Callee(attribute, position, function.name)
+
+
+def _in_order(body: str, arguments: Iterable[str], protos: Iterable[NodeDef]) -> list[Node]:
+    """Parses nodes and, where TensorFlow did not already keep them so, sorts each after what it waits for."""
+    known = set(arguments)
+    nodes: list[Node] = []
+    waits: dict[str, list[str]] = {}
+    sorted_already = True
+    for proto in protos:
+        inputs: list[Edge] = []
+        before: list[str] = []
+        for text in proto.input:
+            if is_control(text):
+                before.append(text[1:])
+            else:
+                edge = parse_edge(text)
+                inputs.append(edge)
+                before.append(edge.node)
+        name = proto.name
+        if name in known:
+            raise GraphError(f"the function '{body}' has two nodes named '{name}'")
+        sorted_already = sorted_already and known.issuperset(before)
+        known.add(name)
+        waits[name] = before
+        nodes.append(Node(name, proto.op, tuple(inputs), proto))
+    if sorted_already:
+        return nodes
+    for name, before in waits.items():
+        if missing := [other for other in before if other not in known]:
+            raise GraphError(f"the node '{name}' of '{body}' has an input from '{missing[0]}', which does not exist")
+    by_name = {node.name: node for node in nodes}
+    # A v1 loop feeds NextIteration back into Merge: the one edge that may point backwards.
+    graph = {
+        name: [b for b in before if by_name[name].op not in _LOOP_HEADS or not _closes_loop(by_name.get(b))]
+        for name, before in waits.items()
+    }
+    try:
+        order = list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        raise GraphError(f"nodes of '{body}' wait for each other: {' -> '.join(error.args[1])}") from None
+    return [by_name[name] for name in order if name in by_name]
+
+
+_LOOP_HEADS = frozenset({"Merge", "RefMerge"})
+
+
+def _closes_loop(node: Node | None) -> bool:
+    return node is not None and node.op in {"NextIteration", "RefNextIteration"}

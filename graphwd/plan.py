@@ -1,0 +1,250 @@
+"""Decides, without changing anything, which variable is decayed by which rule, how much, and where."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from graphwd.errors import PlanError
+from graphwd.graph import Variable
+from graphwd.policy import Mode, Order, Policy, Rule, Scale, Updates
+from graphwd.selectors import Subject
+from graphwd.updates import Analysis, Site, Update, VariableWrites
+
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""For every dtype that can be decayed, the distance from 1 to the next number."""
+
+
+class Outcome(Enum):
+    """What the plan does with a variable."""
+
+    DECAY = "decay"
+    EXEMPT = "exempt"  # its rule says 0
+    NO_UPDATE = "no update"  # its rule asks for decay, but the step never updates it
+    UNMATCHED = "unmatched"  # no rule decides it, and the policy skips those
+    REFUSED = "refused"  # see the plan's problems
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """One place where decay goes.
+
+    Attributes:
+        variable: what is decayed.
+        site: the write after which it is.
+        rate: the factor is 1 - rate.
+    """
+
+    variable: Variable
+    site: Site
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the plan says of one trainable variable.
+
+    Attributes:
+        variable: the variable.
+        outcome: what happens to it.
+        rule: the rule that decided; None where none matched.
+        writes: what the step does to it.
+        injections: where its decay goes; empty unless the outcome is `Outcome.DECAY`.
+    """
+
+    variable: Variable
+    outcome: Outcome
+    rule: Rule | None
+    writes: VariableWrites
+    injections: tuple[Injection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The complete account of a rewrite, made before anything is changed.
+
+    Attributes:
+        decisions: one for each trainable variable of the step, each once.
+        problems: why the rewrite would be refused; empty where it would not.
+        notes: what is allowed, but nearly always a mistake or a surprise.
+    """
+
+    decisions: tuple[Decision, ...]
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def injections(self) -> tuple[Injection, ...]:
+        """Every place where decay goes."""
+        return tuple(injection for decision in self.decisions for injection in decision.injections)
+
+    def check(self) -> None:
+        """Refuses a plan with problems.
+
+        Raises:
+            PlanError: the plan has problems; the message lists all of them.
+        """
+        if self.problems:
+            raise PlanError("\n".join(self.problems))
+
+    def __str__(self) -> str:
+        """The plan as a table."""
+        from graphwd.report import as_table
+
+        return as_table(self)
+
+
+class _Refused(Exception):
+    """Why one variable cannot be decayed as asked."""
+
+
+def make_plan(analysis: Analysis, policy: Policy) -> Plan:
+    """Decides for every trainable variable of a step.
+
+    Args:
+        analysis: the updates found.
+        policy: the policy.
+
+    Returns:
+        The plan; what does not fit together is in its ``problems``, not raised.
+    """
+    problems: list[str] = [*_step_problems(analysis)]
+    decisions: list[Decision] = []
+    for writes in analysis.variables:
+        try:
+            decisions.append(_decide(writes, policy))
+        except _Refused as reason:
+            problems.append(str(reason))
+            decisions.append(Decision(writes.variable, Outcome.REFUSED, policy.decide(subject(writes)), writes))
+    problems += _policy_problems(decisions, policy)
+    return Plan(tuple(decisions), tuple(problems), tuple(_notes(decisions, policy)))
+
+
+def subject(writes: VariableWrites) -> Subject:
+    """A variable as a policy's selectors see it."""
+    variable = writes.variable
+    return Subject(variable.name, variable.rank, variable.dtype, variable.path, writes.used_by)
+
+
+def _decide(writes: VariableWrites, policy: Policy) -> Decision:
+    variable = writes.variable
+    rule = policy.decide(subject(writes))
+    if rule is None:
+        return Decision(variable, Outcome.UNMATCHED, None, writes)
+    if rule.weight_decay == 0:
+        return Decision(variable, Outcome.EXEMPT, rule, writes)
+    if not writes.updates:
+        return Decision(variable, Outcome.NO_UPDATE, rule, writes)
+    _check_supported(variable, rule, writes)
+    chosen = _choose(variable, rule, writes.updates)
+    injections = tuple(Injection(variable, update.site, rule.weight_decay) for update in chosen)
+    return Decision(variable, Outcome.DECAY, rule, writes, injections)
+
+
+def _check_supported(variable: Variable, rule: Rule, writes: VariableWrites) -> None:
+    meaning = rule.semantics
+    if meaning.mode is not Mode.DECOUPLED or meaning.order is not Order.AFTER or meaning.scale is not Scale.NONE:
+        raise _Refused(
+            f"{rule.where}: this version injects 'semantics: decoupled' only (decay after the update, unscaled), "
+            f"and '{variable.name}' is asked to have mode {meaning.mode.value}, order {meaning.order.value}, "
+            f"scale {meaning.scale.value}"
+        )
+    if variable.dtype not in EPSILON:
+        raise _Refused(
+            f"{rule.where}: '{variable.name}' has dtype {variable.dtype}, which cannot be decayed; "
+            f"give it a rule with 'weight_decay: 0' (decay is for {', '.join(EPSILON)})"
+        )
+    if writes.native_decays and not rule.allow_double_decay:
+        places = ", ".join(f"{place(write.site)} ({write.site.op})" for write in writes.native_decays)
+        raise _Refused(
+            f"{rule.where}: the step already decays '{variable.name}' itself, at {places}; switch that off, give the "
+            f"variable 'weight_decay: 0', or write 'double_decay: allow' to decay it twice"
+        )
+
+
+def _choose(variable: Variable, rule: Rule, updates: Sequence[Update]) -> Sequence[Update]:
+    """The updates that carry the decay: all where at most one of them can happen in a run."""
+    match rule.updates:
+        case Updates.EACH:
+            return updates
+        case Updates.LAST:
+            return [u for i, u in enumerate(updates) if all(u.site.excludes(v.site) for v in updates[i + 1 :])]
+        case Updates.FIRST:
+            return [u for i, u in enumerate(updates) if all(u.site.excludes(v.site) for v in updates[:i])]
+        case Updates.ONE:
+            if all(u.site.excludes(v.site) for i, u in enumerate(updates) for v in updates[:i]):
+                return updates
+            places = "".join(f"\n  {place(update.site)} ({update.site.op})" for update in updates)
+            raise _Refused(
+                f"{rule.where}: '{variable.name}' is updated {len(updates)} times in one step, so where its decay "
+                f"belongs is ambiguous; write 'updates: each', 'last' or 'first' in the rule:{places}"
+            )
+
+
+def place(site: Site) -> str:
+    """A site as people read it: the calls that lead to it, then the node."""
+    return " > ".join([*(f"{frame.node} [{frame.callee.attribute}]" for frame in site.path), site.node])
+
+
+def _step_problems(analysis: Analysis) -> Iterator[str]:
+    if not analysis.variables:
+        yield "this is not a training step: it touches no trainable variable"
+    elif not any(writes.updates for writes in analysis.variables):
+        yield (
+            "this is not a training step: no trainable variable is updated from a gradient "
+            f"({_listed(writes.variable.name for writes in analysis.variables)})"
+        )
+    for site in analysis.unresolved:
+        yield f"which variable {place(site)} ({site.op}) writes depends on the run; graphwd cannot follow it"
+    for variable, site in analysis.opaque:
+        yield (
+            f"'{variable.name}' goes into a function of {place(site)} ({site.op}) that writes variables; "
+            "graphwd does not follow that op"
+        )
+
+
+def _policy_problems(decisions: Sequence[Decision], policy: Policy) -> Iterator[str]:
+    unmatched = [d.variable.name for d in decisions if d.outcome is Outcome.UNMATCHED]
+    if unmatched and not policy.skip_unmatched:
+        yield (
+            f"{policy.where}: no rule matches {_listed(unmatched)}; end the rules with '- weight_decay: 0', or write "
+            "'unmatched: skip'"
+        )
+    subjects = [subject(decision.writes) for decision in decisions]
+    for rule in policy.rules:
+        if rule.selectors.any_given and not rule.optional and not any(map(rule.selectors.match, subjects)):
+            yield (
+                f"{rule.where}: the rule '{rule.selectors}' matches no trainable variable{_near(rule, decisions)}; "
+                "correct it, or write 'optional: true'"
+            )
+
+
+def _near(rule: Rule, decisions: Sequence[Decision]) -> str:
+    names = [decision.variable.name for decision in decisions]
+    if rule.selectors.path is not None and not any(decision.variable.path for decision in decisions):
+        return " (no object path is known for any variable of this step)"
+    asked = rule.selectors.name or rule.selectors.regex or ""
+    close = difflib.get_close_matches(asked, names, n=3, cutoff=0.5) or names
+    return f"; there is {_listed(close)}" if names else ""
+
+
+def _notes(decisions: Sequence[Decision], policy: Policy) -> Iterator[str]:
+    deciding = {id(decision.rule) for decision in decisions}
+    for rule in policy.rules:
+        matches = [d.variable.name for d in decisions if rule.selectors.match(subject(d.writes))]
+        if matches and rule.selectors.any_given and id(rule) not in deciding:
+            yield f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({_listed(matches)})"
+    for decision in decisions:
+        variable, rule = decision.variable, decision.rule
+        if decision.outcome is Outcome.NO_UPDATE and rule is not None:
+            yield f"{rule.where}: '{variable.name}' is not decayed: the step never updates it"
+        if decision.outcome is Outcome.DECAY and rule is not None and rule.weight_decay < EPSILON[variable.dtype] / 4:
+            yield f"{rule.where}: {rule.weight_decay:g} is too small to change a {variable.dtype} weight ('{variable.name}')"
+
+
+def _listed(names: Iterable[str], most: int = 6) -> str:
+    names = list(names)
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,230 @@
+"""Weight-decay policies: an ordered list of rules, the first that matches a variable decides.
+
+Reading a policy is pure: it executes nothing and imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from graphwd import policy_schema
+from graphwd.errors import PolicyError
+from graphwd.selectors import Selectors, Subject
+from graphwd.yaml_source import Located, from_mapping, read_yaml
+
+
+class Mode(Enum):
+    """Where weight decay enters."""
+
+    DECOUPLED = "decoupled"  # the weight is multiplied by 1 - decay
+    COUPLED = "coupled"  # decay * w is added to the gradient: L2
+
+
+class Order(Enum):
+    """When a decoupled decay multiplies the weight."""
+
+    AFTER = "after"  # w <- (1 - decay) * U(w)
+    BEFORE = "before"  # w <- U applied to (1 - decay) * w, gradient at the undecayed w
+
+
+class Scale(Enum):
+    """What a decoupled decay is multiplied by."""
+
+    NONE = "none"
+    LR = "lr"
+
+
+class Sparse(Enum):
+    """What a sparse update decays."""
+
+    TOUCHED = "touched"
+    ALL = "all"
+
+
+class Updates(Enum):
+    """Which of several updates of one variable in one step carries the decay."""
+
+    ONE = "one"  # there must be exactly one; the default, which no policy spells out
+    EACH = "each"
+    LAST = "last"
+    FIRST = "first"
+
+
+@dataclass(frozen=True, slots=True)
+class Semantics:
+    """What "weight decay" means: one of at least five different updates.
+
+    Attributes:
+        mode: decoupled or coupled.
+        order: before or after the optimizer's update; says nothing where coupled.
+        scale: what the rate is multiplied by; says nothing where coupled.
+    """
+
+    mode: Mode = Mode.DECOUPLED
+    order: Order = Order.AFTER
+    scale: Scale = Scale.NONE
+
+
+PRESETS: Mapping[str, Semantics] = {
+    "decoupled": Semantics(),
+    "adamw": Semantics(order=Order.BEFORE, scale=Scale.LR),
+    "tfa": Semantics(order=Order.BEFORE),
+    "l2": Semantics(mode=Mode.COUPLED),
+    "cuda-convnet": Semantics(mode=Mode.COUPLED),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a policy.
+
+    Attributes:
+        selectors: what a variable must be for this rule to decide it.
+        weight_decay: the rate, a finite number >= 0 without unit.
+        semantics: what the rate means.
+        sparse: what a sparse update decays.
+        learning_rate: the name of the variable or tensor that holds the learning rate, where ``scale: lr`` cannot
+            find it by itself.
+        updates: which of several updates carries the decay.
+        allow_double_decay: whether a variable that the step already decays may be decayed again.
+        optional: whether the rule may match no variable.
+        where: the place of the rule, as errors print it.
+    """
+
+    selectors: Selectors
+    weight_decay: float
+    semantics: Semantics = Semantics()
+    sparse: Sparse = Sparse.TOUCHED
+    learning_rate: str | None = None
+    updates: Updates = Updates.ONE
+    allow_double_decay: bool = False
+    optional: bool = False
+    where: str = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """An ordered list of rules.
+
+    Attributes:
+        rules: the rules, in order.
+        skip_unmatched: whether a trainable variable that no rule matches is left alone (true) or an error (false).
+        where: where the policy came from, as errors print it.
+    """
+
+    rules: tuple[Rule, ...]
+    skip_unmatched: bool = False
+    where: str = "policy"
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, object]) -> Policy:
+        """Validates a mapping of the same form as a policy file.
+
+        Args:
+            mapping: ``{"version": 1, "rules": [...], ...}``.
+
+        Returns:
+            The policy.
+
+        Raises:
+            PolicyError: the mapping is malformed; the message names the key.
+
+        Example:
+            >>> Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.01}]}).rules[0].weight_decay
+            0.01
+        """
+        return _policy(from_mapping(mapping, "policy: "), "policy")
+
+    def decide(self, subject: Subject) -> Rule | None:
+        """Finds the rule that decides a variable.
+
+        Args:
+            subject: the variable, as selectors see it.
+
+        Returns:
+            The first rule that matches, or None.
+        """
+        return next((rule for rule in self.rules if rule.selectors.match(subject)), None)
+
+
+def load_policy(path: str | os.PathLike[str]) -> Policy:
+    """Reads and validates a policy file.
+
+    Args:
+        path: a ``.yaml`` or ``.yml`` file, UTF-8.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: the file cannot be read or is malformed; the message names file, line and key.
+    """
+    source = os.fspath(path)
+    if not source.endswith((".yaml", ".yml")):
+        raise PolicyError(f"{source}: not a policy file; its name must end in .yaml or .yml")
+    try:
+        with open(source, encoding="utf-8") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{source}: not UTF-8 at byte {error.start}; save the file as UTF-8 text") from None
+    except OSError as error:
+        raise PolicyError(f"{source}: cannot be read: {error.strerror}") from None
+    return _policy(read_yaml(text, source), source)
+
+
+def _policy(document: Located, source: str) -> Policy:
+    fields = policy_schema.fields(document, policy_schema.POLICY_FIELDS, "a policy")
+    if "version" not in fields:
+        raise PolicyError(f"{document.where}: 'version' is missing; write 'version: 1'")
+    defaults = fields.get("defaults", {})
+    rules = tuple(_rule(item, defaults) for item in fields.get("rules", ()))
+    return Policy(rules, fields.get("unmatched", "error") == "skip", source)
+
+
+def _rule(item: Located, defaults: dict[str, object]) -> Rule:
+    own = policy_schema.fields(item, policy_schema.RULE_FIELDS, "a rule")
+    fields = defaults | own
+    if "weight_decay" not in fields:
+        raise PolicyError(f"{item.where}: the rule has no 'weight_decay'; write 'weight_decay: 0' for none")
+    semantics = _semantics(own, defaults, item.where)
+    rate = float(fields["weight_decay"])  # type: ignore[arg-type]
+    if rate >= 1 and semantics.mode is Mode.DECOUPLED and semantics.scale is Scale.NONE:
+        raise PolicyError(
+            f"{item.where}: weight_decay must be below 1 where it multiplies the weight by 1 - weight_decay, "
+            f"got {rate:g}; write 0.01 for 1 %"
+        )
+    return Rule(
+        selectors=Selectors(**{k: own[k] for k in policy_schema.SELECTOR_FIELDS if k in own}),  # type: ignore[arg-type]
+        weight_decay=rate,
+        semantics=semantics,
+        sparse=Sparse(fields.get("sparse", "touched")),
+        learning_rate=fields.get("learning_rate"),  # type: ignore[arg-type]
+        updates=Updates(fields.get("updates", "one")),
+        allow_double_decay=fields.get("double_decay") == "allow",
+        optional=bool(fields.get("optional", False)),
+        where=item.where,
+    )
+
+
+def _semantics(own: dict[str, object], defaults: dict[str, object], where: str) -> Semantics:
+    """Merges a rule's meaning over the defaults': a preset replaces all of it, a single field only itself."""
+    meaning: dict[str, Enum] = {}
+    for fields in (defaults, own):
+        spelled = {kind.__name__.lower(): kind(fields[kind.__name__.lower()]) for kind in (Mode, Order, Scale)
+                   if kind.__name__.lower() in fields}
+        if "semantics" in fields and spelled:
+            raise PolicyError(
+                f"{where}: 'semantics' already says {', '.join(sorted(spelled))}; give the preset or the fields, not both"
+            )
+        if "semantics" in fields:
+            preset = PRESETS[str(fields["semantics"])]
+            meaning = {"mode": preset.mode, "order": preset.order, "scale": preset.scale}
+        if spelled.get("mode") is Mode.COUPLED:
+            meaning = {}
+        meaning |= spelled
+    if meaning.get("mode") is Mode.COUPLED and (own.keys() & {"order", "scale"}):
+        raise PolicyError(f"{where}: 'order' and 'scale' say nothing where mode is coupled; leave them out")
+    return Semantics(**meaning)  # type: ignore[arg-type]

@@ -1,0 +1,127 @@
+"""The abstract values that the search for updates computes with: what is known of a tensor without running it."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+NO_VARIABLE = -1
+MANY = -2
+
+DATA = 1
+"""Taint bit of what depends on the step's data; all higher bits stand for gradients."""
+
+
+class Content(IntEnum):
+    """How a tensor depends on the content of the one trainable variable it was read from."""
+
+    NONE = 0  # not at all
+    EXACT = 1  # it is the content, perhaps cast
+    LINEAR = 2  # the content times something that does not depend on it
+    DERIVED = 3  # any other way
+
+
+class Value(NamedTuple):
+    """What is known of a tensor.
+
+    Attributes:
+        handle: number of the variable whose handle it is; `NO_VARIABLE`, or `MANY` where that depends on the run.
+        taint: bits of the gradients and the data that it comes from, reads of trainable variables cut.
+        source: number of the trainable variable whose content it depends on; `NO_VARIABLE`, or `MANY`.
+        content: how it depends on that content.
+    """
+
+    handle: int = NO_VARIABLE
+    taint: int = 0
+    source: int = NO_VARIABLE
+    content: Content = Content.NONE
+
+    @property
+    def from_gradient(self) -> bool:
+        """Whether it comes from a gradient."""
+        return self.taint > DATA
+
+
+NOTHING = Value()
+
+
+def join(first: Value, second: Value) -> Value:
+    """What is known of a tensor that may be either of two: after a branch, at the head of a loop.
+
+    Args:
+        first: the one.
+        second: the other.
+
+    Returns:
+        The least that both allow.
+    """
+    if first == second:
+        return first
+    handle = first.handle if first.handle == second.handle else MANY
+    # A branch that yields a constant, such as zeros, leaves the other's dependence on a variable in place.
+    return Value(handle, first.taint | second.taint, *_join_content(first, second))
+
+
+def combine(inputs: list[Value]) -> Value:
+    """What is known of the output of an op of which nothing is known but its inputs.
+
+    Args:
+        inputs: the values of its data inputs; handles among them say nothing.
+
+    Returns:
+        Tainted by all inputs, derived from whatever they are derived from.
+    """
+    taint = 0
+    source = NO_VARIABLE
+    for value in inputs:
+        taint |= value.taint
+        if value.source != NO_VARIABLE and value.source != source:
+            source = value.source if source == NO_VARIABLE else MANY
+    if not taint and source == NO_VARIABLE:
+        return NOTHING
+    return Value(NO_VARIABLE, taint, source, Content.NONE if source == NO_VARIABLE else Content.DERIVED)
+
+
+def scale(factors: list[Value]) -> Value:
+    """A product or quotient: linear in a variable that only the first factor (or one of two) depends on.
+
+    Args:
+        factors: the numerator first.
+
+    Returns:
+        The value of the product.
+    """
+    plain = combine(factors)
+    if plain.source < 0:
+        return plain
+    dependent = [value for value in factors if value.source == plain.source]
+    if len(dependent) == 1 and dependent[0].content in (Content.EXACT, Content.LINEAR):
+        return plain._replace(content=Content.LINEAR)
+    return plain
+
+
+def add(terms: list[Value]) -> Value:
+    """A sum or difference: linear in a variable where every term is.
+
+    Args:
+        terms: its terms.
+
+    Returns:
+        The value of the sum.
+    """
+    plain = combine(terms)
+    if plain.source < 0:
+        return plain
+    if all(value.source == plain.source and value.content in (Content.EXACT, Content.LINEAR) for value in terms):
+        return plain._replace(content=Content.LINEAR)
+    return plain
+
+
+def _join_content(first: Value, second: Value) -> tuple[int, Content]:
+    if first.source == NO_VARIABLE:
+        return second.source, second.content
+    if second.source == NO_VARIABLE:
+        return first.source, first.content
+    if first.source != second.source:
+        return MANY, Content.DERIVED
+    return first.source, max(first.content, second.content)

@@ -1,0 +1,164 @@
+"""Reads YAML into plain values that remember their line, so that every later error can point at it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Union
+
+import yaml
+
+from graphwd.errors import PolicyError
+
+# YAML 1.1, which PyYAML implements, reads 5e-4 as a string because it has no dot; YAML 1.2 reads a number.
+_YAML_1_2_FLOAT = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?")
+
+_PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
+)
+
+Scalar = Union[str, int, float, bool, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A value of a policy and the place it was read from.
+
+    Attributes:
+        value: a scalar, a tuple of `Located`, or a mapping from key to `Located`.
+        where: the place, as errors print it: ``policy.yaml:12`` or ``policy: rules[1].name``.
+        line: the line in the file, from 1; 0 where the policy came from a mapping.
+    """
+
+    value: Scalar | tuple[Located, ...] | Mapping[str, Located]
+    where: str
+    line: int = 0
+
+
+def read_yaml(text: str, source: str) -> Located:
+    """Parses one YAML document without constructing any object a tag might name.
+
+    Args:
+        text: the document.
+        source: the name that errors put before the line.
+
+    Returns:
+        The document as `Located` values.
+
+    Raises:
+        PolicyError: the text is not YAML, has a duplicate or non-text key, a tag, or more than one document.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            raise PolicyError(f"{source}:1: the policy is empty; write at least 'version: 1' and 'rules:'")
+        return _Converter(loader, source).convert(root)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise PolicyError(f"{source}:{line}: not YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise PolicyError(f"{source}:1: not YAML: {error}") from None
+    except RecursionError:
+        raise PolicyError(f"{source}:1: nested too deeply to be a policy") from None
+    finally:
+        loader.dispose()
+
+
+def from_mapping(value: object, where: str) -> Located:
+    """Gives a Python mapping the same form as a parsed file.
+
+    Args:
+        value: nested mappings, sequences and scalars.
+        where: the place of ``value``, as errors should print it.
+
+    Returns:
+        ``value`` as `Located` values.
+
+    Raises:
+        PolicyError: a key is not text, or a value has a type that a policy cannot hold.
+    """
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise PolicyError(f"{where}: keys must be text, got {key!r}")
+        separator = "" if where.endswith(": ") else "."
+        return Located({k: from_mapping(v, f"{where}{separator}{k}") for k, v in value.items()}, where)
+    if isinstance(value, (list, tuple)):
+        return Located(tuple(from_mapping(v, f"{where}[{i}]") for i, v in enumerate(value)), where)
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return Located(value, where)
+    raise PolicyError(f"{where}: a policy cannot hold a {type(value).__name__}; use text, numbers, lists and mappings")
+
+
+class _Converter:
+    """Turns PyYAML's node tree into `Located` values; each node once, however many aliases name it."""
+
+    def __init__(self, loader: yaml.SafeLoader, source: str) -> None:
+        self._loader = loader
+        self._source = source
+        self._done: dict[int, Located] = {}
+        self._open: set[int] = set()
+
+    def convert(self, node: yaml.Node) -> Located:
+        line = node.start_mark.line + 1
+        where = f"{self._source}:{line}"
+        if id(node) in self._open:
+            raise PolicyError(f"{where}: this alias contains itself; write the values out")
+        if node.tag not in _PLAIN_TAGS:
+            raise PolicyError(f"{where}: the tag '{node.tag}' is not allowed; a policy holds plain values only")
+        if id(node) not in self._done:
+            self._open.add(id(node))
+            self._done[id(node)] = Located(self._value(node, where), where, line)
+            self._open.remove(id(node))
+        return self._done[id(node)]
+
+    def _value(self, node: yaml.Node, where: str) -> Scalar | tuple[Located, ...] | Mapping[str, Located]:
+        if isinstance(node, yaml.MappingNode):
+            return dict(self._entries(node))
+        if isinstance(node, yaml.SequenceNode):
+            return tuple(self.convert(item) for item in node.value)
+        assert isinstance(node, yaml.ScalarNode)
+        try:
+            return _scalar(self._loader, node)
+        except ValueError:
+            raise PolicyError(f"{where}: {_shorten(node.value)!r} is not of type {node.tag.rpartition(':')[2]}") from None
+
+    def _entries(self, node: yaml.MappingNode) -> Iterator[tuple[str, Located]]:
+        first_line: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            where = f"{self._source}:{line}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise PolicyError(f"{where}: keys must be text; quote the key if it is meant literally")
+            key = str(key_node.value)
+            if key in first_line:
+                raise PolicyError(f"{where}: duplicate key '{key}', first given on line {first_line[key]}; keep one")
+            first_line[key] = line
+            # A value is reported where its key stands: that is the line a person looks for.
+            yield key, Located(self.convert(value_node).value, where, line)
+
+
+def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Scalar:
+    if node.style is None and node.tag.endswith(":str") and _YAML_1_2_FLOAT.fullmatch(node.value):
+        return float(node.value)
+    match node.tag.rpartition(":")[2]:
+        case "null":
+            return None
+        case "bool":
+            if node.value.lower() not in loader.bool_values:
+                raise ValueError(node.value)
+            return bool(loader.construct_yaml_bool(node))
+        case "int":
+            return int(loader.construct_yaml_int(node))
+        case "float":
+            return float(loader.construct_yaml_float(node))
+        case _:  # Text, and what YAML 1.1 takes for dates: a policy has none, so they stay the text they were.
+            return str(node.value)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
