@@ -1,4 +1,4 @@
-"""The decorator: a train step in, a ``tf.function`` that also decays weights out."""
+"""Rewrites steps of every form: a train step in, one that also decays weights out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from graphwd.emit_function import is_concrete, is_polymorphic, options
 from graphwd.errors import StepError
-from graphwd.rewrite import PolicyLike, as_policy, rewrite_concrete
+from graphwd.pipeline import rewrite_concrete
+from graphwd.policy import PolicyLike, as_policy
 
 
 def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]:
@@ -63,6 +64,26 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
         return tf.function(decayed_step, autograph=False, **options(original))
 
     return decorate
+
+
+def rewrite(step: Any, policy: PolicyLike) -> Any:
+    """Gives a training step weight decay.
+
+    Args:
+        step: a ``ConcreteFunction``, a ``tf.function`` or a plain Python train step; it stays as it is.
+        policy: a `Policy`, a path or a mapping.
+
+    Returns:
+        For a ``ConcreteFunction``, one with the same structured signature and outputs. For anything else a
+        ``tf.function`` that traces, dispatches and accepts what the original did.
+
+    Raises:
+        GraphwdError: the policy is malformed or does not fit the step, or the step cannot be rewritten. For a step
+            that is not concrete, what its trace shows is raised when it is first traced.
+    """
+    if is_concrete(step):
+        return rewrite_concrete(step, as_policy(policy))[0]
+    return with_weight_decay(policy)(step)
 
 
 class _Rewritten:

@@ -94,7 +94,7 @@ def read(step: ConcreteFunction) -> Graph:
     """
     function = step.function_def
     names = [argument.name for argument in function.signature.input_arg]
-    captures = step.captured_inputs
+    captures: Any = step.captured_inputs
     first_capture = len(names) - len(captures)
     variables = _Variables(step)
     handles: dict[str, Variable] = {}
@@ -127,7 +127,7 @@ def emit(original: ConcreteFunction, make: Callable[[NewName], Rewritten]) -> Co
     rewritten = make(_new_name)
     root = rewritten.root
     root.signature.name = _new_name(root.signature.name)
-    runtime = context.context()
+    runtime: Any = context.context()
     children = list(original.graph._functions.values())
     for function in rewritten.functions:
         runtime.add_function_def(function)
@@ -138,12 +138,12 @@ def emit(original: ConcreteFunction, make: Callable[[NewName], Rewritten]) -> Co
     atomic = atomic_function.AtomicFunction(
         root.signature.name, runtime, original.function_type, children, original.inference_fn.call_options
     )
-    result = ConcreteFunction(atomic)
+    result: Any = ConcreteFunction(atomic)
     _bind(result, original)
     return result
 
 
-def _bind(result: ConcreteFunction, original: ConcreteFunction) -> None:
+def _bind(result: Any, original: ConcreteFunction) -> None:
     """Gives a new concrete function what an existing one has captured."""
     captured = list(original._captured_inputs)
     result.set_external_captures(captured)

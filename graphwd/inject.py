@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from graphwd.errors import RewriteError
 from graphwd.graph import Body, Graph, is_control
-from graphwd.plan import EPSILON, Injection
+from graphwd.planner import EPSILON, Injection
 from graphwd.update_ops import WRITE_OPS
 from graphwd.updates import Frame
 
@@ -181,9 +181,7 @@ class _NodeMaker:
         op = "AssignVariableOp" if multiplies else "AssignSubVariableOp"
         return self._add("decay", op, [handle, scaled], dtype=dtype)
 
-    def _decay_rows(
-        self, handle: str, indices: str, factor: str, injection: Injection, *, multiplies: bool
-    ) -> str:
+    def _decay_rows(self, handle: str, indices: str, factor: str, injection: Injection, *, multiplies: bool) -> str:
         """Decays the rows that a sparse write touched, each once however often an index repeats."""
         dtype = injection.variable.dtype
         index = self.write.attr["Tindices"].type
@@ -212,7 +210,7 @@ class _NodeMaker:
             name = self._add("factor", "Const", [], dtype=dtype)
             node = self.function.node_def[-1]
             tensor = node.attr["value"].tensor
-            tensor.dtype = _DTYPES[dtype]
+            tensor.dtype = _DTYPES[dtype]  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
             tensor.tensor_shape.SetInParent()
             (tensor.double_val if dtype == "float64" else tensor.float_val).append(value)
             self.factors[key] = f"{name}:output:0"
@@ -223,7 +221,8 @@ class _NodeMaker:
         node = self.function.node_def.add(name=name, op=op, device=self.write.device)
         node.input.extend(inputs)
         for key, dtype in dtypes.items():
-            node.attr[key].type = _DTYPES[dtype] if isinstance(dtype, str) else dtype
+            number = _DTYPES[dtype] if isinstance(dtype, str) else dtype
+            node.attr[key].type = number  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
         node.attr[MARK].s = role.encode()
         return name
 

@@ -175,6 +175,31 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     return _policy(read_yaml(text, source), source)
 
 
+PolicyLike = Policy | str | os.PathLike[str] | Mapping[str, object]
+"""Every form in which a policy is accepted."""
+
+
+def as_policy(policy: PolicyLike) -> Policy:
+    """Reads a policy from whatever form it is given in.
+
+    Args:
+        policy: a `Policy`, the path of a policy file, or a mapping.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: it is malformed, or of another type.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, Mapping):
+        return Policy.from_dict(policy)
+    if isinstance(policy, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may not check
+        return load_policy(policy)
+    raise PolicyError(f"a policy must be a Policy, a path or a mapping, got a {type(policy).__name__}")
+
+
 def _policy(document: Located, source: str) -> Policy:
     fields = policy_schema.fields(document, policy_schema.POLICY_FIELDS, "a policy")
     if "version" not in fields:
@@ -209,15 +234,18 @@ def _rule(item: Located, defaults: dict[str, object]) -> Rule:
     )
 
 
+_SEMANTICS_FIELDS: Mapping[str, type[Enum]] = {"mode": Mode, "order": Order, "scale": Scale}
+
+
 def _semantics(own: dict[str, object], defaults: dict[str, object], where: str) -> Semantics:
     """Merges a rule's meaning over the defaults': a preset replaces all of it, a single field only itself."""
     meaning: dict[str, Enum] = {}
     for fields in (defaults, own):
-        spelled = {kind.__name__.lower(): kind(fields[kind.__name__.lower()]) for kind in (Mode, Order, Scale)
-                   if kind.__name__.lower() in fields}
+        spelled = {key: kind(fields[key]) for key, kind in _SEMANTICS_FIELDS.items() if key in fields}
         if "semantics" in fields and spelled:
             raise PolicyError(
-                f"{where}: 'semantics' already says {', '.join(sorted(spelled))}; give the preset or the fields, not both"
+                f"{where}: 'semantics' already says {', '.join(sorted(spelled))}; "
+                "give the preset or the fields, not both"
             )
         if "semantics" in fields:
             preset = PRESETS[str(fields["semantics"])]

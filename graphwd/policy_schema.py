@@ -93,7 +93,7 @@ def _rank(key: str, item: Located) -> Rank:
     if match is None:
         raise PolicyError(
             f"{item.where}: {key} must be a number of dimensions, or one after {' '.join(RANK_COMPARISONS)}; "
-            f"got {_describe(item.value)}; write \">=2\""
+            f'got {_describe(item.value)}; write ">=2"'
         )
     return Rank(match[1] or "==", int(match[2]))
 

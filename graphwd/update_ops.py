@@ -59,7 +59,19 @@ class WriteOp:
 
 
 _SLOTS = frozenset(
-    "accum accum_update gradient_accumulator gradient_squared_accumulator linear m mg mom ms v vhat".split()
+    [
+        "accum",
+        "accum_update",
+        "gradient_accumulator",
+        "gradient_squared_accumulator",
+        "linear",
+        "m",
+        "mg",
+        "mom",
+        "ms",
+        "v",
+        "vhat",
+    ]
 )
 
 _APPLY: Mapping[str, str] = {
@@ -83,7 +95,9 @@ _APPLY: Mapping[str, str] = {
     "ResourceApplyRMSProp": "var ms mom lr rho momentum epsilon grad",
     "ResourceSparseApplyAdadelta": "var accum accum_update lr rho epsilon grad indices",
     "ResourceSparseApplyAdagrad": "var accum lr grad indices",
-    "ResourceSparseApplyAdagradDA": "var gradient_accumulator gradient_squared_accumulator grad indices lr l1 l2 global_step",
+    "ResourceSparseApplyAdagradDA": (
+        "var gradient_accumulator gradient_squared_accumulator grad indices lr l1 l2 global_step"
+    ),
     "ResourceSparseApplyAdagradV2": "var accum lr epsilon grad indices",
     "ResourceSparseApplyCenteredRMSProp": "var mg ms mom lr rho momentum epsilon grad indices",
     "ResourceSparseApplyFtrl": "var accum linear grad indices lr l1 l2 lr_power",

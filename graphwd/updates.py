@@ -376,9 +376,7 @@ class _Interpreter:
             return [Value(value.handle, value.taint | bit) for value in outputs]
         return outputs
 
-    def _enter(
-        self, node: Node, callee: Callee, arguments: Sequence[Value], path: tuple[Frame, ...]
-    ) -> list[Value]:
+    def _enter(self, node: Node, callee: Callee, arguments: Sequence[Value], path: tuple[Frame, ...]) -> list[Value]:
         body = self.graph.body(callee.function)
         if len(arguments) != len(body.arguments):
             raise GraphError(

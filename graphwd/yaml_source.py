@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Union
+from typing import Union, cast
 
 import yaml
 
@@ -65,7 +65,7 @@ def read_yaml(text: str, source: str) -> Located:
     except RecursionError:
         raise PolicyError(f"{source}:1: nested too deeply to be a policy") from None
     finally:
-        loader.dispose()
+        loader.dispose()  # pyright: ignore[reportUnknownMemberType]
 
 
 def from_mapping(value: object, where: str) -> Located:
@@ -82,13 +82,15 @@ def from_mapping(value: object, where: str) -> Located:
         PolicyError: a key is not text, or a value has a type that a policy cannot hold.
     """
     if isinstance(value, Mapping):
-        for key in value:
+        entries = cast("Mapping[object, object]", value)
+        for key in entries:
             if not isinstance(key, str):
                 raise PolicyError(f"{where}: keys must be text, got {key!r}")
         separator = "" if where.endswith(": ") else "."
-        return Located({k: from_mapping(v, f"{where}{separator}{k}") for k, v in value.items()}, where)
+        return Located({str(k): from_mapping(v, f"{where}{separator}{k}") for k, v in entries.items()}, where)
     if isinstance(value, (list, tuple)):
-        return Located(tuple(from_mapping(v, f"{where}[{i}]") for i, v in enumerate(value)), where)
+        items = cast("Sequence[object]", value)
+        return Located(tuple(from_mapping(item, f"{where}[{i}]") for i, item in enumerate(items)), where)
     if value is None or isinstance(value, (str, bool, int, float)):
         return Located(value, where)
     raise PolicyError(f"{where}: a policy cannot hold a {type(value).__name__}; use text, numbers, lists and mappings")
@@ -125,7 +127,8 @@ class _Converter:
         try:
             return _scalar(self._loader, node)
         except ValueError:
-            raise PolicyError(f"{where}: {_shorten(node.value)!r} is not of type {node.tag.rpartition(':')[2]}") from None
+            kind = node.tag.rpartition(":")[2]
+            raise PolicyError(f"{where}: {_shorten(node.value)!r} is not of type {kind}") from None
 
     def _entries(self, node: yaml.MappingNode) -> Iterator[tuple[str, Located]]:
         first_line: dict[str, int] = {}

@@ -6,10 +6,12 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from graphwd.errors import PlanError
 from graphwd.graph import Variable
 from graphwd.policy import Mode, Order, Policy, Rule, Scale, Updates
+from graphwd.report import as_table
 from graphwd.selectors import Subject
 from graphwd.updates import Analysis, Site, Update, VariableWrites
 
@@ -89,14 +91,21 @@ class Plan:
         if self.problems:
             raise PlanError("\n".join(self.problems))
 
+    def record(self) -> dict[str, Any]:
+        """The plan as plain values, with the keys that ``graphwd help plan`` documents."""
+        return {
+            "version": 1,
+            "variables": [_record(decision) for decision in self.decisions],
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+        }
+
     def __str__(self) -> str:
         """The plan as a table."""
-        from graphwd.report import as_table
-
-        return as_table(self)
+        return as_table(self.record())
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """Why one variable cannot be decayed as asked."""
 
 
@@ -113,11 +122,9 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     problems: list[str] = [*_step_problems(analysis)]
     decisions: list[Decision] = []
     for writes in analysis.variables:
-        try:
-            decisions.append(_decide(writes, policy))
-        except _Refused as reason:
-            problems.append(str(reason))
-            decisions.append(Decision(writes.variable, Outcome.REFUSED, policy.decide(subject(writes)), writes))
+        decision, refusal = _decide(writes, policy)
+        decisions.append(decision)
+        problems += refusal
     problems += _policy_problems(decisions, policy)
     return Plan(tuple(decisions), tuple(problems), tuple(_notes(decisions, policy)))
 
@@ -128,37 +135,41 @@ def subject(writes: VariableWrites) -> Subject:
     return Subject(variable.name, variable.rank, variable.dtype, variable.path, writes.used_by)
 
 
-def _decide(writes: VariableWrites, policy: Policy) -> Decision:
+def _decide(writes: VariableWrites, policy: Policy) -> tuple[Decision, list[str]]:
+    """The decision for one variable and, where it is a refusal, why."""
     variable = writes.variable
     rule = policy.decide(subject(writes))
     if rule is None:
-        return Decision(variable, Outcome.UNMATCHED, None, writes)
+        return Decision(variable, Outcome.UNMATCHED, None, writes), []
     if rule.weight_decay == 0:
-        return Decision(variable, Outcome.EXEMPT, rule, writes)
+        return Decision(variable, Outcome.EXEMPT, rule, writes), []
     if not writes.updates:
-        return Decision(variable, Outcome.NO_UPDATE, rule, writes)
-    _check_supported(variable, rule, writes)
-    chosen = _choose(variable, rule, writes.updates)
+        return Decision(variable, Outcome.NO_UPDATE, rule, writes), []
+    try:
+        _check_supported(variable, rule, writes)
+        chosen = _choose(variable, rule, writes.updates)
+    except _RefusedError as reason:
+        return Decision(variable, Outcome.REFUSED, rule, writes), [str(reason)]
     injections = tuple(Injection(variable, update.site, rule.weight_decay) for update in chosen)
-    return Decision(variable, Outcome.DECAY, rule, writes, injections)
+    return Decision(variable, Outcome.DECAY, rule, writes, injections), []
 
 
 def _check_supported(variable: Variable, rule: Rule, writes: VariableWrites) -> None:
     meaning = rule.semantics
     if meaning.mode is not Mode.DECOUPLED or meaning.order is not Order.AFTER or meaning.scale is not Scale.NONE:
-        raise _Refused(
+        raise _RefusedError(
             f"{rule.where}: this version injects 'semantics: decoupled' only (decay after the update, unscaled), "
             f"and '{variable.name}' is asked to have mode {meaning.mode.value}, order {meaning.order.value}, "
             f"scale {meaning.scale.value}"
         )
     if variable.dtype not in EPSILON:
-        raise _Refused(
+        raise _RefusedError(
             f"{rule.where}: '{variable.name}' has dtype {variable.dtype}, which cannot be decayed; "
             f"give it a rule with 'weight_decay: 0' (decay is for {', '.join(EPSILON)})"
         )
     if writes.native_decays and not rule.allow_double_decay:
         places = ", ".join(f"{place(write.site)} ({write.site.op})" for write in writes.native_decays)
-        raise _Refused(
+        raise _RefusedError(
             f"{rule.where}: the step already decays '{variable.name}' itself, at {places}; switch that off, give the "
             f"variable 'weight_decay: 0', or write 'double_decay: allow' to decay it twice"
         )
@@ -177,7 +188,7 @@ def _choose(variable: Variable, rule: Rule, updates: Sequence[Update]) -> Sequen
             if all(u.site.excludes(v.site) for i, u in enumerate(updates) for v in updates[:i]):
                 return updates
             places = "".join(f"\n  {place(update.site)} ({update.site.op})" for update in updates)
-            raise _Refused(
+            raise _RefusedError(
                 f"{rule.where}: '{variable.name}' is updated {len(updates)} times in one step, so where its decay "
                 f"belongs is ambiguous; write 'updates: each', 'last' or 'first' in the rule:{places}"
             )
@@ -186,6 +197,36 @@ def _choose(variable: Variable, rule: Rule, updates: Sequence[Update]) -> Sequen
 def place(site: Site) -> str:
     """A site as people read it: the calls that lead to it, then the node."""
     return " > ".join([*(f"{frame.node} [{frame.callee.attribute}]" for frame in site.path), site.node])
+
+
+def _record(decision: Decision) -> dict[str, Any]:
+    variable, rule = decision.variable, decision.rule
+    return {
+        "name": variable.name,
+        "shape": None if variable.shape is None else list(variable.shape),
+        "dtype": variable.dtype,
+        "path": variable.path,
+        "outcome": decision.outcome.value,
+        "rule": rule and rule.where,
+        "weight_decay": rule and rule.weight_decay,
+        "mode": rule and rule.semantics.mode.value,
+        "order": rule and rule.semantics.order.value,
+        "scale": rule and rule.semantics.scale.value,
+        "updates": [
+            {
+                "at": place(update.site),
+                "op": update.site.op,
+                "functions": [frame.callee.function for frame in update.site.path],
+                "evidence": update.evidence.value,
+                "writes": [place(write.site) for write in update.writes],
+            }
+            for update in decision.writes.updates
+        ],
+        "decay_after": [place(injection.site) for injection in decision.injections],
+        "native_decays": [place(write.site) for write in decision.writes.native_decays],
+        "other_writes": [place(write.site) for write in decision.writes.others],
+        "used_by": sorted(decision.writes.used_by),
+    }
 
 
 def _step_problems(analysis: Analysis) -> Iterator[str]:
@@ -241,7 +282,10 @@ def _notes(decisions: Sequence[Decision], policy: Policy) -> Iterator[str]:
         if decision.outcome is Outcome.NO_UPDATE and rule is not None:
             yield f"{rule.where}: '{variable.name}' is not decayed: the step never updates it"
         if decision.outcome is Outcome.DECAY and rule is not None and rule.weight_decay < EPSILON[variable.dtype] / 4:
-            yield f"{rule.where}: {rule.weight_decay:g} is too small to change a {variable.dtype} weight ('{variable.name}')"
+            yield (
+                f"{rule.where}: {rule.weight_decay:g} is too small to change any {variable.dtype} weight of "
+                f"'{variable.name}'"
+            )
 
 
 def _listed(names: Iterable[str], most: int = 6) -> str:

@@ -1,0 +1,55 @@
+"""Weight decay, variable by variable, for any TensorFlow training step.
+
+The public names are imported when they are first used, so that reading a policy never waits for TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphwd.decorator import rewrite, with_weight_decay
+    from graphwd.errors import GraphError, GraphwdError, PlanError, PolicyError, RewriteError, StepError, UsageError
+    from graphwd.pipeline import plan
+    from graphwd.planner import Plan
+    from graphwd.policy import Policy, load_policy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GraphError",
+    "GraphwdError",
+    "Plan",
+    "PlanError",
+    "Policy",
+    "PolicyError",
+    "RewriteError",
+    "StepError",
+    "UsageError",
+    "load_policy",
+    "plan",
+    "rewrite",
+    "with_weight_decay",
+]
+
+_HOME = {
+    "Plan": "planner",
+    "Policy": "policy",
+    "load_policy": "policy",
+    "plan": "pipeline",
+    "rewrite": "decorator",
+    "with_weight_decay": "decorator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'graphwd' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"graphwd.{_HOME.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

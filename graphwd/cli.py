@@ -1,0 +1,246 @@
+"""The command line: ``graphwd rewrite``, ``graphwd plan``, ``graphwd help``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Any
+
+from absl import flags
+
+from graphwd.errors import GraphwdError, UsageError
+from graphwd.policy import load_policy
+from graphwd.report import as_html, as_json, as_table
+
+_STEP_FN = """\
+STEP_FN is one of
+  path/to/file.py:ATTR      an attribute of a Python file
+  package.module:ATTR       an attribute of a module, looked for in the current folder first
+  NAME                      an attribute of the file or module given by --module, else of ./step_fn.py
+ATTR may be dotted (trainer.step). It is a tf.function with an input_signature or traces, a ConcreteFunction, or a
+function without parameters that returns one of these. The file is imported, so its code runs.
+"""
+
+_EXIT_STATUS = """\
+Exit status: 0 done; 1 the step cannot be loaded or rewritten as asked; 2 the command line or the policy is malformed.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """One command: what it says of itself, the flags it defines, and what it does with what is left."""
+
+    usage: str
+    about: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues, Sequence[str]], None]
+
+    def help(self) -> str:
+        values = flags.FlagValues()
+        self.define(values)
+        return f"usage: graphwd {self.usage}\n\n{self.about}\nFlags:\n{_flags_help(values)}\n{_EXIT_STATUS}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: the arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status: 0 done, 1 the step cannot be loaded or rewritten as asked, 2 malformed command line or policy.
+    """
+    try:
+        _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except GraphwdError as error:
+        print(f"graphwd: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("graphwd: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "-help", "--helpfull"):
+        print(_overview())
+        return
+    if argv[0] in ("--version", "-version"):
+        from graphwd import __version__
+
+        print(f"graphwd {__version__}")
+        return
+    name, *rest = argv
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command '{name}'; the commands are {', '.join(COMMANDS)} (see graphwd --help)")
+    command = COMMANDS[name]
+    if any(argument in ("-h", "--help", "-help") for argument in rest):
+        print(command.help())
+        return
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    command.define(values)
+    try:
+        positional = values([name, *rest])[1:]
+    except flags.Error as error:
+        raise UsageError(f"{error} (see graphwd {name} --help)") from None
+    command.run(values, positional)
+
+
+def _overview() -> str:
+    lines = [f"  graphwd {command.usage}" for command in COMMANDS.values()]
+    return "\n".join(
+        [
+            "graphwd gives a TensorFlow training step weight decay, variable by variable.",
+            "",
+            "usage:",
+            *lines,
+            "",
+            "graphwd COMMAND --help says more of a command, graphwd help TOPIC of",
+            f"  {', '.join(_topics())}",
+            "",
+            _EXIT_STATUS,
+        ]
+    )
+
+
+def _flags_help(values: flags.FlagValues) -> str:
+    lines = []
+    for name in sorted(values):
+        flag = values[name]
+        choices = getattr(flag.parser, "enum_values", None)
+        kind = "|".join(choices) if choices else "TEXT"
+        default = "" if flag.default is None else f" (default: {flag.default})"
+        lines.append(f"  --{name} {kind}\n      {flag.help}{default}")
+    return "\n".join(lines) + "\n"
+
+
+def _define_step(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("policy", None, "the policy file (.yaml); required", flag_values=values)
+    flags.DEFINE_string("module", None, "the file or module that holds a plain STEP_FN", flag_values=values)
+
+
+def _define_rewrite(values: flags.FlagValues) -> None:
+    _define_step(values)
+    flags.DEFINE_string(
+        "output", None, "the SavedModel directory to write; by default NAME_decayed", flag_values=values
+    )
+
+
+def _define_plan(values: flags.FlagValues) -> None:
+    _define_step(values)
+    flags.DEFINE_enum("format", "table", ["table", "json", "html"], "how to show the plan", flag_values=values)
+
+
+def _define_nothing(values: flags.FlagValues) -> None:
+    del values
+
+
+def _arguments(values: flags.FlagValues, positional: Sequence[str]) -> tuple[str, str]:
+    if len(positional) != 1:
+        given = f"got {' '.join(positional)}" if positional else "none was given"
+        raise UsageError(f"exactly one STEP_FN is needed, {given}")
+    if values["policy"].value is None:
+        raise UsageError("--policy is missing; write --policy policy.yaml")
+    return values["policy"].value, positional[0]
+
+
+def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    path, text = _arguments(values, positional)
+    policy = load_policy(path)
+    # Only now, with the command line and the policy known to be sound, wait for TensorFlow.
+    _import_tensorflow()
+    from graphwd.export import export
+    from graphwd.steps import find_step
+
+    found = find_step(text, values["module"].value)
+    target = values["output"].value or f"{found.name}_decayed"
+    plan = export(found.step, found.name, policy, target)
+    print(as_table(plan.record()))
+    print(f"wrote {target}")
+
+
+def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    path, text = _arguments(values, positional)
+    policy = load_policy(path)
+    _import_tensorflow()
+    from graphwd.export import concrete_functions
+    from graphwd.pipeline import plan
+    from graphwd.steps import find_step
+
+    found = find_step(text, values["module"].value)
+    decided = plan(concrete_functions(found.step, found.name)[0], policy)
+    print(_FORMATS[str(values["format"].value)](decided.record()))
+    decided.check()
+
+
+def _help(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    del values
+    if len(positional) != 1 or positional[0] not in _topics():
+        raise UsageError(f"name one topic: {', '.join(_topics())}")
+    print((_docs() / f"{positional[0]}.md").read_text(encoding="utf-8"))
+
+
+def _docs() -> Traversable:
+    return resources.files("graphwd") / "docs"
+
+
+def _topics() -> list[str]:
+    return sorted(file.name.removesuffix(".md") for file in _docs().iterdir() if file.name.endswith(".md"))
+
+
+def _import_tensorflow() -> None:
+    """Imports TensorFlow without its start-up remarks: on standard error graphwd promises one message.
+
+    The remarks come from C++ before any of TensorFlow's own switches takes effect, hence the redirected descriptor.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as remarks, _redirected(2, remarks.fileno()):
+        importlib.import_module("tensorflow").keras  # noqa: B018 - importing Keras makes remarks of its own
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _redirected(descriptor: int, target: int) -> Iterator[None]:
+    saved = os.dup(descriptor)
+    try:
+        os.dup2(target, descriptor)
+        yield
+    finally:
+        os.dup2(saved, descriptor)
+        os.close(saved)
+
+
+_FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "table": as_table,
+    "json": as_json,
+    "html": as_html,
+}
+
+COMMANDS: Mapping[str, _Command] = {
+    "rewrite": _Command(
+        "rewrite --policy policy.yaml [--output DIR] STEP_FN",
+        f"Writes a SavedModel that holds STEP_FN with weight decay, and prints what was done.\n\n{_STEP_FN}",
+        _define_rewrite,
+        _rewrite,
+    ),
+    "plan": _Command(
+        "plan --policy policy.yaml [--format table|json|html] STEP_FN",
+        f"Shows what rewrite would do: every trainable variable, its rule, its updates. Writes nothing.\n\n{_STEP_FN}",
+        _define_plan,
+        _plan,
+    ),
+    "help": _Command("help TOPIC", "Shows a page of the documentation.\n", _define_nothing, _help),
+}

@@ -1,0 +1,150 @@
+"""Writes a rewritten Python step as a SavedModel that trains wherever TensorFlow runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from graphwd.decorator import with_weight_decay
+from graphwd.emit_function import ConcreteFunction, is_concrete, trace, traces
+from graphwd.errors import StepError
+from graphwd.pipeline import rewrite_concrete
+from graphwd.planner import Plan
+from graphwd.policy import Policy
+
+
+def concrete_functions(step: Any, name: str) -> list[ConcreteFunction]:
+    """The traces that a step can be rewritten by.
+
+    Args:
+        step: a ``tf.function`` or a ``ConcreteFunction``.
+        name: its name, for the error.
+
+    Returns:
+        The step itself where it is concrete, the trace of its ``input_signature``, or every trace that it holds.
+
+    Raises:
+        StepError: it has neither, so nobody said what its arguments are; or it does not trace.
+    """
+    if is_concrete(step):
+        return [step]
+    if step.input_signature is not None:
+        return [trace(step, (), {})]
+    if found := traces(step):
+        return found
+    raise StepError(
+        f"{name}: the tf.function has no input_signature and was never traced, so its arguments are not known; give "
+        "it an input_signature, or call its get_concrete_function in a function that returns it, and name that"
+    )
+
+
+def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str]) -> Plan:
+    """Rewrites a step and writes it as a SavedModel.
+
+    The SavedModel holds the function under its own name, every variable that it uses, and for each trace a signature:
+    ``name`` for the first, ``name_1`` for the second. A signature takes the step's tensors by the names of its
+    arguments and returns ``output_0``, ``output_1``, ...; for a step that returns none, ``output_0`` is true when the
+    step is done.
+
+    Args:
+        step: a ``tf.function`` or a ``ConcreteFunction``.
+        name: the name under which the function is saved.
+        policy: the policy.
+        target: the directory to write. It must not exist; it appears complete or not at all.
+
+    Returns:
+        The plan of the first trace.
+
+    Raises:
+        GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
+        StepError: the target exists or cannot be written, or the step cannot be saved.
+    """
+    target = Path(target)
+    if target.exists():
+        raise StepError(f"{target}: exists already; name another --output")
+    concretes = concrete_functions(step, name)
+    results = [rewrite_concrete(concrete, policy) for concrete in concretes]
+    holder: Any = tf.Module()
+    setattr(holder, name, results[0][0] if is_concrete(step) else _retraced(step, policy, concretes))
+    holder.variables_of_the_step = _unique(v for concrete in concretes for v in concrete.graph.variables)
+    signatures = {
+        name if i == 0 else f"{name}_{i}": _signature(rewritten)
+        for i, (rewritten, _) in enumerate(results)
+        if all(tensor.dtype != tf.resource for tensor in _arguments(rewritten))
+    }
+    _write(target, lambda folder: tf.saved_model.save(holder, folder, signatures=signatures))
+    return results[0][1]
+
+
+def _retraced(step: Any, policy: Policy, concretes: Sequence[ConcreteFunction]) -> Any:
+    rewritten = with_weight_decay(policy)(step)
+    for concrete in concretes:
+        # The specs of a trace carry the arguments' names, which tf.function would compare with its input_signature.
+        args, kwargs = tf.nest.map_structure(_unnamed, concrete.structured_input_signature)
+        trace(rewritten, args, kwargs)
+    return rewritten
+
+
+def _unnamed(spec: Any) -> Any:
+    return tf.TensorSpec(spec.shape, spec.dtype) if type(spec) is tf.TensorSpec else spec
+
+
+def _arguments(step: Any) -> list[tf.Tensor]:
+    return step.inputs[: len(step.inputs) - len(step.captured_inputs)]
+
+
+def _signature(step: ConcreteFunction) -> ConcreteFunction:
+    """A function of flat named tensors to named tensors, as a signature must be."""
+    arguments = _arguments(step)
+    names = [argument.name for argument in step.function_def.signature.input_arg][: len(arguments)]
+
+    @tf.function(autograph=False)
+    def signature(**tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        remaining = iter([tensors[name] for name in names])
+        leaves = [
+            next(remaining) if isinstance(leaf, tf.TypeSpec) else leaf
+            for leaf in tf.nest.flatten(step.structured_input_signature, expand_composites=True)
+        ]
+        args, kwargs = tf.nest.pack_sequence_as(step.structured_input_signature, leaves, expand_composites=True)
+        outputs = [
+            leaf for leaf in tf.nest.flatten(step(*args, **kwargs), expand_composites=True) if tf.is_tensor(leaf)
+        ]
+        return {f"output_{i}": tensor for i, tensor in enumerate(outputs or [tf.constant(True)])}
+
+    specs = {
+        name: tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in zip(names, arguments, strict=True)
+    }
+    return signature.get_concrete_function(**specs)
+
+
+def _unique(variables: Any) -> list[tf.Variable]:
+    return list({id(variable): variable for variable in variables}.values())
+
+
+def _write(target: Path, save: Callable[[str], None]) -> None:
+    """Lets ``save`` fill a directory beside the target, then gives it the target's name."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise StepError(f"{target}: cannot be written: {error.strerror}") from None
+    try:
+        save(folder)
+        os.chmod(folder, 0o777 & ~_umask())
+        os.rename(folder, target)
+    except (OSError, tf.errors.OpError, AssertionError, ValueError, TypeError) as error:
+        raise StepError(f"{target}: the rewritten step cannot be saved: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,123 @@
+"""Finds the training step that a command line names: ``module:attr``, ``file.py:attr`` or a plain name."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from graphwd.emit_function import is_concrete, is_polymorphic
+from graphwd.errors import StepError
+
+
+@dataclass(frozen=True, slots=True)
+class NamedStep:
+    """A training step and its own name.
+
+    Attributes:
+        name: the name of the function, without module and objects.
+        step: a ``tf.function`` or a ``ConcreteFunction``.
+    """
+
+    name: str
+    step: Any
+
+
+def find_step(text: str, module: str | None = None) -> NamedStep:
+    """Finds and imports a training step.
+
+    Args:
+        text: ``package.module:attr``, ``path/to/file.py:attr``, or the name of an attribute of ``module``. The
+            attribute may be dotted. It is a ``tf.function``, a ``ConcreteFunction``, or a function without
+            parameters that returns one.
+        module: a module or ``.py`` file for a plain name; None for ``./step_fn.py``.
+
+    Returns:
+        The step.
+
+    Raises:
+        StepError: there is no such file, module or attribute, it does not import, or it is no training step.
+    """
+    container, colon, attribute = text.rpartition(":")
+    if os.path.isdir(container if colon else text):
+        raise StepError(f"{text}: SavedModel directories cannot be rewritten by this version; name the Python step")
+    if not colon:
+        container, attribute = module or "step_fn.py", text
+    return _as_step(_attribute(_load(container), container, attribute), f"{container}:{attribute}")
+
+
+def _load(container: str) -> ModuleType:
+    if container.endswith(".py"):
+        path = Path(container)
+        if not path.is_file():
+            raise StepError(f"{container}: no such file; name the step as path/to/file.py:attr or package.module:attr")
+        with _imports_from(path.parent, container):
+            name = path.stem
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec is not None
+            assert spec.loader is not None
+            loaded = importlib.util.module_from_spec(spec)
+            # Dataclasses and pickling look a class's module up by name.
+            sys.modules[name] = loaded
+            spec.loader.exec_module(loaded)
+            return loaded
+    with _imports_from(Path.cwd(), container):
+        return importlib.import_module(container)
+
+
+@contextlib.contextmanager
+def _imports_from(folder: Path, container: str) -> Iterator[None]:
+    """Lets a user's code import what lies beside it, and turns its failure into one message."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == container:
+            raise StepError(f"{container}: no such module; name a file as path/to/file.py:attr") from None
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise StepError(
+            f"{container} does not import: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+        ) from None
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _attribute(module: ModuleType, container: str, attribute: str) -> Any:
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            candidates = sorted(name for name, value in vars(module).items() if _is_step(value))
+            known = f"; it has {', '.join(candidates)}" if candidates else ""
+            raise StepError(f"{container}: no attribute '{attribute}'{known}")
+        found = getattr(found, part)
+    return found
+
+
+def _as_step(found: Any, where: str) -> NamedStep:
+    name = where.rpartition(":")[2].rpartition(".")[2]
+    if _is_step(found):
+        return NamedStep(name, found)
+    if not callable(found):
+        raise StepError(f"{where} is a {type(found).__name__}; name a tf.function, or a function that returns one")
+    try:
+        made = found()
+    except (Exception, SystemExit) as error:
+        raise StepError(
+            f"{where} is not a tf.function, and calling it without arguments to get one failed: "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    if not _is_step(made):
+        raise StepError(f"{where} returned a {type(made).__name__}; return a tf.function or a ConcreteFunction")
+    return NamedStep(name, made)
+
+
+def _is_step(value: object) -> bool:
+    return is_concrete(value) or is_polymorphic(value)
