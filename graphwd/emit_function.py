@@ -4,11 +4,13 @@ TensorFlow internals used here, and why there is no public way:
 
 * ``context.context().add_function_def``: registers a rewritten function. Under an unchanged name TensorFlow would run
   the old body, silently; hence every rewritten function gets a name of its own.
+* ``function_def_to_graph``, ``derive_from_graph``: the Python view of a function, which saving asks for.
 * ``AtomicFunction``: owns such a registration and drops it with the last reference, as traced functions do.
 * ``ConcreteFunction(atomic)``, ``_captured_inputs``, ``set_external_captures``, ``set_variables``,
   ``graph.replace_capture``: what ``tf.saved_model.load`` itself uses to make callables from function definitions.
 * ``Function`` (the class of ``tf.function`` objects) and ``_jit_compile``, ``_autograph``, ``_reduce_retracing``,
   ``_list_all_concrete_functions``: the options and traces of a step, which have no public accessor.
+* ``BaseResourceVariable`` and ``_handle``: which variable a captured handle belongs to, without running anything.
 * ``handle_data_util.copy_handle_data``: the dtype and shape behind a resource handle, for shape inference.
 
 Checked on TensorFlow 2.21.
@@ -21,10 +23,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.python.eager import context
-from tensorflow.python.eager.polymorphic_function import atomic_function, concrete_function, polymorphic_function
-from tensorflow.python.framework import ops
-from tensorflow.python.ops import handle_data_util
+from tensorflow.python.eager.polymorphic_function import (
+    atomic_function,
+    concrete_function,
+    function_type_utils,
+    polymorphic_function,
+)
+from tensorflow.python.framework import function_def_to_graph, ops
+from tensorflow.python.ops import handle_data_util, resource_variable_ops
 
 from graphwd.errors import GraphwdError, StepError
 from graphwd.graph import Graph, Variable
@@ -130,10 +138,7 @@ def emit(original: ConcreteFunction, make: Callable[[NewName], Rewritten]) -> Co
     runtime: Any = context.context()
     children = list(original.graph._functions.values())
     for function in rewritten.functions:
-        runtime.add_function_def(function)
-        children.append(
-            atomic_function.AtomicFunction(function.signature.name, runtime, _no_type(original), list(children))
-        )
+        children.append(_register(function, children))
     runtime.add_function_def(root)
     atomic = atomic_function.AtomicFunction(
         root.signature.name, runtime, original.function_type, children, original.inference_fn.call_options
@@ -153,15 +158,26 @@ def _bind(result: Any, original: ConcreteFunction) -> None:
     for external, old in original.graph.captures:
         position = next(i for i, tensor in enumerate(original.inputs) if tensor is old)
         result.graph.replace_capture(external, result.inputs[position])
+    result.graph.structured_input_signature = original.structured_input_signature
+    result.graph.structured_outputs = original.structured_outputs
     result.set_variables(list(original.graph.variables))
     result._arg_keywords = original._arg_keywords
     result._num_positional_args = original._num_positional_args
-    result.graphwd_variables = tuple(original.graph.variables)
+    result.graphwd_variables = tuple(variables_of(original))
 
 
-def _no_type(original: ConcreteFunction) -> Any:
-    """The type of a library function, which nothing calls from Python: no parameters, no captures."""
-    return type(original.function_type)([])
+def _register(function: FunctionDef, children: list[Any]) -> Any:
+    """Registers a rewritten library function for as long as what is returned lives."""
+    with tf.Graph().as_default() as graph:
+        for child in children:
+            graph._add_function(child)
+        body = function_def_to_graph.function_def_to_graph(function, propagate_device_spec=True)
+    runtime: Any = context.context()
+    runtime.add_function_def(function)
+    flat_type = function_type_utils.derive_from_graph(body)
+    return atomic_function.AtomicFunction(
+        function.signature.name, runtime, flat_type, list(children), cached_graph=body
+    )
 
 
 def _new_name(base: str) -> str:
@@ -176,22 +192,55 @@ def _specs(step: ConcreteFunction) -> Iterator[object]:
             yield from [spec] * len(tf.nest.flatten(spec, expand_composites=True))
 
 
+def variables_of(step: ConcreteFunction) -> list[tf.Variable]:
+    """The variables whose handles a concrete function has captured.
+
+    ``step.variables`` alone is not enough: a variable that the step only touches through its raw handle, as legacy
+    optimizers do with their slot variables, is not among them.
+
+    Args:
+        step: the traced step.
+
+    Returns:
+        The variables, in the order in which they were captured.
+
+    Raises:
+        StepError: one of them has been deleted.
+    """
+    by_handle: dict[int, Any] = {}
+    try:
+        watched = step.graph.variables
+    except AssertionError:
+        raise StepError(
+            "a variable of the step has been deleted: a ConcreteFunction does not keep its variables; keep the model, "
+            "the optimizer or the tf.function alive"
+        ) from None
+    for variable in watched:
+        for each in getattr(variable, "_values", None) or (variable,):
+            by_handle[id(each.handle)] = each
+    captures: Any = step.captured_inputs
+    handles = [id(tensor) for tensor in captures if tensor.dtype == tf.resource]
+    missing = set(handles) - by_handle.keys()
+    if missing:
+        # The handle does not know its variable, but the variable is alive, or the step could not run.
+        for candidate in gc.get_objects():
+            if issubclass(type(candidate), resource_variable_ops.BaseResourceVariable):
+                handle = id(candidate.__dict__.get("_handle"))
+                if handle in missing:
+                    by_handle[handle] = candidate
+    return [by_handle[handle] for handle in dict.fromkeys(handles) if handle in by_handle]
+
+
 class _Variables:
     """Numbers the variables of a step: by handle, for names need not be unique."""
 
     def __init__(self, step: ConcreteFunction) -> None:
-        self._by_handle: dict[int, Any] = {}
-        for variable in step.graph.variables:
-            for each in getattr(variable, "_values", None) or (variable,):
-                self._by_handle[id(each.handle)] = each
+        self._by_handle = {id(variable.handle): variable for variable in variables_of(step)}
         self._numbered: dict[int, Variable] = {}
 
     def captured(self, tensor: Any) -> Variable | None:
         """The variable that a captured tensor is the handle of."""
-        if tensor.dtype != tf.resource:
-            return None
-        known = self._by_handle.get(id(tensor))
-        found = known if known is not None else _owner(tensor)
+        found = self._by_handle.get(id(tensor))
         if found is None:
             return None
         return self._number(id(tensor), _plain_name(found.name), found.shape, found.dtype, bool(found.trainable))
@@ -208,15 +257,6 @@ class _Variables:
             dtype_name = tf.as_dtype(dtype).base_dtype.name
             self._numbered[key] = Variable(len(self._numbered), name, dimensions, dtype_name, trainable)
         return self._numbered[key]
-
-
-def _owner(handle: Any) -> Any:
-    """The variable object of a handle that the step only ever touched raw: such a one is not in its ``variables``."""
-    for holder in gc.get_referrers(handle):
-        for candidate in (holder, *(gc.get_referrers(holder) if isinstance(holder, dict) else ())):
-            if isinstance(candidate, tf.Variable) and candidate.handle is handle:
-                return candidate
-    return None
 
 
 def _plain_name(name: str) -> str:

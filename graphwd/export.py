@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from graphwd.decorator import with_weight_decay
-from graphwd.emit_function import ConcreteFunction, is_concrete, trace, traces
+from graphwd.emit_function import ConcreteFunction, is_concrete, trace, traces, variables_of
 from graphwd.errors import StepError
 from graphwd.pipeline import rewrite_concrete
 from graphwd.planner import Plan
@@ -72,7 +72,7 @@ def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str])
     results = [rewrite_concrete(concrete, policy) for concrete in concretes]
     holder: Any = tf.Module()
     setattr(holder, name, results[0][0] if is_concrete(step) else _retraced(step, policy, concretes))
-    holder.variables_of_the_step = _unique(v for concrete in concretes for v in concrete.graph.variables)
+    holder.variables_of_the_step = _unique(v for concrete in concretes for v in variables_of(concrete))
     signatures = {
         name if i == 0 else f"{name}_{i}": _signature(rewritten)
         for i, (rewritten, _) in enumerate(results)

@@ -80,7 +80,7 @@ def inject(graph: Graph, injections: Iterable[Injection], new_name: Callable[[st
     Raises:
         RewriteError: the step holds injected nodes already, or the result is not what was planned.
     """
-    _refuse_rewritten(graph)
+    refuse_rewritten(graph)
     tree = _Branch()
     for injection in injections:
         branch = tree
@@ -97,7 +97,15 @@ def is_rewritten(function: FunctionDef) -> bool:
     return any(MARK in node.attr for node in function.node_def)
 
 
-def _refuse_rewritten(graph: Graph) -> None:
+def refuse_rewritten(graph: Graph) -> None:
+    """Refuses a step that graphwd has rewritten.
+
+    Args:
+        graph: the step.
+
+    Raises:
+        RewriteError: it holds injected nodes.
+    """
     for function in (graph.root_function, *graph.library.values()):
         if is_rewritten(function):
             raise RewriteError(

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from graphwd.emit_function import ConcreteFunction, emit, is_concrete, is_polymorphic, read, trace
 from graphwd.errors import StepError
-from graphwd.inject import inject
+from graphwd.graph import Graph
+from graphwd.inject import inject, refuse_rewritten
 from graphwd.planner import Plan, make_plan
 from graphwd.policy import Policy, PolicyLike, as_policy
 from graphwd.updates import find_updates
@@ -29,7 +30,7 @@ def plan(step: Any, policy: PolicyLike, /, *args: Any, **kwargs: Any) -> Plan:
     Raises:
         GraphwdError: the policy is malformed, or the step cannot be traced or read.
     """
-    return make_plan(find_updates(read(concrete(step, *args, **kwargs))), as_policy(policy))
+    return _plan(read(concrete(step, *args, **kwargs)), as_policy(policy))
 
 
 def rewrite_concrete(step: ConcreteFunction, policy: Policy) -> tuple[ConcreteFunction, Plan]:
@@ -46,7 +47,7 @@ def rewrite_concrete(step: ConcreteFunction, policy: Policy) -> tuple[ConcreteFu
         GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
     """
     graph = read(step)
-    decided = make_plan(find_updates(graph), policy)
+    decided = _plan(graph, policy)
     decided.check()
     return emit(step, lambda new_name: inject(graph, decided.injections, new_name)), decided
 
@@ -70,3 +71,9 @@ def concrete(step: Any, *args: Any, **kwargs: Any) -> ConcreteFunction:
     if not callable(step):
         raise StepError(f"a training step must be a function, got a {type(step).__name__}")
     return trace(step if is_polymorphic(step) else tf.function(step), args, kwargs)
+
+
+def _plan(graph: Graph, policy: Policy) -> Plan:
+    # Before the search: it would take graphwd's own decay for one that the step has of itself.
+    refuse_rewritten(graph)
+    return make_plan(find_updates(graph), policy)

@@ -93,11 +93,14 @@ def _imports_from(folder: Path, container: str) -> Iterator[None]:
 def _attribute(module: ModuleType, container: str, attribute: str) -> Any:
     found: Any = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
             candidates = sorted(name for name, value in vars(module).items() if _is_step(value))
             known = f"; it has {', '.join(candidates)}" if candidates else ""
-            raise StepError(f"{container}: no attribute '{attribute}'{known}")
-        found = getattr(found, part)
+            raise StepError(f"{container}: no attribute '{attribute}'{known}") from None
+        except Exception as error:
+            raise StepError(f"{container}: reading '{attribute}' failed: {type(error).__name__}: {error}") from None
     return found
 
 

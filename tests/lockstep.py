@@ -1,0 +1,82 @@
+"""The lockstep check: an original and a rewritten step, run again and again from the same state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import graphwd
+from graphwd.emit_function import variables_of
+
+
+@dataclass
+class Case:
+    """A training step and what weight decay must do to it.
+
+    Attributes:
+        step: the ``tf.function``.
+        batches: the arguments of each run.
+        rates: for every variable that must be decayed, by name, the rate of each of its updates in one run.
+        state: every variable to compare; those of the trace where empty.
+    """
+
+    step: Any
+    batches: Sequence[tuple[Any, ...]]
+    rates: Mapping[str, float]
+    state: Sequence[tf.Variable] = field(default_factory=tuple)
+
+
+def policy_for(rates: Mapping[str, float], **fields: Any) -> dict[str, Any]:
+    """A policy that gives each named variable its rate, and every other none."""
+    rules = [{"name": name, "weight_decay": rate, **fields} for name, rate in rates.items()]
+    return {"version": 1, "rules": [*rules, {"weight_decay": 0}]}
+
+
+def check_lockstep(
+    case: Case,
+    expected: Callable[[str, np.ndarray, np.ndarray], np.ndarray] | None = None,
+    **fields: Any,
+) -> None:
+    """Checks outputs, decayed and undecayed variables after every run, both steps started from the same state.
+
+    Outputs and undecayed variables must be equal to the bit; a decayed one must lie within one unit in the last place
+    of what ``expected(name, after the original, before)`` says in float64, by default ``(1 - rate) * after``.
+    """
+    concrete = case.step.get_concrete_function(*case.batches[0])
+    state = list(case.state or variables_of(concrete))
+    rewritten = graphwd.rewrite(concrete, policy_for(case.rates, **fields))
+    assert len(case.batches) >= 3
+    for batch in case.batches:
+        before = [variable.numpy() for variable in state]
+        outputs = concrete(*batch)
+        plain = [variable.numpy() for variable in state]
+        for variable, value in zip(state, before, strict=True):
+            variable.assign(value)
+        tf.nest.map_structure(assert_bit_equal, outputs, rewritten(*batch))
+        for variable, undecayed, was in zip(state, plain, before, strict=True):
+            name = variable.name.removesuffix(":0")
+            if name not in case.rates:
+                assert_bit_equal(undecayed, variable.numpy(), name)
+                continue
+            wide = undecayed.astype(np.float64)
+            target = expected(name, wide, was.astype(np.float64)) if expected else wide * (1 - case.rates[name])
+            assert_within_ulps(variable.numpy(), target, 1, name)
+
+
+def assert_bit_equal(first: Any, second: Any, what: str = "output") -> None:
+    """Checks that two tensors are the same to the bit."""
+    first, second = np.asarray(first), np.asarray(second)
+    assert first.dtype == second.dtype, what
+    assert first.shape == second.shape, what
+    assert first.tobytes() == second.tobytes(), f"{what}: {first} is not {second}"
+
+
+def assert_within_ulps(actual: np.ndarray, target: np.ndarray, ulps: float, what: str = "") -> None:
+    """Checks that a tensor lies within so many units in the last place, of its own dtype, of float64 targets."""
+    unit = np.spacing(np.abs(target).astype(actual.dtype)).astype(np.float64)
+    error = np.abs(actual.astype(np.float64) - target) / unit
+    assert error.max(initial=0) <= ulps, f"{what}: {error.max()} ulp"
