@@ -10,9 +10,9 @@ from typing import Any
 
 from graphwd.errors import PlanError
 from graphwd.graph import Variable
+from graphwd.matching import Subject
 from graphwd.policy import Mode, Order, Policy, Rule, Scale, Updates
 from graphwd.report import as_table
-from graphwd.selectors import Subject
 from graphwd.updates import Analysis, Site, Update, VariableWrites
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}

@@ -9,10 +9,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from graphwd import policy_schema
 from graphwd.errors import PolicyError
-from graphwd.selectors import Selectors, Subject
+from graphwd.matching import Selectors, Subject
 from graphwd.yaml_source import Located, from_mapping, read_yaml
 
 
@@ -136,7 +137,7 @@ class Policy:
             >>> Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.01}]}).rules[0].weight_decay
             0.01
         """
-        return _policy(from_mapping(mapping, "policy: "), "policy")
+        return _policy(from_mapping(mapping, "policy"), "policy")
 
     def decide(self, subject: Subject) -> Rule | None:
         """Finds the rule that decides a variable.
@@ -172,6 +173,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         raise PolicyError(f"{source}: not UTF-8 at byte {error.start}; save the file as UTF-8 text") from None
     except OSError as error:
         raise PolicyError(f"{source}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the name
+        raise PolicyError(f"{source!r}: cannot be read: {error}") from None
     return _policy(read_yaml(text, source), source)
 
 
@@ -205,54 +208,62 @@ def _policy(document: Located, source: str) -> Policy:
     if "version" not in fields:
         raise PolicyError(f"{document.where}: 'version' is missing; write 'version: 1'")
     defaults = fields.get("defaults", {})
-    rules = tuple(_rule(item, defaults) for item in fields.get("rules", ()))
+    meaning = _semantics({}, defaults, _places(document, "defaults"))
+    rules = tuple(_rule(item, defaults, meaning) for item in fields.get("rules", ()))
     return Policy(rules, fields.get("unmatched", "error") == "skip", source)
 
 
-def _rule(item: Located, defaults: dict[str, object]) -> Rule:
+def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> Rule:
     own = policy_schema.fields(item, policy_schema.RULE_FIELDS, "a rule")
     fields = defaults | own
     if "weight_decay" not in fields:
         raise PolicyError(f"{item.where}: the rule has no 'weight_decay'; write 'weight_decay: 0' for none")
-    semantics = _semantics(own, defaults, item.where)
-    rate = float(fields["weight_decay"])  # type: ignore[arg-type]
+    places = _places(item)
+    semantics = Semantics(**_semantics(meaning, own, places))  # type: ignore[arg-type]
+    rate: float = fields["weight_decay"]
     if rate >= 1 and semantics.mode is Mode.DECOUPLED and semantics.scale is Scale.NONE:
         raise PolicyError(
-            f"{item.where}: weight_decay must be below 1 where it multiplies the weight by 1 - weight_decay, "
-            f"got {rate:g}; write 0.01 for 1 %"
+            f"{places.get('weight_decay', item.where)}: weight_decay must be below 1 where it multiplies the weight by "
+            f"1 - weight_decay, got {rate:g}; write 0.01 for 1 %"
         )
     return Rule(
-        selectors=Selectors(**{k: own[k] for k in policy_schema.SELECTOR_FIELDS if k in own}),  # type: ignore[arg-type]
+        selectors=Selectors(**{key: own[key] for key in policy_schema.SELECTOR_FIELDS if key in own}),
         weight_decay=rate,
         semantics=semantics,
         sparse=Sparse(fields.get("sparse", "touched")),
-        learning_rate=fields.get("learning_rate"),  # type: ignore[arg-type]
+        learning_rate=fields.get("learning_rate"),
         updates=Updates(fields.get("updates", "one")),
         allow_double_decay=fields.get("double_decay") == "allow",
-        optional=bool(fields.get("optional", False)),
+        optional=fields.get("optional", False),
         where=item.where,
     )
+
+
+def _places(item: Located, *keys: str) -> dict[str, str]:
+    """Where each key of a mapping stands; of a mapping inside it, where ``keys`` lead to one."""
+    for key in keys:
+        item = item.value[key] if isinstance(item.value, Mapping) and key in item.value else Located({}, item.where)
+    return {key: value.where for key, value in item.value.items()} if isinstance(item.value, Mapping) else {}
 
 
 _SEMANTICS_FIELDS: Mapping[str, type[Enum]] = {"mode": Mode, "order": Order, "scale": Scale}
 
 
-def _semantics(own: dict[str, object], defaults: dict[str, object], where: str) -> Semantics:
-    """Merges a rule's meaning over the defaults': a preset replaces all of it, a single field only itself."""
-    meaning: dict[str, Enum] = {}
-    for fields in (defaults, own):
-        spelled = {key: kind(fields[key]) for key, kind in _SEMANTICS_FIELDS.items() if key in fields}
-        if "semantics" in fields and spelled:
+def _semantics(inherited: dict[str, Enum], fields: dict[str, Any], places: dict[str, str]) -> dict[str, Enum]:
+    """Merges a meaning over the one inherited: a preset replaces all of it, a single field only itself."""
+    spelled = {key: kind(fields[key]) for key, kind in _SEMANTICS_FIELDS.items() if key in fields}
+    if "semantics" in fields:
+        if spelled:
             raise PolicyError(
-                f"{where}: 'semantics' already says {', '.join(sorted(spelled))}; "
+                f"{places['semantics']}: 'semantics' already says {', '.join(sorted(spelled))}; "
                 "give the preset or the fields, not both"
             )
-        if "semantics" in fields:
-            preset = PRESETS[str(fields["semantics"])]
-            meaning = {"mode": preset.mode, "order": preset.order, "scale": preset.scale}
-        if spelled.get("mode") is Mode.COUPLED:
-            meaning = {}
-        meaning |= spelled
-    if meaning.get("mode") is Mode.COUPLED and (own.keys() & {"order", "scale"}):
-        raise PolicyError(f"{where}: 'order' and 'scale' say nothing where mode is coupled; leave them out")
-    return Semantics(**meaning)  # type: ignore[arg-type]
+        preset = PRESETS[fields["semantics"]]
+        return {"mode": preset.mode, "order": preset.order, "scale": preset.scale}
+    if spelled.get("mode") is Mode.COUPLED:
+        inherited = {}
+    meaning = inherited | spelled
+    for key in ("order", "scale"):
+        if meaning.get("mode") is Mode.COUPLED and key in spelled:
+            raise PolicyError(f"{places[key]}: '{key}' says nothing where mode is coupled; leave it out")
+    return meaning

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from graphwd.errors import PolicyError
-from graphwd.selectors import RANK_COMPARISONS, Rank
+from graphwd.matching import RANK_COMPARISONS, Rank
 from graphwd.yaml_source import Located
 
 _RANK = re.compile(r"\s*(>=|<=|==|!=|>|<|)\s*(\d{1,3})\s*")
@@ -51,8 +52,11 @@ def _text(key: str, item: Located) -> str:
 def _regex(key: str, item: Located) -> str:
     pattern = _text(key, item)
     try:
-        re.compile(pattern)
-    except re.error as error:
+        with warnings.catch_warnings():
+            # Python warns of patterns whose meaning will change.
+            warnings.simplefilter("error", FutureWarning)
+            re.compile(pattern)
+    except (re.error, OverflowError, FutureWarning) as error:
         raise PolicyError(f"{item.where}: {key} {pattern!r} is not a regular expression: {error}") from None
     except RecursionError:
         raise PolicyError(f"{item.where}: {key} is nested too deeply to be compiled") from None
@@ -89,7 +93,7 @@ def _one_of(*allowed: str) -> Reader:
 
 def _rank(key: str, item: Located) -> Rank:
     plain = isinstance(item.value, (int, str)) and not isinstance(item.value, bool)
-    match = _RANK.fullmatch(str(item.value)) if plain else None
+    match = _RANK.fullmatch(item.value if isinstance(item.value, str) else _describe(item.value)) if plain else None
     if match is None:
         raise PolicyError(
             f"{item.where}: {key} must be a number of dimensions, or one after {' '.join(RANK_COMPARISONS)}; "
@@ -128,7 +132,10 @@ def _describe(value: object) -> str:
         return "a mapping"
     if isinstance(value, tuple):
         return "a list"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print integers of more than 4,300 digits.
+        return "an enormous number"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

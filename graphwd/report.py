@@ -10,6 +10,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _COLUMNS = ("variable", "shape", "dtype", "decay", "rule", "update")
 
@@ -50,7 +51,7 @@ def as_table(record: Mapping[str, Any], width: int | None = None) -> str:
     for column in _COLUMNS:
         table.add_column(column, overflow="fold")
     for row in _rows(record):
-        table.add_row(*map(_literal, row))
+        table.add_row(*map(Text, row))  # as text: rich would read '[then_branch]' as markup
     console = Console(width=width or 10_000, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(table)
@@ -93,7 +94,11 @@ def as_html(record: Mapping[str, Any]) -> str:
 
 def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for variable in record["variables"]:
-        shape = "?" if variable["shape"] is None else "×".join(str(d or "?") for d in variable["shape"]) or "scalar"
+        shape = (
+            "?"
+            if variable["shape"] is None
+            else "×".join("?" if d is None else str(d) for d in variable["shape"]) or "scalar"
+        )
         yield (
             variable["name"],
             shape,
@@ -117,8 +122,3 @@ def _summary(record: Mapping[str, Any]) -> str:
     count = len(record["variables"])
     decayed = sum(variable["outcome"] == "decay" for variable in record["variables"])
     return f"{decayed} of {count} trainable variable{'' if count == 1 else 's'} decayed"
-
-
-def _literal(text: str) -> str:
-    """Keeps rich from reading ``[then_branch]`` as markup."""
-    return text.replace("[", r"\[")

@@ -14,6 +14,9 @@ from graphwd.errors import PolicyError
 # YAML 1.1, which PyYAML implements, reads 5e-4 as a string because it has no dot; YAML 1.2 reads a number.
 _YAML_1_2_FLOAT = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?")
 
+_MAX_DEPTH = 6
+"""A policy is four levels deep; more is a mistake, or meant to exhaust memory."""
+
 _PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{kind}"
     for kind in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
@@ -50,8 +53,9 @@ def read_yaml(text: str, source: str) -> Located:
     Raises:
         PolicyError: the text is not YAML, has a duplicate or non-text key, a tag, or more than one document.
     """
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is None:
             raise PolicyError(f"{source}:1: the policy is empty; write at least 'version: 1' and 'rules:'")
@@ -60,12 +64,14 @@ def read_yaml(text: str, source: str) -> Located:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise PolicyError(f"{source}:{line}: not YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise PolicyError(f"{source}:1: not YAML: {error}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise PolicyError(f"{source}:{line}: not YAML: {error.reason}") from None
     except RecursionError:
         raise PolicyError(f"{source}:1: nested too deeply to be a policy") from None
     finally:
-        loader.dispose()  # pyright: ignore[reportUnknownMemberType]
+        if loader is not None:
+            loader.dispose()  # pyright: ignore[reportUnknownMemberType]
 
 
 def from_mapping(value: object, where: str) -> Located:
@@ -81,16 +87,22 @@ def from_mapping(value: object, where: str) -> Located:
     Raises:
         PolicyError: a key is not text, or a value has a type that a policy cannot hold.
     """
+    return _located(value, where, ": ", 0)
+
+
+def _located(value: object, where: str, separator: str, depth: int) -> Located:
+    if depth > _MAX_DEPTH:
+        raise PolicyError(f"{where}: nested too deeply to be a policy")
     if isinstance(value, Mapping):
-        entries = cast("Mapping[object, object]", value)
-        for key in entries:
+        entries: dict[str, Located] = {}
+        for key, item in cast("Mapping[object, object]", value).items():
             if not isinstance(key, str):
                 raise PolicyError(f"{where}: keys must be text, got {key!r}")
-        separator = "" if where.endswith(": ") else "."
-        return Located({str(k): from_mapping(v, f"{where}{separator}{k}") for k, v in entries.items()}, where)
+            entries[key] = _located(item, f"{where}{separator}{key}", ".", depth + 1)
+        return Located(entries, where)
     if isinstance(value, (list, tuple)):
         items = cast("Sequence[object]", value)
-        return Located(tuple(from_mapping(item, f"{where}[{i}]") for i, item in enumerate(items)), where)
+        return Located(tuple(_located(item, f"{where}[{i}]", ".", depth + 1) for i, item in enumerate(items)), where)
     if value is None or isinstance(value, (str, bool, int, float)):
         return Located(value, where)
     raise PolicyError(f"{where}: a policy cannot hold a {type(value).__name__}; use text, numbers, lists and mappings")
@@ -126,7 +138,7 @@ class _Converter:
         assert isinstance(node, yaml.ScalarNode)
         try:
             return _scalar(self._loader, node)
-        except ValueError:
+        except (ValueError, IndexError, OverflowError):  # what PyYAML's constructors raise for a wrong explicit tag
             kind = node.tag.rpartition(":")[2]
             raise PolicyError(f"{where}: {_shorten(node.value)!r} is not of type {kind}") from None
 
@@ -146,7 +158,8 @@ class _Converter:
 
 
 def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Scalar:
-    if node.style is None and node.tag.endswith(":str") and _YAML_1_2_FLOAT.fullmatch(node.value):
+    implicit = loader.resolve(yaml.ScalarNode, node.value, (True, False)) == node.tag
+    if node.style is None and implicit and node.tag.endswith(":str") and _YAML_1_2_FLOAT.fullmatch(node.value):
         return float(node.value)
     match node.tag.rpartition(":")[2]:
         case "null":

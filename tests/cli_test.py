@@ -166,7 +166,8 @@ def test_a_step_that_does_not_import(folder, source, message):
         (["help", "nothing"], "name one topic: "),
     ],
 )
-def test_malformed_command_lines(folder, arguments, message, capsys):
+@pytest.mark.usefixtures("folder")
+def test_malformed_command_lines(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 

@@ -38,13 +38,13 @@ def policy_for(rates: Mapping[str, float], **fields: Any) -> dict[str, Any]:
 
 def check_lockstep(
     case: Case,
-    expected: Callable[[str, np.ndarray, np.ndarray], np.ndarray] | None = None,
+    expected: Callable[[np.ndarray], np.ndarray] | None = None,
     **fields: Any,
 ) -> None:
     """Checks outputs, decayed and undecayed variables after every run, both steps started from the same state.
 
     Outputs and undecayed variables must be equal to the bit; a decayed one must lie within one unit in the last place
-    of what ``expected(name, after the original, before)`` says in float64, by default ``(1 - rate) * after``.
+    of what ``expected`` makes, in float64, of its value after the original ran; by default ``1 - rate`` times that.
     """
     concrete = case.step.get_concrete_function(*case.batches[0])
     state = list(case.state or variables_of(concrete))
@@ -57,13 +57,13 @@ def check_lockstep(
         for variable, value in zip(state, before, strict=True):
             variable.assign(value)
         tf.nest.map_structure(assert_bit_equal, outputs, rewritten(*batch))
-        for variable, undecayed, was in zip(state, plain, before, strict=True):
+        for variable, undecayed in zip(state, plain, strict=True):
             name = variable.name.removesuffix(":0")
             if name not in case.rates:
                 assert_bit_equal(undecayed, variable.numpy(), name)
                 continue
             wide = undecayed.astype(np.float64)
-            target = expected(name, wide, was.astype(np.float64)) if expected else wide * (1 - case.rates[name])
+            target = expected(wide) if expected else wide * (1 - case.rates[name])
             assert_within_ulps(variable.numpy(), target, 1, name)
 
 

@@ -44,8 +44,7 @@ def test_an_update_in_a_branch_decays_only_when_the_branch_runs():
     accumulating = steps.Accumulating()
     state = [accumulating.kernel, accumulating.total, accumulating.count]
 
-    def expected(name, after, before):
-        del name
+    def expected(after):
         return after if accumulating.count.numpy() % 2 else after * 0.9
 
     check_lockstep(Case(accumulating.step, steps.batches(6), {"kernel": 0.1}, state), expected)

@@ -90,12 +90,10 @@ def tf_keras_model() -> Any:
 
 
 def tf_keras_step(optimizer: Any, **options: Any) -> Any:
-    """A step of a tf_keras optimizer, legacy or not."""
+    """A step of a tf_keras optimizer, legacy or not, or of a v1 optimizer."""
     model = tf_keras_model()
-    if hasattr(optimizer, "build"):
-        optimizer.build(model.trainable_variables)
-    else:
-        optimizer._create_all_weights(model.trainable_variables)
+    # Legacy and v1 optimizers make their slot variables on the first call.
+    optimizer.apply_gradients([(tf.zeros_like(variable), variable) for variable in model.trainable_variables])
     return step_of(model, model.trainable_variables, optimizer.apply_gradients, **options)
 
 

@@ -1,0 +1,205 @@
+"""Decisions: every variable once, and every misfit of policy and step named."""
+
+from __future__ import annotations
+
+import pytest
+import tensorflow as tf
+
+from graphwd.emit_function import read
+from graphwd.errors import PlanError
+from graphwd.planner import Outcome, make_plan
+from graphwd.policy import Policy
+from graphwd.updates import find_updates
+from tests.updates_test import gradient_of, variable
+
+
+def plan_of(step, rules, *args, **policy):
+    traced = tf.function(step).get_concrete_function(*args)
+    return make_plan(find_updates(read(traced)), Policy.from_dict({"version": 1, "rules": rules, **policy}))
+
+
+def outcomes(plan):
+    return {decision.variable.name: decision.outcome for decision in plan.decisions}
+
+
+@pytest.fixture
+def net():
+    kernel, bias, frozen = variable("net/kernel", [[1.0]]), variable("net/bias", [1.0]), variable("net/frozen")
+    statistics = variable("net/statistics", trainable=False)
+
+    def step():
+        for w in (kernel, bias):
+            w.assign_sub(gradient_of(w))
+        statistics.assign_add(frozen)
+
+    # The closure does not keep the variables alive once the step is traced.
+    step.variables = (kernel, bias, frozen, statistics)
+    return step
+
+
+def test_every_trainable_variable_is_there_once(net):
+    plan = plan_of(net, [{"name": "*/bias", "weight_decay": 0}, {"weight_decay": 0.1}])
+    assert outcomes(plan) == {
+        "net/kernel": Outcome.DECAY,
+        "net/bias": Outcome.EXEMPT,
+        "net/frozen": Outcome.NO_UPDATE,
+    }
+    assert plan.problems == ()
+    assert plan.notes == ("policy: rules[1]: 'net/frozen' is not decayed: the step never updates it",)
+    (injection,) = plan.injections
+    assert (injection.variable.name, injection.rate, injection.site.op) == ("net/kernel", 0.1, "AssignSubVariableOp")
+
+
+def test_rules_and_variables_left_over(net):
+    plan = plan_of(net, [{"name": "net/kernal", "weight_decay": 0.1}, {"name": "*/bias", "weight_decay": 0.1}])
+    assert plan.problems == (
+        "policy: no rule matches 'net/kernel', 'net/frozen'; end the rules with '- weight_decay: 0', or write "
+        "'unmatched: skip'",
+        "policy: rules[0]: the rule 'name: net/kernal' matches no trainable variable; there is 'net/kernel', "
+        "'net/frozen', 'net/bias'; correct it, or write 'optional: true'",
+    )
+    with pytest.raises(PlanError, match="no rule matches"):
+        plan.check()
+
+
+def test_what_is_optional_or_skipped_is_no_problem(net):
+    rules = [{"name": "typo", "weight_decay": 0.1, "optional": True}, {"rank": 2, "weight_decay": 0.1}]
+    plan = plan_of(net, rules, unmatched="skip")
+    assert plan.problems == ()
+    assert outcomes(plan)["net/bias"] is Outcome.UNMATCHED
+    plan.check()
+
+
+def test_a_shadowed_rule_is_noted(net):
+    plan = plan_of(net, [{"weight_decay": 0}, {"name": "*/kernel", "weight_decay": 0.1}])
+    assert plan.notes == ("policy: rules[1]: the rule is shadowed: earlier rules decide all it matches ('net/kernel')",)
+
+
+def test_a_path_that_nobody_knows_says_so(net):
+    plan = plan_of(net, [{"path": "layers/*", "weight_decay": 0.1}, {"weight_decay": 0}])
+    assert "(no object path is known for any variable of this step)" in plan.problems[0]
+
+
+def test_several_updates_need_a_word():
+    w = variable()
+
+    def step():
+        for _ in range(3):
+            w.assign_sub(gradient_of(w))
+
+    plan = plan_of(step, [{"weight_decay": 0.1}])
+    assert outcomes(plan) == {"w": Outcome.REFUSED}
+    assert plan.problems[0].startswith(
+        "policy: rules[0]: 'w' is updated 3 times in one step, so where its decay belongs is ambiguous; write "
+        "'updates: each', 'last' or 'first' in the rule:\n  AssignSubVariableOp (AssignSubVariableOp)\n"
+    )
+    for choice, count in (("each", 3), ("last", 1), ("first", 1)):
+        chosen = plan_of(step, [{"weight_decay": 0.1, "updates": choice}])
+        assert len(chosen.injections) == count
+        assert chosen.problems == ()
+        expected = {"each": "AssignSubVariableOp", "first": "AssignSubVariableOp", "last": "AssignSubVariableOp_2"}
+        assert chosen.injections[0].site.node == expected[choice]
+
+
+def test_branches_that_exclude_each_other_both_decay():
+    w = variable()
+
+    def step(flag):
+        if flag:
+            w.assign_sub(gradient_of(w))
+        else:
+            w.assign_sub(2.0 * gradient_of(w))
+
+    flag = tf.TensorSpec([], tf.bool)
+    for fields in ({}, {"updates": "last"}, {"updates": "first"}):
+        plan = plan_of(step, [{"weight_decay": 0.1, **fields}], flag)
+        assert plan.problems == ()
+        assert len(plan.injections) == 2
+
+
+def test_double_decay_needs_a_word():
+    w = variable()
+
+    def step():
+        w.assign_sub(0.1 * w)
+        w.assign_sub(gradient_of(w))
+
+    plan = plan_of(step, [{"weight_decay": 0.1}])
+    assert "the step already decays 'w' itself, at AssignSubVariableOp (AssignSubVariableOp)" in plan.problems[0]
+    assert plan_of(step, [{"weight_decay": 0.1, "double_decay": "allow"}]).problems == ()
+    assert plan_of(step, [{"weight_decay": 0}]).problems == ()
+
+
+@pytest.mark.parametrize("semantics", ["adamw", "tfa", "l2", "cuda-convnet"])
+def test_what_is_not_injected_yet_is_refused(net, semantics):
+    plan = plan_of(net, [{"weight_decay": 0.1, "semantics": semantics}])
+    assert "this version injects 'semantics: decoupled' only" in plan.problems[0]
+    assert plan.injections == ()
+
+
+def test_a_step_that_trains_nothing():
+    w, counter = variable(), variable("counter", 0.0, trainable=False)
+    plan = plan_of(lambda: counter.assign_add(1.0), [])
+    assert plan.problems[0] == "this is not a training step: it touches no trainable variable"
+    plan = plan_of(lambda: tf.identity(w), [{"weight_decay": 0}])
+    assert plan.problems == ("this is not a training step: no trainable variable is updated from a gradient ('w')",)
+
+
+def test_rates_without_effect_are_noted():
+    w = variable("w", tf.constant([1.0], tf.bfloat16))
+    plan = plan_of(lambda: w.assign_sub(gradient_of_half(w)), [{"weight_decay": 1e-4}])
+    assert plan.notes == ("policy: rules[0]: 0.0001 is too small to change any bfloat16 weight of 'w'",)
+
+
+def gradient_of_half(w):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(w))
+    return tape.gradient(loss, w)
+
+
+def test_a_dtype_that_cannot_be_decayed_is_refused():
+    w = variable("w", tf.constant([1.0 + 2.0j]))
+    plan = plan_of(lambda: w.assign_sub(gradient_of_half(w)), [{"weight_decay": 0.1}])
+    assert "'w' has dtype complex128, which cannot be decayed" in plan.problems[0]
+
+
+def test_a_variable_that_goes_where_nobody_follows_is_a_problem():
+    w = variable()
+
+    def step():
+        w.assign_sub(gradient_of(w))
+        dataset = tf.data.Dataset.range(2).map(lambda x: (w.assign_add(tf.ones_like(w)), x)[1])
+        return dataset.reduce(tf.constant(0, tf.int64), lambda total, x: total + x)
+
+    plan = plan_of(step, [{"weight_decay": 0.1}])
+    assert "'w' goes into a function of MapDataset (MapDataset) that writes variables" in plan.problems[0]
+
+
+def test_the_record_has_the_documented_keys(net):
+    record = plan_of(net, [{"weight_decay": 0.1}]).record()
+    assert list(record) == ["version", "variables", "problems", "notes"]
+    assert record["variables"][0] == {
+        "name": "net/kernel",
+        "shape": [1, 1],
+        "dtype": "float32",
+        "path": None,
+        "outcome": "decay",
+        "rule": "policy: rules[0]",
+        "weight_decay": 0.1,
+        "mode": "decoupled",
+        "order": "after",
+        "scale": "none",
+        "updates": [
+            {
+                "at": "AssignSubVariableOp",
+                "op": "AssignSubVariableOp",
+                "functions": [],
+                "evidence": "computed from a gradient scope",
+                "writes": ["AssignSubVariableOp"],
+            }
+        ],
+        "decay_after": ["AssignSubVariableOp"],
+        "native_decays": [],
+        "other_writes": [],
+        "used_by": record["variables"][0]["used_by"],
+    }

@@ -1,0 +1,80 @@
+"""The public names of the package, and when they are imported."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import graphwd
+
+
+def run(program, directory):
+    """What a fresh interpreter prints as JSON."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", f"import json, sys\n{program}"]
+    return json.loads(subprocess.run(command, cwd=directory, env=env, check=True, capture_output=True).stdout)
+
+
+def test_names():
+    assert graphwd.__all__ == sorted(graphwd.__all__)
+    assert {
+        "GraphwdError",
+        "GraphError",
+        "Plan",
+        "PlanError",
+        "Policy",
+        "PolicyError",
+        "RewriteError",
+        "StepError",
+        "UsageError",
+        "load_policy",
+        "plan",
+        "rewrite",
+        "with_weight_decay",
+    } <= set(graphwd.__all__)
+
+
+@pytest.mark.parametrize("name", graphwd.__all__)
+def test_every_name_resolves_and_is_listed(name):
+    value = getattr(graphwd, name)
+    assert value is getattr(graphwd, name)
+    assert name in dir(graphwd)
+    assert inspect.ismodule(value) or value.__name__ == name
+    assert inspect.ismodule(value) or value.__module__.startswith("graphwd.")
+
+
+def test_an_unknown_name():
+    with pytest.raises(AttributeError, match=r"^module 'graphwd' has no attribute 'nope'$"):
+        _ = graphwd.nope
+
+
+def test_importing_and_reading_a_policy_leaves_tensorflow_out(tmp_path):
+    (tmp_path / "policy.yaml").write_text("version: 1\nrules:\n  - weight_decay: 5e-4\n", encoding="utf-8")
+    program = """
+import graphwd
+assert dir(graphwd)
+lazy = sorted(name for name in sys.modules if name.startswith("graphwd."))
+rate = graphwd.load_policy("policy.yaml").rules[0].weight_decay
+try:
+    graphwd.Policy.from_dict({"version": 2})
+except graphwd.PolicyError:
+    print(json.dumps([lazy, rate, [m for m in ("tensorflow", "keras", "numpy", "rich") if m in sys.modules]]))
+"""
+    assert run(program, tmp_path) == [[], 5e-4, []]
+
+
+def test_plan_stays_a_function_after_everything_is_imported():
+    for module in pkgutil.iter_modules(graphwd.__path__):
+        if module.name != "__main__":
+            importlib.import_module(f"graphwd.{module.name}")
+    assert inspect.isfunction(graphwd.plan)
+    assert inspect.isfunction(graphwd.rewrite)
+    assert inspect.isfunction(graphwd.with_weight_decay)
+    assert inspect.isclass(graphwd.Plan)
