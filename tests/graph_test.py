@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tensorflow.core.framework import function_pb2
 
 from graphwd.errors import GraphError
 from graphwd.graph import Body, Callee, Edge, Graph, parse_edge
-
-
-def function(*nodes: str, name="f", arguments=("a",), results=()):
-    """A FunctionDef from lines such as ``sum Add a b:z:0 ^c``."""
-    made = function_pb2.FunctionDef()
-    made.signature.name = name
-    for argument in arguments:
-        made.signature.input_arg.add(name=argument)
-    for i, result in enumerate(results):
-        made.signature.output_arg.add(name=f"r{i}")
-        made.ret[f"r{i}"] = result
-    for line in nodes:
-        node_name, op, *inputs = line.split()
-        made.node_def.add(name=node_name, op=op, input=inputs)
-    return made
+from tests.graphs import function
 
 
 @pytest.mark.parametrize(

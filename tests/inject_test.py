@@ -15,8 +15,8 @@ from graphwd.inject import MARK, _verify, inject, keeps_rate
 from graphwd.planner import EPSILON, make_plan
 from graphwd.policy import Policy
 from graphwd.updates import find_updates
+from tests.graphs import gradient_of, variable
 from tests.lockstep import assert_within_ulps, policy_for
-from tests.updates_test import gradient_of, variable
 
 
 def rewritten(step, rates, *args, **fields):

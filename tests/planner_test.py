@@ -10,7 +10,7 @@ from graphwd.errors import PlanError
 from graphwd.planner import Outcome, make_plan
 from graphwd.policy import Policy
 from graphwd.updates import find_updates
-from tests.updates_test import gradient_of, variable
+from tests.graphs import gradient_of, variable
 
 
 def plan_of(step, rules, *args, **policy):

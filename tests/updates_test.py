@@ -9,23 +9,13 @@ from graphwd.emit_function import read
 from graphwd.errors import GraphError
 from graphwd.graph import Graph
 from graphwd.updates import Evidence, find_updates
-from tests.graph_test import function
+from tests.graphs import function, gradient_of, variable
 
 
 def analyse(step, *args):
     """The account of every trainable variable, by name."""
     traced = tf.function(step).get_concrete_function(*args)
     return {writes.variable.name: writes for writes in find_updates(read(traced)).variables}
-
-
-def variable(name="w", value=(1.0, 2.0), **options):
-    return tf.Variable(value, name=name, **options)
-
-
-def gradient_of(w):
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(tf.square(w) * 3.0)
-    return tape.gradient(loss, w)
 
 
 def test_the_evidence_is_kept():
