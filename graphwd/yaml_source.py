@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union, cast
 
@@ -158,7 +158,8 @@ class _Converter:
 
 
 def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Scalar:
-    implicit = loader.resolve(yaml.ScalarNode, node.value, (True, False)) == node.tag
+    resolve: Callable[[type[yaml.Node], str, tuple[bool, bool]], str] = loader.resolve  # pyright: ignore
+    implicit = resolve(yaml.ScalarNode, node.value, (True, False)) == node.tag
     if node.style is None and implicit and node.tag.endswith(":str") and _YAML_1_2_FLOAT.fullmatch(node.value):
         return float(node.value)
     match node.tag.rpartition(":")[2]:

@@ -1,7 +1,7 @@
 """Random training steps: programs of updates, branches, loops, calls and other writes, made from a seed.
 
-A program runs in two ways: traced, as the step that is rewritten, and eagerly, as the reference, which decays a variable
-by hand after each of its updates. Both run the same code; only in the reference does ``decay`` do anything.
+A program runs in two ways: traced, as the step that is rewritten, and eagerly, as the reference, which decays a
+variable by hand after each of its updates. Both run the same code; only in the reference does ``decay`` do anything.
 """
 
 from __future__ import annotations

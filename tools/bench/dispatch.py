@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -24,13 +25,14 @@ POLICY = {"version": 1, "rules": [{"weight_decay": 1e-3}]}
 
 def make_step() -> Callable[..., tf.Tensor]:
     """A step of SGD on one number."""
-    weight = tf.Variable(1.0, name="weight")
+    weight: Any = tf.Variable(tf.constant(1.0), name="weight")
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.float32)])
     def step(target: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             loss = tf.square(weight - target)
-        weight.assign_sub(1e-3 * tape.gradient(loss, weight))
+        gradient: Any = tape.gradient(loss, weight)
+        weight.assign_sub(1e-3 * gradient)
         return loss
 
     return step
