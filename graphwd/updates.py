@@ -84,11 +84,14 @@ class Write:
         variable: the variable.
         site: where.
         value: what is known of the tensor written (of the gradient, for an Apply op).
+        gradients: taint of the tensor the first time the write is met. In a loop, slot variables carry the gradients
+            of one iteration into the next, and ``value`` has them all.
     """
 
     variable: Variable
     site: Site
     value: Value
+    gradients: int
 
     @property
     def op(self) -> WriteOp:
@@ -230,7 +233,7 @@ def _continues(earlier: Write, later: Write) -> bool:
     return (
         later.op.form is not Form.APPLY
         and earlier.site.path == later.site.path
-        and earlier.value.taint | later.value.taint == earlier.value.taint
+        and earlier.gradients | later.gradients == earlier.gradients
     )
 
 
@@ -355,7 +358,9 @@ class _Interpreter:
         if handle == MANY:
             self.unresolved[site] = None
         elif handle >= 0 and self.graph.variables[handle].trainable:
-            self.writes[site] = Write(self.graph.variables[handle], site, value)
+            met = self.writes.get(site)
+            gradients = met.gradients if met else value.taint
+            self.writes[site] = Write(self.graph.variables[handle], site, value, gradients)
         else:
             self._store(handle, value, replace=op.form is Form.ASSIGN and op.rows is None)
         return [Value(handle=handle)] if op.reference else []

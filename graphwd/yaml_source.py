@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Union, cast
+from typing import Any, Union, cast
 
 import yaml
 
@@ -158,8 +158,7 @@ class _Converter:
 
 
 def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Scalar:
-    resolve: Callable[[type[yaml.Node], str, tuple[bool, bool]], str] = loader.resolve  # pyright: ignore
-    implicit = resolve(yaml.ScalarNode, node.value, (True, False)) == node.tag
+    implicit = _implicit_tag(loader, node.value) == node.tag
     if node.style is None and implicit and node.tag.endswith(":str") and _YAML_1_2_FLOAT.fullmatch(node.value):
         return float(node.value)
     match node.tag.rpartition(":")[2]:
@@ -175,6 +174,11 @@ def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Scalar:
             return float(loader.construct_yaml_float(node))
         case _:  # Text, and what YAML 1.1 takes for dates: a policy has none, so they stay the text they were.
             return str(node.value)
+
+
+def _implicit_tag(loader: yaml.SafeLoader, text: str) -> str:
+    resolve: Any = loader.resolve  # pyright: ignore[reportUnknownMemberType]
+    return str(resolve(yaml.ScalarNode, text, (True, False)))
 
 
 def _shorten(text: str) -> str:

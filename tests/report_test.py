@@ -208,9 +208,9 @@ def plan():
         Variable(1, "bias", None, "float32", True),
     )
     frame = Frame("cond", "If", Callee("then_branch", 0, "then_7"))
-    write = Write(kernel, Site((frame,), "sub", "AssignSubVariableOp"), Value(taint=2))
-    native = Write(kernel, Site((), "decay", "AssignSubVariableOp"), Value())
-    clip = Write(kernel, Site((), "clip", "AssignVariableOp"), Value())
+    write = Write(kernel, Site((frame,), "sub", "AssignSubVariableOp"), Value(taint=2), 2)
+    native = Write(kernel, Site((), "decay", "AssignSubVariableOp"), Value(), 0)
+    clip = Write(kernel, Site((), "clip", "AssignVariableOp"), Value(), 0)
     writes = VariableWrites(kernel, (Update(kernel, (write,)),), (native,), (clip,), frozenset({"MatMul", "Conv2D"}))
     rule = Rule(Selectors(), 0.1, Semantics(Mode.DECOUPLED), where="policy.yaml:3")
     decided = Decision(kernel, Outcome.DECAY, rule, writes, (Injection(kernel, write.site, 0.1),))

@@ -223,3 +223,15 @@ def test_a_call_with_the_wrong_number_of_arguments_is_refused():
     root.node_def[0].attr["f"].func.name = "f"
     with pytest.raises(GraphError, match="gives 2 arguments to 'f', which takes 1"):
         find_updates(Graph(root, [function(name="f")], {}, []))
+
+
+def test_a_slot_variable_does_not_carry_a_gradient_back_through_a_loop():
+    w, momentum = variable(), variable("momentum", trainable=False)
+
+    def step():
+        for _ in tf.range(3):
+            for _ in range(2):
+                momentum.assign(0.9 * momentum + gradient_of(w))
+                w.assign_sub(0.1 * momentum)
+
+    assert [len(update.writes) for update in analyse(step)["w"].updates] == [1, 1]
