@@ -137,7 +137,7 @@ def _define_step(values: flags.FlagValues) -> None:
 def _define_rewrite(values: flags.FlagValues) -> None:
     _define_step(values)
     flags.DEFINE_string(
-        "output", None, "the SavedModel directory to write; by default NAME_decayed", flag_values=values
+        "output", None, "the SavedModel directory to write; by default ATTR_decayed", flag_values=values
     )
 
 
@@ -184,7 +184,10 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
     found = find_step(text, values["module"].value)
     decided = plan(concrete_functions(found.step, found.name)[0], policy)
-    print(_FORMATS[str(values["format"].value)](decided.record()))
+    record = decided.record()
+    if values["format"].value == "table":
+        record["problems"] = []  # they go to standard error, below
+    print(_FORMATS[str(values["format"].value)](record))
     decided.check()
 
 
@@ -241,7 +244,8 @@ COMMANDS: Mapping[str, _Command] = {
     ),
     "plan": _Command(
         "plan --policy policy.yaml [--format table|json|html] STEP_FN",
-        f"Shows what rewrite would do: every trainable variable, its rule, its updates. Writes nothing.\n\n{_STEP_FN}",
+        "Shows what rewrite would do: every trainable variable, its rule, its updates. Writes nothing. Exits with 1\n"
+        f"where rewrite would refuse.\n\n{_STEP_FN}",
         _define_plan,
         _plan,
     ),

@@ -85,7 +85,12 @@ def trace(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Concre
     except GraphwdError:
         raise
     except Exception as error:
-        raise StepError(f"the step does not trace: {type(error).__name__}: {error}") from error
+        hint = ""
+        if isinstance(error, TypeError) and not args and not kwargs:
+            hint = "; give its arguments, or specs of them"
+        elif "'NoneType' object has no attribute" in str(error):
+            hint = "; a tf.function holds the object whose method it is weakly: keep that object alive"
+        raise StepError(f"the step does not trace: {type(error).__name__}: {error}{hint}") from error
 
 
 def read(step: ConcreteFunction) -> Graph:

@@ -40,7 +40,7 @@ def concrete_functions(step: Any, name: str) -> list[ConcreteFunction]:
         return found
     raise StepError(
         f"{name}: the tf.function has no input_signature and was never traced, so its arguments are not known; give "
-        "it an input_signature, or call its get_concrete_function in a function that returns it, and name that"
+        "it an input_signature, or call its get_concrete_function where the file is imported"
     )
 
 

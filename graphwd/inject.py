@@ -58,7 +58,7 @@ class _Branch:
 
     def signature(self) -> tuple[object, ...]:
         """What tells two rewritings of one body apart: not the variables, but what is done at which node."""
-        here = tuple(sorted((node, i.rate, i.variable.dtype) for node, i in self.here.items()))
+        here = tuple(sorted((node, i.rate, i.variable.dtype, i.rows) for node, i in self.here.items()))
         below = tuple(sorted((frame, branch.signature()) for frame, branch in self.calls.items()))
         return here, below
 
@@ -182,7 +182,9 @@ class _NodeMaker:
         multiplies = keeps_rate(rate, EPSILON[_compute_dtype(dtype)])
         factor = self._factor(1 - rate if multiplies else rate, _compute_dtype(dtype))
         handle = self.write.input[0]
-        if (rows := WRITE_OPS[self.write.op].rows) is not None:
+        if injection.rows:
+            rows = WRITE_OPS[self.write.op].rows
+            assert rows is not None
             return self._decay_rows(handle, self.write.input[rows], factor, injection, multiplies=multiplies)
         read = self._add("read", "ReadVariableOp", [handle, f"^{self.write.name}"], dtype=dtype)
         scaled = self._scaled(f"{read}:value:0", factor, dtype)

@@ -11,7 +11,7 @@ from typing import Any
 from graphwd.errors import PlanError
 from graphwd.graph import Variable
 from graphwd.matching import Subject
-from graphwd.policy import Mode, Order, Policy, Rule, Scale, Updates
+from graphwd.policy import PRESETS, Mode, Policy, Rule, Semantics, Sparse, Updates
 from graphwd.report import as_table
 from graphwd.updates import Analysis, Site, Update, VariableWrites
 
@@ -37,11 +37,13 @@ class Injection:
         variable: what is decayed.
         site: the write after which it is.
         rate: the factor is 1 - rate.
+        rows: whether only the rows are decayed that the write touches.
     """
 
     variable: Variable
     site: Site
     rate: float
+    rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class Plan:
 
 
 class _RefusedError(Exception):
-    """Why one variable cannot be decayed as asked."""
+    """Why a variable cannot be decayed as asked; said once for all variables of a rule that have the same reason."""
 
 
 def make_plan(analysis: Analysis, policy: Policy) -> Plan:
@@ -119,14 +121,14 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     Returns:
         The plan; what does not fit together is in its ``problems``, not raised.
     """
-    problems: list[str] = [*_step_problems(analysis)]
-    decisions: list[Decision] = []
-    for writes in analysis.variables:
-        decision, refusal = _decide(writes, policy)
-        decisions.append(decision)
-        problems += refusal
-    problems += _policy_problems(decisions, policy)
-    return Plan(tuple(decisions), tuple(problems), tuple(_notes(decisions, policy)))
+    decided = [_decide(writes, policy) for writes in analysis.variables]
+    decisions = tuple(decision for decision, _ in decided)
+    problems = [
+        *_step_problems(analysis),
+        *_grouped((decision, reason) for decision, reason in decided if reason),
+        *(_policy_problems(decisions, policy) if decisions else ()),
+    ]
+    return Plan(decisions, tuple(problems), tuple(_notes(decisions, policy)))
 
 
 def subject(writes: VariableWrites) -> Subject:
@@ -135,47 +137,63 @@ def subject(writes: VariableWrites) -> Subject:
     return Subject(variable.name, variable.rank, variable.dtype, variable.path, writes.used_by)
 
 
-def _decide(writes: VariableWrites, policy: Policy) -> tuple[Decision, list[str]]:
-    """The decision for one variable and, where it is a refusal, why."""
+def _decide(writes: VariableWrites, policy: Policy) -> tuple[Decision, str]:
+    """The decision for one variable and, where it is a refusal, why; else no text."""
     variable = writes.variable
     rule = policy.decide(subject(writes))
     if rule is None:
-        return Decision(variable, Outcome.UNMATCHED, None, writes), []
+        return Decision(variable, Outcome.UNMATCHED, None, writes), ""
     if rule.weight_decay == 0:
-        return Decision(variable, Outcome.EXEMPT, rule, writes), []
+        return Decision(variable, Outcome.EXEMPT, rule, writes), ""
     if not writes.updates:
-        return Decision(variable, Outcome.NO_UPDATE, rule, writes), []
+        return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
     try:
-        _check_supported(variable, rule, writes)
-        chosen = _choose(variable, rule, writes.updates)
+        _check_supported(rule, writes)
+        chosen = _choose(rule, writes.updates)
     except _RefusedError as reason:
-        return Decision(variable, Outcome.REFUSED, rule, writes), [str(reason)]
-    injections = tuple(Injection(variable, update.site, rule.weight_decay) for update in chosen)
-    return Decision(variable, Outcome.DECAY, rule, writes, injections), []
+        return Decision(variable, Outcome.REFUSED, rule, writes), str(reason)
+    injections = tuple(Injection(variable, u.site, rule.weight_decay, _rows_only(u, rule)) for u in chosen)
+    return Decision(variable, Outcome.DECAY, rule, writes, injections), ""
 
 
-def _check_supported(variable: Variable, rule: Rule, writes: VariableWrites) -> None:
-    meaning = rule.semantics
-    if meaning.mode is not Mode.DECOUPLED or meaning.order is not Order.AFTER or meaning.scale is not Scale.NONE:
+def _rows_only(update: Update, rule: Rule) -> bool:
+    return update.writes[-1].op.rows is not None and rule.sparse is Sparse.TOUCHED
+
+
+def _check_supported(rule: Rule, writes: VariableWrites) -> None:
+    meaning, dtype = rule.semantics, writes.variable.dtype
+    if meaning != Semantics():
         raise _RefusedError(
-            f"{rule.where}: this version injects 'semantics: decoupled' only (decay after the update, unscaled), "
-            f"and '{variable.name}' is asked to have mode {meaning.mode.value}, order {meaning.order.value}, "
-            f"scale {meaning.scale.value}"
+            f"this version injects 'semantics: decoupled' only, and the rule asks for {_spelled(meaning)}; "
+            "write 'semantics: decoupled'"
         )
-    if variable.dtype not in EPSILON:
+    if any(write.op.reference for update in writes.updates for write in update.writes):
         raise _RefusedError(
-            f"{rule.where}: '{variable.name}' has dtype {variable.dtype}, which cannot be decayed; "
-            f"give it a rule with 'weight_decay: 0' (decay is for {', '.join(EPSILON)})"
+            "a v1 reference variable, which this version finds but does not decay; make it a resource variable "
+            "(use_resource=True)"
+        )
+    if dtype not in EPSILON:
+        raise _RefusedError(
+            f"the dtype {dtype} cannot be decayed ({', '.join(EPSILON)} can); write 'weight_decay: 0' for it"
         )
     if writes.native_decays and not rule.allow_double_decay:
         places = ", ".join(f"{place(write.site)} ({write.site.op})" for write in writes.native_decays)
         raise _RefusedError(
-            f"{rule.where}: the step already decays '{variable.name}' itself, at {places}; switch that off, give the "
-            f"variable 'weight_decay: 0', or write 'double_decay: allow' to decay it twice"
+            f"the step already decays it, at {places}; switch that off, write 'weight_decay: 0' for it, or write "
+            "'double_decay: allow' to decay it twice"
         )
 
 
-def _choose(variable: Variable, rule: Rule, updates: Sequence[Update]) -> Sequence[Update]:
+def _spelled(meaning: Semantics) -> str:
+    """A meaning as a policy writes it: its presets, then its fields."""
+    names = [f"'{name}'" for name, preset in PRESETS.items() if preset == meaning]
+    if meaning.mode is Mode.COUPLED:
+        return f"{' or '.join(names)} (mode coupled)"
+    fields = f"order {meaning.order.value}, scale {meaning.scale.value}"
+    return f"{' or '.join(names)} ({fields})" if names else fields
+
+
+def _choose(rule: Rule, updates: Sequence[Update]) -> Sequence[Update]:
     """The updates that carry the decay: all where at most one of them can happen in a run."""
     match rule.updates:
         case Updates.EACH:
@@ -189,8 +207,8 @@ def _choose(variable: Variable, rule: Rule, updates: Sequence[Update]) -> Sequen
                 return updates
             places = "".join(f"\n  {place(update.site)} ({update.site.op})" for update in updates)
             raise _RefusedError(
-                f"{rule.where}: '{variable.name}' is updated {len(updates)} times in one step, so where its decay "
-                f"belongs is ambiguous; write 'updates: each', 'last' or 'first' in the rule:{places}"
+                f"updated {len(updates)} times in one step, so where the decay belongs is ambiguous; write "
+                f"'updates: each', 'last' or 'first' in the rule:{places}"
             )
 
 
@@ -212,6 +230,7 @@ def _record(decision: Decision) -> dict[str, Any]:
         "mode": rule and rule.semantics.mode.value,
         "order": rule and rule.semantics.order.value,
         "scale": rule and rule.semantics.scale.value,
+        "rows": "touched" if any(injection.rows for injection in decision.injections) else "all",
         "updates": [
             {
                 "at": place(update.site),
@@ -277,15 +296,27 @@ def _notes(decisions: Sequence[Decision], policy: Policy) -> Iterator[str]:
         matches = [d.variable.name for d in decisions if rule.selectors.match(subject(d.writes))]
         if matches and rule.selectors.any_given and id(rule) not in deciding:
             yield f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({_listed(matches)})"
-    for decision in decisions:
-        variable, rule = decision.variable, decision.rule
-        if decision.outcome is Outcome.NO_UPDATE and rule is not None:
-            yield f"{rule.where}: '{variable.name}' is not decayed: the step never updates it"
-        if decision.outcome is Outcome.DECAY and rule is not None and rule.weight_decay < EPSILON[variable.dtype] / 4:
-            yield (
-                f"{rule.where}: {rule.weight_decay:g} is too small to change any {variable.dtype} weight of "
-                f"'{variable.name}'"
-            )
+    yield from _grouped(
+        (decision, "not decayed: the step never updates it")
+        for decision in decisions
+        if decision.outcome is Outcome.NO_UPDATE
+    )
+    yield from _grouped(
+        (decision, f"{injection.rate:g} is too small to change any {decision.variable.dtype} weight")
+        for decision in decisions
+        for injection in decision.injections[:1]
+        if injection.rate < EPSILON[decision.variable.dtype] / 4
+    )
+
+
+def _grouped(reasons: Iterable[tuple[Decision, str]]) -> Iterator[str]:
+    """One line for all variables that share a rule and a reason."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for decision, reason in reasons:
+        where = decision.rule.where if decision.rule else ""
+        names.setdefault((where, reason), []).append(decision.variable.name)
+    for (where, reason), together in names.items():
+        yield f"{where}: {_listed(together)}: {reason}"
 
 
 def _listed(names: Iterable[str], most: int = 6) -> str:

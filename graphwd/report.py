@@ -115,7 +115,8 @@ def _decay(variable: Mapping[str, Any]) -> str:
     if variable["mode"] == "coupled":
         return f"{variable['weight_decay']:g} coupled"
     scale = " × lr" if variable["scale"] == "lr" else ""
-    return f"{variable['weight_decay']:g}{scale} {variable['order']}"
+    rows = ", rows touched" if variable["rows"] == "touched" else ""
+    return f"{variable['weight_decay']:g}{scale} {variable['order']} update{rows}"
 
 
 def _summary(record: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import importlib.util
 import os
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from graphwd.emit_function import is_concrete, is_polymorphic
-from graphwd.errors import StepError
+from graphwd.errors import StepError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,14 @@ def find_step(text: str, module: str | None = None) -> NamedStep:
     container, colon, attribute = text.rpartition(":")
     if os.path.isdir(container if colon else text):
         raise StepError(f"{text}: SavedModel directories cannot be rewritten by this version; name the Python step")
+    if text.endswith(".py"):
+        raise StepError(f"{text}: names a file but no attribute; write {text}:step_fn")
+    if colon and module is not None:
+        raise UsageError(f"{text} says itself where it is; leave --module {module} out")
     if not colon:
         container, attribute = module or "step_fn.py", text
+        if module is None and not os.path.isfile(container):
+            raise StepError(f"{text}: a plain name is looked for in ./step_fn.py, which does not exist; give --module")
     return _as_step(_attribute(_load(container), container, attribute), f"{container}:{attribute}")
 
 
@@ -82,10 +89,7 @@ def _imports_from(folder: Path, container: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == container:
             raise StepError(f"{container}: no such module; name a file as path/to/file.py:attr") from None
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise StepError(
-            f"{container} does not import: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
-        ) from None
+        raise StepError(f"{container} does not import: {_told(error)}") from None
     finally:
         sys.path.remove(str(folder))
 
@@ -96,9 +100,13 @@ def _attribute(module: ModuleType, container: str, attribute: str) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            candidates = sorted(name for name, value in vars(module).items() if _is_step(value))
-            known = f"; it has {', '.join(candidates)}" if candidates else ""
-            raise StepError(f"{container}: no attribute '{attribute}'{known}") from None
+            names = [name for name in dir(found) if not name.startswith("_")]
+            close = difflib.get_close_matches(part, names, n=1)
+            steps = sorted(name for name, value in vars(module).items() if _is_step(value))
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            if steps and not close:
+                hint = f"; its tf.functions are {', '.join(map(repr, steps))}"
+            raise StepError(f"{container}: no attribute '{attribute}'{hint}") from None
         except Exception as error:
             raise StepError(f"{container}: reading '{attribute}' failed: {type(error).__name__}: {error}") from None
     return found
@@ -114,12 +122,22 @@ def _as_step(found: Any, where: str) -> NamedStep:
         made = found()
     except (Exception, SystemExit) as error:
         raise StepError(
-            f"{where} is not a tf.function, and calling it without arguments to get one failed: "
-            f"{type(error).__name__}: {error}"
+            f"{where} is not a tf.function, and calling it without arguments to get one failed: {_told(error)}; "
+            "decorate a step with tf.function(input_signature=...)"
         ) from None
     if not _is_step(made):
         raise StepError(f"{where} returned a {type(made).__name__}; return a tf.function or a ConcreteFunction")
     return NamedStep(name, made)
+
+
+def _told(error: BaseException) -> str:
+    """What an exception of the user's code says, and the line of that code it came from."""
+    text = f"{type(error).__name__}: {error}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in (__file__, importlib.__file__)]
+    frames = [f for f in frames if not f.filename.startswith("<frozen")]
+    if isinstance(error, SyntaxError) or not frames:
+        return text
+    return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def _is_step(value: object) -> bool:

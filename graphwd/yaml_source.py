@@ -177,8 +177,8 @@ def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Scalar:
 
 
 def _implicit_tag(loader: yaml.SafeLoader, text: str) -> str:
-    resolve: Any = loader.resolve  # pyright: ignore[reportUnknownMemberType]
-    return str(resolve(yaml.ScalarNode, text, (True, False)))
+    untyped: Any = loader
+    return str(untyped.resolve(yaml.ScalarNode, text, (True, False)))
 
 
 def _shorten(text: str) -> str:

@@ -110,7 +110,9 @@ def broken(text: str) -> str:
         (None, "step_fn", 2, "policy.yaml: cannot be read: No such file"),
         (POLICY, "nofile.py:step_fn", 1, "nofile.py: no such file"),
         (POLICY, "no_module:step_fn", 1, "no_module: no such module"),
-        (POLICY, "step_fn.py:stepfn", 1, "step_fn.py: no attribute 'stepfn'; it has restore, step_fn"),
+        (POLICY, "step_fn.py:stepfn", 1, "step_fn.py: no attribute 'stepfn'; did you mean 'step_fn'?"),
+        (POLICY, "step_fn.py:bogus", 1, "step_fn.py: no attribute 'bogus'; its tf.functions are 'restore', 'step_fn'"),
+        (POLICY, "step_fn.py", 1, "step_fn.py: names a file but no attribute; write step_fn.py:step_fn"),
         (POLICY, "step_fn.py:restore", 1, "not a training step: no trainable variable is updated from a gradient"),
         (POLICY, "step_fn.py:needs_arguments", 1, "calling it without arguments to get one failed: TypeError"),
         (POLICY, "step_fn.py:trainer.late", 1, "step_fn.py: reading 'trainer.late' failed: ValueError: not now"),
@@ -163,6 +165,7 @@ def test_a_step_that_does_not_import(folder, source, message):
         (["plan", "--policy", "policy.yaml", "a", "b"], "exactly one STEP_FN is needed, got a b"),
         (["plan", "--polici", "policy.yaml", "a"], "Unknown command line flag 'polici'"),
         (["plan", "--policy", "policy.yaml", "--format", "xml", "a"], "value should be one of <table|json|html>"),
+        (["plan", "--policy", "policy.yaml", "--module", "a.py", "b.py:step"], "leave --module a.py out"),
         (["help", "nothing"], "name one topic: "),
     ],
 )

@@ -116,7 +116,8 @@ def test_one_body_for_variables_of_different_rates_is_cloned_and_for_equal_ones_
     assert called[3] in [n.attr["f"].func.name for n in before.node_def if n.op == "StatefulPartitionedCall"]
 
 
-def test_sparse_updates_decay_each_touched_row_once():
+@pytest.mark.parametrize(("sparse", "expected"), [("touched", [1.0, 1.0, 4.0, 4.0]), ("all", [0.5, 1.0, 2.0, 4.0])])
+def test_sparse_updates_decay_each_touched_row_once_or_all_of_them(sparse, expected):
     table = variable("table", [[1.0], [2.0], [4.0], [8.0]])
 
     @tf.function
@@ -125,8 +126,11 @@ def test_sparse_updates_decay_each_touched_row_once():
             loss = tf.reduce_sum(tf.gather(table, rows)) * 0.0
         table.scatter_sub(tape.gradient(loss, table))
 
-    graphwd.rewrite(step, policy_for({"table": 0.5}))(tf.constant([1, 3, 1]))
-    assert table.numpy().ravel().tolist() == [1.0, 1.0, 4.0, 4.0]
+    rows = tf.constant([1, 3, 1])
+    policy = policy_for({"table": 0.5}, sparse=sparse)
+    assert graphwd.plan(step, policy, rows).record()["variables"][0]["rows"] == sparse
+    graphwd.rewrite(step, policy)(rows)
+    assert table.numpy().ravel().tolist() == expected
 
 
 def test_the_original_is_left_alone():

@@ -30,7 +30,10 @@ def exported(module, base, *abstract):
 
 
 KERAS = exported(keras.optimizers, keras.optimizers.Optimizer)
-TF_KERAS = exported(tf_keras.optimizers, tf_keras.optimizers.Optimizer)
+TF_KERAS = [
+    *exported(tf_keras.optimizers, tf_keras.optimizers.Optimizer),
+    tf_keras.mixed_precision.LossScaleOptimizer,
+]
 LEGACY = exported(tf_keras.optimizers.legacy, tf_keras.optimizers.legacy.Optimizer)
 V1 = exported(tf.compat.v1.train, tf.compat.v1.train.Optimizer)
 SONNET = exported(snt.optimizers, snt.Optimizer)

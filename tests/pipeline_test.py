@@ -142,3 +142,26 @@ def test_a_rewritten_step_keeps_its_variables_alive():
     del looping
     gc.collect()
     assert np.isfinite(rewritten(*batch).numpy())
+
+
+def test_a_function_shared_with_an_untouched_step_stays_as_it_is_there():
+    kernel = tf.Variable([4.0], name="kernel")
+
+    @tf.function
+    def update(gradient):
+        kernel.assign_sub(gradient)
+
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(kernel)
+        update(tape.gradient(loss, kernel))
+
+    decayed, untouched = tf.function(step), tf.function(step)
+    plain = untouched.get_concrete_function()
+    rewritten = graphwd.rewrite(decayed.get_concrete_function(), policy_for({"kernel": 0.5}))
+    rewritten()
+    assert kernel.numpy() == 1.5
+    plain()
+    assert kernel.numpy() == 0.5
+    untouched()
+    assert kernel.numpy() == -0.5

@@ -7,10 +7,13 @@ import tensorflow as tf
 
 from graphwd.emit_function import read
 from graphwd.errors import PlanError
+from graphwd.graph import Graph, Variable
 from graphwd.planner import Outcome, make_plan
 from graphwd.policy import Policy
-from graphwd.updates import find_updates
-from tests.graphs import gradient_of, variable
+from graphwd.update_ops import WRITE_OPS
+from graphwd.updates import Analysis, Site, Update, VariableWrites, Write, find_updates
+from graphwd.values import NOTHING
+from tests.graphs import function, gradient_of, variable
 
 
 def plan_of(step, rules, *args, **policy):
@@ -45,7 +48,7 @@ def test_every_trainable_variable_is_there_once(net):
         "net/frozen": Outcome.NO_UPDATE,
     }
     assert plan.problems == ()
-    assert plan.notes == ("policy: rules[1]: 'net/frozen' is not decayed: the step never updates it",)
+    assert plan.notes == ("policy: rules[1]: 'net/frozen': not decayed: the step never updates it",)
     (injection,) = plan.injections
     assert (injection.variable.name, injection.rate, injection.site.op) == ("net/kernel", 0.1, "AssignSubVariableOp")
 
@@ -90,7 +93,7 @@ def test_several_updates_need_a_word():
     plan = plan_of(step, [{"weight_decay": 0.1}])
     assert outcomes(plan) == {"w": Outcome.REFUSED}
     assert plan.problems[0].startswith(
-        "policy: rules[0]: 'w' is updated 3 times in one step, so where its decay belongs is ambiguous; write "
+        "policy: rules[0]: 'w': updated 3 times in one step, so where the decay belongs is ambiguous; write "
         "'updates: each', 'last' or 'first' in the rule:\n  AssignSubVariableOp (AssignSubVariableOp)\n"
     )
     for choice, count in (("each", 3), ("last", 1), ("first", 1)):
@@ -125,22 +128,24 @@ def test_double_decay_needs_a_word():
         w.assign_sub(gradient_of(w))
 
     plan = plan_of(step, [{"weight_decay": 0.1}])
-    assert "the step already decays 'w' itself, at AssignSubVariableOp (AssignSubVariableOp)" in plan.problems[0]
+    assert "'w': the step already decays it, at AssignSubVariableOp (AssignSubVariableOp)" in plan.problems[0]
     assert plan_of(step, [{"weight_decay": 0.1, "double_decay": "allow"}]).problems == ()
     assert plan_of(step, [{"weight_decay": 0}]).problems == ()
 
 
 @pytest.mark.parametrize("semantics", ["adamw", "tfa", "l2", "cuda-convnet"])
-def test_what_is_not_injected_yet_is_refused(net, semantics):
+def test_what_is_not_injected_yet_is_refused_once_for_all_variables(net, semantics):
     plan = plan_of(net, [{"weight_decay": 0.1, "semantics": semantics}])
-    assert "this version injects 'semantics: decoupled' only" in plan.problems[0]
+    (problem,) = plan.problems
+    assert problem.startswith("policy: rules[0]: 'net/kernel', 'net/bias': this version injects 'semantics: decoupled'")
+    assert f"'{semantics}'" in problem
     assert plan.injections == ()
 
 
 def test_a_step_that_trains_nothing():
     w, counter = variable(), variable("counter", 0.0, trainable=False)
-    plan = plan_of(lambda: counter.assign_add(1.0), [])
-    assert plan.problems[0] == "this is not a training step: it touches no trainable variable"
+    plan = plan_of(lambda: counter.assign_add(1.0), [{"name": "x", "weight_decay": 0.1}])
+    assert plan.problems == ("this is not a training step: it touches no trainable variable",)
     plan = plan_of(lambda: tf.identity(w), [{"weight_decay": 0}])
     assert plan.problems == ("this is not a training step: no trainable variable is updated from a gradient ('w')",)
 
@@ -148,7 +153,7 @@ def test_a_step_that_trains_nothing():
 def test_rates_without_effect_are_noted():
     w = variable("w", tf.constant([1.0], tf.bfloat16))
     plan = plan_of(lambda: w.assign_sub(gradient_of_half(w)), [{"weight_decay": 1e-4}])
-    assert plan.notes == ("policy: rules[0]: 0.0001 is too small to change any bfloat16 weight of 'w'",)
+    assert plan.notes == ("policy: rules[0]: 'w': 0.0001 is too small to change any bfloat16 weight",)
 
 
 def gradient_of_half(w):
@@ -160,7 +165,7 @@ def gradient_of_half(w):
 def test_a_dtype_that_cannot_be_decayed_is_refused():
     w = variable("w", tf.constant([1.0 + 2.0j]))
     plan = plan_of(lambda: w.assign_sub(gradient_of_half(w)), [{"weight_decay": 0.1}])
-    assert "'w' has dtype complex128, which cannot be decayed" in plan.problems[0]
+    assert "'w': the dtype complex128 cannot be decayed" in plan.problems[0]
 
 
 def test_a_variable_that_goes_where_nobody_follows_is_a_problem():
@@ -189,6 +194,7 @@ def test_the_record_has_the_documented_keys(net):
         "mode": "decoupled",
         "order": "after",
         "scale": "none",
+        "rows": "all",
         "updates": [
             {
                 "at": "AssignSubVariableOp",
@@ -203,3 +209,13 @@ def test_the_record_has_the_documented_keys(net):
         "other_writes": [],
         "used_by": record["variables"][0]["used_by"],
     }
+
+
+def test_a_v1_reference_variable_is_found_and_refused():
+    root = function("w VariableV2", "u ApplyGradientDescent w alpha:0 a", "alpha Const", name="root")
+    w = Variable(0, "w", (1,), "float32", trainable=True)
+    site = Site((), "u", "ApplyGradientDescent")
+    assert [node.op for node in Graph(root, [], {}, []).root.nodes if node.op in WRITE_OPS] == [site.op]
+    writes = VariableWrites(w, (Update(w, (Write(w, site, NOTHING, 0),)),), (), (), frozenset())
+    plan = make_plan(Analysis((writes,), (), ()), Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.1}]}))
+    assert "'w': a v1 reference variable, which this version finds but does not decay" in plan.problems[0]

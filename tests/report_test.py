@@ -30,6 +30,7 @@ def variable(name="net/kernel", **changes):
         "mode": "decoupled",
         "order": "after",
         "scale": "none",
+        "rows": "all",
         "updates": [{"op": "AssignSubVariableOp", "at": "If [then_branch] > sub"}],
         **changes,
     }
@@ -82,7 +83,7 @@ FULL_ROWS = [
         "net/kernel",
         "3×2",
         "float32",
-        "0.0005 after",
+        "0.0005 after update",
         "policy.yaml:3",
         "AssignSubVariableOp at If [then_branch] > sub",
     ],
@@ -120,17 +121,18 @@ def test_page_escapes_markup_and_loads_nothing():
     page = as_html(record(variable(evil, **fields), problems=[evil], notes=[evil]))
     assert page.count("&lt;script&gt;alert(&#x27;{0}&#x27;)&lt;/script&gt;") == 7
     assert not {"script", "link", "img", "iframe"} & set(Cells(page).tags)
-    assert Cells(page).rows[1] == [evil, "3×2", evil, "0.0005 after", evil, f"{evil} at {evil}"]
+    assert Cells(page).rows[1] == [evil, "3×2", evil, "0.0005 after update", evil, f"{evil} at {evil}"]
 
 
 @pytest.mark.parametrize(
     ("changes", "decay"),
     [
-        ({}, "0.0005 after"),
-        ({"order": "before"}, "0.0005 before"),
-        ({"scale": "lr", "order": "before"}, "0.0005 × lr before"),
+        ({}, "0.0005 after update"),
+        ({"order": "before"}, "0.0005 before update"),
+        ({"scale": "lr", "order": "before"}, "0.0005 × lr before update"),
         ({"mode": "coupled"}, "0.0005 coupled"),
-        ({"weight_decay": 1e-7}, "1e-07 after"),
+        ({"rows": "touched"}, "0.0005 after update, rows touched"),
+        ({"weight_decay": 1e-7}, "1e-07 after update"),
         ({"outcome": "no update"}, "no update"),
         ({"outcome": "refused"}, "refused"),
     ],
@@ -185,7 +187,7 @@ def test_several_updates():
 def test_names_survive_literally(name):
     update = {"op": "AssignVariableOp", "at": name}
     row = table_rows(as_table(record(variable(name, rule=name, updates=[update]))))[2]
-    assert row == [name, "3×2", "float32", "0.0005 after", name, f"AssignVariableOp at {name}"]
+    assert row == [name, "3×2", "float32", "0.0005 after update", name, f"AssignVariableOp at {name}"]
 
 
 def test_a_narrow_table_fits_and_loses_nothing():
@@ -233,6 +235,7 @@ def test_record_of_a_plan_round_trips_with_exactly_these_keys():
                 "mode": "decoupled",
                 "order": "after",
                 "scale": "none",
+                "rows": "all",
                 "updates": [
                     {
                         "at": "cond [then_branch] > sub",
@@ -258,6 +261,7 @@ def test_record_of_a_plan_round_trips_with_exactly_these_keys():
                 "mode": None,
                 "order": None,
                 "scale": None,
+                "rows": "all",
                 "updates": [],
                 "decay_after": [],
                 "native_decays": [],
