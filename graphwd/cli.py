@@ -167,9 +167,10 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
     from graphwd.export import export
     from graphwd.steps import find_step
 
-    found = find_step(text, values["module"].value)
-    target = values["output"].value or f"{found.name}_decayed"
-    plan = export(found.step, found.name, policy, target)
+    with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
+        found = find_step(text, values["module"].value)
+        target = values["output"].value or f"{found.name}_decayed"
+        plan = export(found.step, found.name, policy, target)
     print(as_table(plan.record()))
     print(f"wrote {target}")
 
@@ -182,8 +183,9 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     from graphwd.pipeline import plan
     from graphwd.steps import find_step
 
-    found = find_step(text, values["module"].value)
-    decided = plan(concrete_functions(found.step, found.name)[0], policy)
+    with contextlib.redirect_stdout(sys.stderr):
+        found = find_step(text, values["module"].value)
+        decided = plan(concrete_functions(found.step, found.name)[0], policy)
     record = decided.record()
     if values["format"].value == "table":
         record["problems"] = []  # they go to standard error, below
@@ -216,6 +218,7 @@ def _import_tensorflow() -> None:
     with tempfile.TemporaryFile() as remarks, _redirected(2, remarks.fileno()):
         importlib.import_module("tensorflow").keras  # noqa: B018 - importing Keras makes remarks of its own
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger("graphwd").setLevel(logging.ERROR)  # the plan that is printed has the notes
 
 
 @contextlib.contextmanager

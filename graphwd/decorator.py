@@ -10,10 +10,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from graphwd.emit_function import is_concrete, is_polymorphic, options
+from graphwd.emit_function import is_concrete, is_polymorphic, per_instance
 from graphwd.errors import StepError
 from graphwd.pipeline import rewrite_concrete
-from graphwd.policy import PolicyLike, as_policy
+from graphwd.policy import Policy, PolicyLike, as_policy
 
 
 def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]:
@@ -53,17 +53,23 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
             raise StepError("with_weight_decay takes a function; use graphwd.rewrite for a ConcreteFunction")
         if not callable(step):
             raise StepError(f"a training step must be a function, got a {type(step).__name__}")
-        original: Any = step if is_polymorphic(step) else tf.function(step)
-        rewritten = _Rewritten(loaded)
-
-        @functools.wraps(original.python_function)
-        def decayed_step(*args: Any, **kwargs: Any) -> Any:
-            return rewritten.of(original.get_concrete_function(*args, **kwargs))(*args, **kwargs)
-
-        # The original was converted by AutoGraph when it was traced; only graphwd's own call is left to trace here.
-        return tf.function(decayed_step, autograph=False, **options(original))
+        return _decayed(step if is_polymorphic(step) else tf.function(step), loaded)
 
     return decorate
+
+
+def _decayed(original: Any, policy: Policy) -> Any:
+    """A ``tf.function`` that traces another, rewrites the trace, and calls that."""
+    rewritten = _Rewritten(policy)
+
+    @functools.wraps(original.python_function)
+    def decayed_step(*args: Any, **kwargs: Any) -> Any:
+        return rewritten.of(original.get_concrete_function(*args, **kwargs))(*args, **kwargs)
+
+    def bind(instance: Any, owner: Any) -> Any:
+        return _decayed(original.__get__(instance, owner), policy)
+
+    return per_instance(decayed_step, bind, original)
 
 
 def rewrite(step: Any, policy: PolicyLike) -> Any:
@@ -89,7 +95,7 @@ def rewrite(step: Any, policy: PolicyLike) -> Any:
 class _Rewritten:
     """The rewritten form of each trace, made once: TensorFlow may trace a call twice."""
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._lock = threading.Lock()
         self._by_trace: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -97,5 +103,5 @@ class _Rewritten:
     def of(self, trace: Any) -> Any:
         with self._lock:
             if trace not in self._by_trace:
-                self._by_trace[trace] = rewrite_concrete(trace, self._policy)[0]
+                self._by_trace[trace] = rewrite_concrete(trace, self._policy, keep_variables=False)[0]
             return self._by_trace[trace]

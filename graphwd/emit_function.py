@@ -8,6 +8,8 @@ TensorFlow internals used here, and why there is no public way:
 * ``AtomicFunction``: owns such a registration and drops it with the last reference, as traced functions do.
 * ``ConcreteFunction(atomic)``, ``_captured_inputs``, ``set_external_captures``, ``set_variables``,
   ``graph.replace_capture``: what ``tf.saved_model.load`` itself uses to make callables from function definitions.
+* ``_distributed_container``: the variable whose copy in a replica is captured.
+* ``tf_decorator.make_decorator``: what ``tf.function`` itself uses to look like the function it was made of.
 * ``Function`` (the class of ``tf.function`` objects) and ``_jit_compile``, ``_autograph``, ``_reduce_retracing``,
   ``_list_all_concrete_functions``: the options and traces of a step, which have no public accessor.
 * ``BaseResourceVariable`` and ``_handle``: which variable a captured handle belongs to, without running anything.
@@ -19,6 +21,7 @@ Checked on TensorFlow 2.21.
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -33,6 +36,7 @@ from tensorflow.python.eager.polymorphic_function import (
 )
 from tensorflow.python.framework import function_def_to_graph, ops
 from tensorflow.python.ops import handle_data_util, resource_variable_ops
+from tensorflow.python.util import tf_decorator
 
 from graphwd.errors import GraphwdError, StepError
 from graphwd.graph import Graph, Variable
@@ -84,7 +88,7 @@ def trace(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Concre
         return step.get_concrete_function(*args, **kwargs)
     except GraphwdError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         hint = ""
         if isinstance(error, TypeError) and not args and not kwargs:
             hint = "; give its arguments, or specs of them"
@@ -126,16 +130,16 @@ def read(step: ConcreteFunction) -> Graph:
     return Graph(function, step.graph.as_graph_def().library.function, handles, data)
 
 
-def emit(original: ConcreteFunction, make: Callable[[NewName], Rewritten]) -> ConcreteFunction:
+def emit(original: ConcreteFunction, make: Callable[[NewName], Rewritten], *, keep_variables: bool) -> ConcreteFunction:
     """Makes a concrete function that runs a rewritten body where another runs the original.
 
     Args:
         original: the step that was rewritten; it stays as it is.
         make: makes the rewritten bodies, given what makes new function names.
+        keep_variables: whether the result keeps the variables alive; ``original`` itself refers to them weakly.
 
     Returns:
-        A concrete function with the signature, the captures and the variables of ``original``. It keeps the variables
-        alive: ``original`` itself refers to them weakly.
+        A concrete function with the signature, the captures and the variables of ``original``.
     """
     rewritten = make(_new_name)
     root = rewritten.root
@@ -150,6 +154,8 @@ def emit(original: ConcreteFunction, make: Callable[[NewName], Rewritten]) -> Co
     )
     result: Any = ConcreteFunction(atomic)
     _bind(result, original)
+    if keep_variables:
+        result.graphwd_variables = tuple(variables_of(original))
     return result
 
 
@@ -168,7 +174,6 @@ def _bind(result: Any, original: ConcreteFunction) -> None:
     result.set_variables(list(original.graph.variables))
     result._arg_keywords = original._arg_keywords
     result._num_positional_args = original._num_positional_args
-    result.graphwd_variables = tuple(variables_of(original))
 
 
 def _register(function: FunctionDef, children: list[Any]) -> Any:
@@ -248,7 +253,8 @@ class _Variables:
         found = self._by_handle.get(id(tensor))
         if found is None:
             return None
-        return self._number(id(tensor), _plain_name(found.name), found.shape, found.dtype, bool(found.trainable))
+        name = _primary(found).name.removesuffix(":0")
+        return self._number(id(tensor), name, found.shape, found.dtype, bool(found.trainable))
 
     def argument(self, name: str, spec: Any, tensor: Any) -> Variable | None:
         """The variable that an argument of the step is the handle of."""
@@ -264,5 +270,44 @@ class _Variables:
         return self._numbered[key]
 
 
-def _plain_name(name: str) -> str:
-    return name.removesuffix(":0")
+def _primary(variable: Any) -> Any:
+    """The variable that a user sees: for a replica's copy, the distributed variable that it belongs to."""
+    container = getattr(variable, "_distributed_container", None)
+    found = container() if callable(container) else None
+    return variable if found is None else found
+
+
+class PerInstance(polymorphic_function.Function):
+    """A ``tf.function`` that, as a method, is made anew for each instance.
+
+    TensorFlow binds a method by handing the instance to the Python function. What that function is made of here is
+    another ``tf.function``, which must be bound as well: unbound, it would keep the traces of every instance alive and
+    hold the instance against its ``input_signature``.
+    """
+
+    def __init__(self, python_function: Callable[..., Any], bind: Callable[[Any, Any], Any], **options: Any) -> None:
+        """Makes the function.
+
+        Args:
+            python_function: what is traced.
+            bind: makes the function for an instance and its class.
+            **options: of ``tf.function``.
+        """
+        super().__init__(python_function, getattr(python_function, "__name__", "step"), autograph=False, **options)
+        self._bind = bind
+        self._bound: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        """The function of an instance, the same at every access."""
+        if instance is None:
+            return self
+        if instance not in self._bound:
+            self._bound[instance] = self._bind(instance, owner)
+        return self._bound[instance]
+
+
+def per_instance(python_function: Callable[..., Any], bind: Callable[[Any, Any], Any], step: Any) -> Any:
+    """Makes a ``tf.function`` with the options of ``step``, to be made anew by ``bind`` for each instance."""
+    return tf_decorator.make_decorator(
+        python_function, PerInstance(python_function, bind, **options(step)), decorator_name="tf.function"
+    )

@@ -18,6 +18,8 @@ from graphwd.pipeline import rewrite_concrete
 from graphwd.planner import Plan
 from graphwd.policy import Policy
 
+_VARIABLES = "variables_of_the_step"
+
 
 def concrete_functions(step: Any, name: str) -> list[ConcreteFunction]:
     """The traces that a step can be rewritten by.
@@ -68,6 +70,8 @@ def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str])
     target = Path(target)
     if target.exists():
         raise StepError(f"{target}: exists already; name another --output")
+    if hasattr(tf.Module, name) or name == _VARIABLES:
+        raise StepError(f"a SavedModel cannot hold a function named '{name}'; give the step another name")
     concretes = concrete_functions(step, name)
     results = [rewrite_concrete(concrete, policy) for concrete in concretes]
     holder: Any = tf.Module()

@@ -12,7 +12,7 @@ serves where rounding 1 - rate to the variable's dtype would change the rate by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -130,7 +130,7 @@ class _Writer:
                 _set_callee(nodes[frame.node], frame, self._copy(frame.callee.function, below))
         if branch.here:
             _splice(function, branch.here)
-            _verify(original, function, len(branch.here))
+            _verify(original, function, branch.here)
         return function
 
     def _copy(self, name: str, branch: _Branch) -> str:
@@ -152,16 +152,17 @@ def _set_callee(node: NodeDef, frame: Frame, function: str) -> None:
 def _splice(function: FunctionDef, injections: Mapping[str, Injection]) -> None:
     last: dict[str, str] = {}
     taken = {node.name for node in function.node_def}
-    factors: dict[tuple[str, float, str], str] = {}
+    constants: dict[tuple[str, float, str], str] = {}
     for node in [node for node in function.node_def if node.name in injections]:
-        maker = _NodeMaker(function, node, taken, factors)
+        maker = _NodeMaker(function, node, taken, constants)
         last[node.name] = maker.decay(injections[node.name])
     for node in function.node_def:
         if MARK not in node.attr and any(is_control(text) and text[1:] in last for text in node.input):
             moved = [f"^{last[text[1:]]}" if is_control(text) and text[1:] in last else text for text in node.input]
             del node.input[:]
             node.input.extend(moved)
-    for output, node_name in function.control_ret.items():
+    # Over a copy: a protobuf map that is written while it is iterated skips entries.
+    for output, node_name in list(function.control_ret.items()):
         if node_name in last:
             function.control_ret[output] = last[node_name]
 
@@ -173,7 +174,7 @@ class _NodeMaker:
     function: FunctionDef
     write: NodeDef
     taken: set[str]
-    factors: dict[tuple[str, float, str], str]
+    constants: dict[tuple[str, float, str], str]
 
     def decay(self, injection: Injection) -> str:
         """Adds the nodes and returns the name of the one that all successors must wait for."""
@@ -195,7 +196,8 @@ class _NodeMaker:
         """Decays the rows that a sparse write touched, each once however often an index repeats."""
         dtype = injection.variable.dtype
         index = self.write.attr["Tindices"].type
-        rows = self._add("rows", "Unique", [indices, f"^{self.write.name}"], T=index, out_idx="int32")
+        flat = self._add("indices", "Reshape", [indices, self._vector_shape()], T=index, Tshape="int32")
+        rows = self._add("rows", "Unique", [f"{flat}:output:0", f"^{self.write.name}"], T=index, out_idx="int32")
         read = self._add(
             "read", "ResourceGather", [handle, f"{rows}:y:0", f"^{self.write.name}"], dtype=dtype, Tindices=index
         )
@@ -214,17 +216,26 @@ class _NodeMaker:
         return product
 
     def _factor(self, value: float, dtype: str) -> str:
-        """A constant, one for all writes of the body that have the same device, value and dtype."""
+        """A scalar, one for all writes of the body that have the same device, value and dtype."""
+        return self._constant("factor", value, dtype, [])
+
+    def _vector_shape(self) -> str:
+        """The shape [-1], which makes a vector of any tensor."""
+        return self._constant("vector", -1, "int32", [1])
+
+    def _constant(self, role: str, value: float, dtype: str, shape: Sequence[int]) -> str:
         key = (self.write.device, value, dtype)
-        if key not in self.factors:
-            name = self._add("factor", "Const", [], dtype=dtype)
-            node = self.function.node_def[-1]
-            tensor = node.attr["value"].tensor
+        if key not in self.constants:
+            name = self._add(role, "Const", [], dtype=dtype)
+            tensor = self.function.node_def[-1].attr["value"].tensor
             tensor.dtype = _DTYPES[dtype]  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
             tensor.tensor_shape.SetInParent()
-            (tensor.double_val if dtype == "float64" else tensor.float_val).append(value)
-            self.factors[key] = f"{name}:output:0"
-        return self.factors[key]
+            for size in shape:
+                tensor.tensor_shape.dim.add(size=size)
+            fields = {"float64": tensor.double_val, "float32": tensor.float_val, "int32": tensor.int_val}
+            fields[dtype].append(value)
+            self.constants[key] = f"{name}:output:0"
+        return self.constants[key]
 
     def _add(self, role: str, op: str, inputs: Iterable[str], **dtypes: str | int) -> str:
         name = self._name(role)
@@ -266,12 +277,17 @@ def _compute_dtype(dtype: str) -> str:
     return "float32" if dtype in ("bfloat16", "float16") else dtype
 
 
-def _verify(before: FunctionDef, after: FunctionDef, count: int) -> None:
-    """Checks that a rewritten body is the original plus marked nodes, and that all its edges lead somewhere."""
+def _verify(before: FunctionDef, after: FunctionDef, writes: Collection[str]) -> None:
+    """Checks a rewritten body: the original plus marked nodes, sound edges, and nothing that waits only for a write."""
     kept = [node for node in after.node_def if MARK not in node.attr]
     added = [node for node in after.node_def if MARK in node.attr]
     if [node.name for node in kept] != [node.name for node in before.node_def]:
         raise RewriteError(f"rewriting '{before.signature.name}' lost or reordered nodes of the original")
-    if sum(node.attr[MARK].s == b"decay" for node in added) != count:
-        raise RewriteError(f"rewriting '{before.signature.name}' did not add one decay for each of {count} updates")
+    if sum(node.attr[MARK].s == b"decay" for node in added) != len(writes):
+        raise RewriteError(
+            f"rewriting '{before.signature.name}' did not add one decay for each of {len(writes)} updates"
+        )
+    waited_for = {text[1:] for node in kept for text in node.input if is_control(text)} | {*after.control_ret.values()}
+    if early := waited_for.intersection(writes):
+        raise RewriteError(f"rewriting '{before.signature.name}' left something to wait for {min(early)} undecayed")
     Body(after)  # raises where an edge leads nowhere or a circle was closed

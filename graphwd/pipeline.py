@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import tensorflow as tf
@@ -13,6 +14,8 @@ from graphwd.inject import inject, refuse_rewritten
 from graphwd.planner import Plan, make_plan
 from graphwd.policy import Policy, PolicyLike, as_policy
 from graphwd.updates import find_updates
+
+_LOG = logging.getLogger("graphwd")
 
 
 def plan(step: Any, policy: PolicyLike, /, *args: Any, **kwargs: Any) -> Plan:
@@ -33,12 +36,15 @@ def plan(step: Any, policy: PolicyLike, /, *args: Any, **kwargs: Any) -> Plan:
     return _plan(read(concrete(step, *args, **kwargs)), as_policy(policy))
 
 
-def rewrite_concrete(step: ConcreteFunction, policy: Policy) -> tuple[ConcreteFunction, Plan]:
+def rewrite_concrete(
+    step: ConcreteFunction, policy: Policy, *, keep_variables: bool = True
+) -> tuple[ConcreteFunction, Plan]:
     """Gives a concrete function weight decay.
 
     Args:
         step: the traced training step; it stays as it is.
         policy: the policy.
+        keep_variables: whether the result keeps the variables of the step alive.
 
     Returns:
         A concrete function of the same signature, and the plan that it was made by.
@@ -49,7 +55,10 @@ def rewrite_concrete(step: ConcreteFunction, policy: Policy) -> tuple[ConcreteFu
     graph = read(step)
     decided = _plan(graph, policy)
     decided.check()
-    return emit(step, lambda new_name: inject(graph, decided.injections, new_name)), decided
+    for note in decided.notes:
+        _LOG.warning("%s", note)
+    rewritten = emit(step, lambda new_name: inject(graph, decided.injections, new_name), keep_variables=keep_variables)
+    return rewritten, decided
 
 
 def concrete(step: Any, *args: Any, **kwargs: Any) -> ConcreteFunction:

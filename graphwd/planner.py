@@ -13,7 +13,9 @@ from graphwd.graph import Variable
 from graphwd.matching import Subject
 from graphwd.policy import PRESETS, Mode, Policy, Rule, Semantics, Sparse, Updates
 from graphwd.report import as_table
+from graphwd.update_ops import Form
 from graphwd.updates import Analysis, Site, Update, VariableWrites
+from graphwd.values import MANY
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """For every dtype that can be decayed, the distance from 1 to the next number."""
@@ -128,7 +130,12 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
         *_grouped((decision, reason) for decision, reason in decided if reason),
         *(_policy_problems(decisions, policy) if decisions else ()),
     ]
-    return Plan(decisions, tuple(problems), tuple(_notes(decisions, policy)))
+    notes = [*_notes(decisions, policy)]
+    notes += [
+        f"{place(site)} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
+        for site in analysis.python_calls
+    ]
+    return Plan(decisions, tuple(problems), tuple(notes))
 
 
 def subject(writes: VariableWrites) -> Subject:
@@ -145,11 +152,12 @@ def _decide(writes: VariableWrites, policy: Policy) -> tuple[Decision, str]:
         return Decision(variable, Outcome.UNMATCHED, None, writes), ""
     if rule.weight_decay == 0:
         return Decision(variable, Outcome.EXEMPT, rule, writes), ""
-    if not writes.updates:
+    if not (writes.updates or writes.guesses or writes.others or writes.native_decays):
         return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
     try:
-        _check_supported(rule, writes)
-        chosen = _choose(rule, writes.updates)
+        updates = _certain_updates(rule, writes)
+        _check_supported(rule, writes, updates)
+        chosen = _choose(rule, updates)
     except _RefusedError as reason:
         return Decision(variable, Outcome.REFUSED, rule, writes), str(reason)
     injections = tuple(Injection(variable, u.site, rule.weight_decay, _rows_only(u, rule)) for u in chosen)
@@ -160,14 +168,40 @@ def _rows_only(update: Update, rule: Rule) -> bool:
     return update.writes[-1].op.rows is not None and rule.sparse is Sparse.TOUCHED
 
 
-def _check_supported(rule: Rule, writes: VariableWrites) -> None:
+def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
+    """The updates of a variable that is written; refuses where it is not certain that the writes are updates."""
+    if writes.updates:
+        return writes.updates
+    if not writes.guesses:
+        places = ", ".join(
+            f"{place(write.site)} ({write.site.op})" for write in (*writes.others, *writes.native_decays)
+        )
+        raise _RefusedError(
+            f"the step writes it, but no write is seen to come from a gradient: {places}; if that is right, write "
+            "'weight_decay: 0' for it"
+        )
+    if rule.updates is not Updates.ONE:
+        return writes.guesses
+    places = ", ".join(f"{place(update.site)} ({update.site.op})" for update in writes.guesses)
+    raise _RefusedError(
+        f"written from the step's data, while other variables are updated from gradients: {places}; if it is a "
+        "statistic, write 'weight_decay: 0' for it (or make it not trainable); if it is an update, 'updates: each'"
+    )
+
+
+def _check_supported(rule: Rule, writes: VariableWrites, updates: Sequence[Update]) -> None:
     meaning, dtype = rule.semantics, writes.variable.dtype
     if meaning != Semantics():
         raise _RefusedError(
             f"this version injects 'semantics: decoupled' only, and the rule asks for {_spelled(meaning)}; "
             "write 'semantics: decoupled'"
         )
-    if any(write.op.reference for update in writes.updates for write in update.writes):
+    if any(update.writes[-1].op.partial for update in updates) and rule.sparse is Sparse.TOUCHED:
+        raise _RefusedError(
+            f"its update ({updates[0].site.op}) writes elements or a slice, not rows; write 'sparse: all' to decay the "
+            "whole variable"
+        )
+    if any(write.op.reference for update in updates for write in update.writes):
         raise _RefusedError(
             "a v1 reference variable, which this version finds but does not decay; make it a resource variable "
             "(use_resource=True)"
@@ -239,7 +273,7 @@ def _record(decision: Decision) -> dict[str, Any]:
                 "evidence": update.evidence.value,
                 "writes": [place(write.site) for write in update.writes],
             }
-            for update in decision.writes.updates
+            for update in (*decision.writes.updates, *decision.writes.guesses)
         ],
         "decay_after": [place(injection.site) for injection in decision.injections],
         "native_decays": [place(write.site) for write in decision.writes.native_decays],
@@ -251,13 +285,13 @@ def _record(decision: Decision) -> dict[str, Any]:
 def _step_problems(analysis: Analysis) -> Iterator[str]:
     if not analysis.variables:
         yield "this is not a training step: it touches no trainable variable"
-    elif not any(writes.updates for writes in analysis.variables):
+    elif not any(writes.updates or writes.guesses for writes in analysis.variables):
         yield (
             "this is not a training step: no trainable variable is updated from a gradient "
             f"({_listed(writes.variable.name for writes in analysis.variables)})"
         )
     for site in analysis.unresolved:
-        yield f"which variable {place(site)} ({site.op}) writes depends on the run; graphwd cannot follow it"
+        yield f"it is not known which variable {place(site)} ({site.op}) writes"
     for variable, site in analysis.opaque:
         yield (
             f"'{variable.name}' goes into a function of {place(site)} ({site.op}) that writes variables; "
@@ -297,6 +331,12 @@ def _notes(decisions: Sequence[Decision], policy: Policy) -> Iterator[str]:
         if matches and rule.selectors.any_given and id(rule) not in deciding:
             yield f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({_listed(matches)})"
     yield from _grouped(
+        (decision, note)
+        for decision in decisions
+        if decision.outcome is Outcome.DECAY
+        for note in _content_notes(decision)
+    )
+    yield from _grouped(
         (decision, "not decayed: the step never updates it")
         for decision in decisions
         if decision.outcome is Outcome.NO_UPDATE
@@ -307,6 +347,17 @@ def _notes(decisions: Sequence[Decision], policy: Policy) -> Iterator[str]:
         for injection in decision.injections[:1]
         if injection.rate < EPSILON[decision.variable.dtype] / 4
     )
+
+
+def _content_notes(decision: Decision) -> Iterator[str]:
+    """What the update's dependence on the weight itself says of a decay after it."""
+    for update in decision.writes.updates:
+        written = update.writes[-1]
+        own = written.value.source in (decision.variable.id, MANY)
+        if written.op.form is Form.ASSIGN and not own:
+            yield "its update does not depend on the weight, so a decay lasts for one step and does not compound"
+        if written.op.form in (Form.ADD, Form.SUB) and own:
+            yield "its update depends on the weight itself: perhaps it holds a decay already"
 
 
 def _grouped(reasons: Iterable[tuple[Decision, str]]) -> Iterator[str]:

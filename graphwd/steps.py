@@ -52,6 +52,8 @@ def find_step(text: str, module: str | None = None) -> NamedStep:
         raise StepError(f"{text}: SavedModel directories cannot be rewritten by this version; name the Python step")
     if text.endswith(".py"):
         raise StepError(f"{text}: names a file but no attribute; write {text}:step_fn")
+    if colon and not (container and attribute):
+        raise UsageError(f"{text}: write path/to/file.py:ATTR or package.module:ATTR")
     if colon and module is not None:
         raise UsageError(f"{text} says itself where it is; leave --module {module} out")
     if not colon:
@@ -67,7 +69,8 @@ def _load(container: str) -> ModuleType:
         if not path.is_file():
             raise StepError(f"{container}: no such file; name the step as path/to/file.py:attr or package.module:attr")
         with _imports_from(path.parent, container):
-            name = path.stem
+            # A name of its own: a file called random.py must not become the standard library's.
+            name = f"graphwd_step_{path.stem}"
             spec = importlib.util.spec_from_file_location(name, path)
             assert spec is not None
             assert spec.loader is not None
@@ -82,7 +85,7 @@ def _load(container: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _imports_from(folder: Path, container: str) -> Iterator[None]:
-    """Lets a user's code import what lies beside it, and turns its failure into one message."""
+    """Lets a user's code import what lies beside it, now and when it is traced; turns its failure into one message."""
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -90,8 +93,6 @@ def _imports_from(folder: Path, container: str) -> Iterator[None]:
         if isinstance(error, ModuleNotFoundError) and error.name == container:
             raise StepError(f"{container}: no such module; name a file as path/to/file.py:attr") from None
         raise StepError(f"{container} does not import: {_told(error)}") from None
-    finally:
-        sys.path.remove(str(folder))
 
 
 def _attribute(module: ModuleType, container: str, attribute: str) -> Any:

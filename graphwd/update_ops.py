@@ -29,11 +29,13 @@ class WriteOp:
         operands: the names of its inputs, in order.
         form: how it changes the variable.
         reference: whether it takes a v1 reference and returns it, where others take a resource handle.
+        partial: whether it writes a part of the variable that is not a list of rows: elements or a slice.
     """
 
     operands: tuple[str, ...]
     form: Form
     reference: bool
+    partial: bool = False
 
     @property
     def value(self) -> int:
@@ -43,8 +45,8 @@ class WriteOp:
 
     @property
     def rows(self) -> int | None:
-        """Position of the indices of the rows written; None where the whole variable is."""
-        return self.operands.index("indices") if "indices" in self.operands else None
+        """Position of the indices of the rows written; None where no such list says what is."""
+        return self.operands.index("indices") if "indices" in self.operands and not self.partial else None
 
     @property
     def learning_rate(self) -> int | None:
@@ -148,14 +150,14 @@ _FORMS: Mapping[str, Form] = {
 
 
 def _write_ops() -> dict[str, WriteOp]:
-    def row(operands: str, form: Form, reference: bool) -> WriteOp:
-        return WriteOp(tuple(operands.split()), form, reference)
+    def row(operands: str, form: Form, reference: bool, partial: bool = False) -> WriteOp:
+        return WriteOp(tuple(operands.split()), form, reference, partial)
 
     ops = {name: row(operands, Form.APPLY, not name.startswith("Resource")) for name, operands in _APPLY.items()}
     ops["Assign"] = row("ref value", Form.ASSIGN, True)
     ops["AssignVariableOp"] = row("resource value", Form.ASSIGN, False)
-    ops["StridedSliceAssign"] = row("ref begin end strides value", Form.OTHER, True)
-    ops["ResourceStridedSliceAssign"] = row("ref begin end strides value", Form.OTHER, False)
+    ops["StridedSliceAssign"] = row("ref begin end strides value", Form.OTHER, True, True)
+    ops["ResourceStridedSliceAssign"] = row("ref begin end strides value", Form.OTHER, False, True)
     for suffix in ("Add", "Sub"):
         ops[f"Assign{suffix}"] = row("ref value", _FORMS[suffix], True)
         ops[f"Assign{suffix}VariableOp"] = row("resource value", _FORMS[suffix], False)
@@ -164,8 +166,8 @@ def _write_ops() -> dict[str, WriteOp]:
         ops[f"ResourceScatter{suffix}"] = row("resource indices updates", form, False)
     # ScatterNd indexes elements or slices, not rows: its indices have a trailing axis.
     for suffix in ("Add", "Sub", "Update", "Min", "Max"):
-        ops[f"ScatterNd{suffix}"] = row("ref indices updates", _FORMS[suffix], True)
-        ops[f"ResourceScatterNd{suffix}"] = row("ref indices updates", _FORMS[suffix], False)
+        ops[f"ScatterNd{suffix}"] = row("ref indices updates", _FORMS[suffix], True, True)
+        ops[f"ResourceScatterNd{suffix}"] = row("ref indices updates", _FORMS[suffix], False, True)
     return ops
 
 

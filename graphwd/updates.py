@@ -42,6 +42,11 @@ class Evidence(Enum):
     DATA_PATH = "computed from the step's data"
 
 
+_STRONG = (Evidence.APPLY_OP, Evidence.GRADIENT_SCOPE)
+
+_PYTHON_CALLS = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
+
+
 class Frame(NamedTuple):
     """One call on the way from the step to a node: the calling node, the function it calls, and how."""
 
@@ -156,6 +161,7 @@ class VariableWrites:
         native_decays: writes that already decay it.
         others: every other write.
         used_by: op types that read it outside gradient scopes.
+        guesses: what looks like an update by the step's data alone, in a step that has gradients.
     """
 
     variable: Variable
@@ -163,6 +169,7 @@ class VariableWrites:
     native_decays: tuple[Write, ...]
     others: tuple[Write, ...]
     used_by: frozenset[str]
+    guesses: tuple[Update, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +178,15 @@ class Analysis:
 
     Attributes:
         variables: one account for each trainable variable, in the order of their numbers.
-        unresolved: writes whose variable depends on the run, with what is known of the value.
+        unresolved: writes of which it is not known what variable they write.
         opaque: for variables that reach a function graphwd does not follow and that writes variables: the site.
+        python_calls: calls of Python code that get a gradient: what they write is not in the graph.
     """
 
     variables: tuple[VariableWrites, ...]
     unresolved: tuple[Site, ...]
     opaque: tuple[tuple[Variable, Site], ...]
+    python_calls: tuple[Site, ...] = ()
 
 
 def find_updates(graph: Graph) -> Analysis:
@@ -197,23 +206,28 @@ def find_updates(graph: Graph) -> Analysis:
         # Which writes belong to one gradient matters only now, and telling gradients apart costs memory.
         run = _Interpreter(graph, told_apart=True).run()
     writes = run.writes_by_variable()
+    has_gradients = any(write.evidence in _STRONG for each in writes.values() for write in each)
     accounts = tuple(
-        _account(variable, writes.get(variable.id, []), frozenset(run.used_by.get(variable.id, ())))
+        _account(variable, writes.get(variable.id, []), frozenset(run.used_by.get(variable.id, ())), has_gradients)
         for variable in graph.variables
-        if variable.trainable
+        # A handle that is only passed on, as the token that orders collective ops is, belongs to no weight.
+        if variable.trainable and (variable.id in writes or variable.id in run.read or variable in run.passed_on())
     )
-    return Analysis(accounts, tuple(run.unresolved), tuple(run.opaque.values()))
+    return Analysis(accounts, tuple(run.unresolved), tuple(run.opaque.values()), tuple(run.python_calls))
 
 
-def _account(variable: Variable, writes: list[Write], used_by: frozenset[str]) -> VariableWrites:
+def _account(variable: Variable, writes: list[Write], used_by: frozenset[str], has_gradients: bool) -> VariableWrites:
     updating = _update_writes(writes)
-    decays = [write for write in writes if write.is_native_decay]
-    others = [write for write in writes if write not in updating and write not in decays]
-    return VariableWrites(variable, _group(variable, updating), tuple(decays), tuple(others), used_by)
+    decays = tuple(write for write in writes if write.is_native_decay)
+    others = tuple(write for write in writes if write not in updating and write not in decays)
+    updates = _group(variable, updating)
+    if has_gradients and updates and updates[0].evidence is Evidence.DATA_PATH:
+        return VariableWrites(variable, (), decays, others, used_by, guesses=updates)
+    return VariableWrites(variable, updates, decays, others, used_by)
 
 
 def _update_writes(writes: list[Write]) -> list[Write]:
-    strong = [write for write in writes if write.evidence in (Evidence.APPLY_OP, Evidence.GRADIENT_SCOPE)]
+    strong = [write for write in writes if write.evidence in _STRONG]
     return strong or [write for write in writes if write.evidence is Evidence.DATA_PATH]
 
 
@@ -247,7 +261,9 @@ class _Interpreter:
     writes: dict[Site, Write] = field(default_factory=dict)
     unresolved: dict[Site, None] = field(default_factory=dict)
     opaque: dict[tuple[int, Site], tuple[Variable, Site]] = field(default_factory=dict)
+    python_calls: dict[Site, None] = field(default_factory=dict)
     used_by: dict[int, set[str]] = field(default_factory=dict)
+    read: set[int] = field(default_factory=set)
     _bits: dict[tuple[tuple[Frame, ...], str], int] = field(default_factory=dict)
     _visited: int = 0
 
@@ -261,6 +277,10 @@ class _Interpreter:
         for write in self.writes.values():
             result.setdefault(write.variable.id, []).append(write)
         return result
+
+    def passed_on(self) -> set[Variable]:
+        """The variables that go where graphwd does not follow."""
+        return {variable for variable, _ in self.opaque.values()}
 
     def _root_value(self, name: str) -> Value:
         if name in self.graph.handles:
@@ -313,10 +333,10 @@ class _Interpreter:
         result = _ARITHMETIC.get(node.op, combine)(inputs)
         if node.op in DATA_OPS:
             result = result._replace(taint=result.taint | DATA)
-        elif inputs and _GRADIENT_SCOPE.search(node.name):
+        elif _GRADIENT_SCOPE.search(node.name):
             result = Value(taint=result.taint | self._bit(node, path))
-        if result.from_gradient:
-            result = Value(taint=result.taint)
+        if node.op in _PYTHON_CALLS and any(value.from_gradient for value in inputs):
+            self.python_calls[Site(path, node.name, node.op)] = None
         return [] if result == NOTHING else [result]
 
     def _bit(self, node: Node, path: tuple[Frame, ...]) -> int:
@@ -345,6 +365,7 @@ class _Interpreter:
             return NOTHING
         if not self.graph.variables[handle].trainable:
             return self.memory.get(handle, NOTHING)
+        self.read.add(handle)
         if op != "ReadVariableOp":
             self.used_by.setdefault(handle, set()).add(op)
         return Value(source=handle, content=Content.EXACT)
@@ -355,7 +376,7 @@ class _Interpreter:
         site = Site(path, node.name, node.op)
         for slot in op.slots:
             self._store(inputs[slot].handle, Value(taint=value.taint), replace=False)
-        if handle == MANY:
+        if handle == MANY or (handle == NO_VARIABLE and value.from_gradient):
             self.unresolved[site] = None
         elif handle >= 0 and self.graph.variables[handle].trainable:
             met = self.writes.get(site)
@@ -368,6 +389,8 @@ class _Interpreter:
     def _store(self, variable: int, value: Value, *, replace: bool) -> None:
         if variable < 0 or self.graph.variables[variable].trainable:
             return
+        if value.from_gradient:
+            value = Value(taint=value.taint)  # a slot's content is a matter of its own
         before = NOTHING if replace else self.memory.get(variable, NOTHING)
         self.memory[variable] = join(before, value) if before != NOTHING else value
 

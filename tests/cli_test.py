@@ -166,6 +166,7 @@ def test_a_step_that_does_not_import(folder, source, message):
         (["plan", "--polici", "policy.yaml", "a"], "Unknown command line flag 'polici'"),
         (["plan", "--policy", "policy.yaml", "--format", "xml", "a"], "value should be one of <table|json|html>"),
         (["plan", "--policy", "policy.yaml", "--module", "a.py", "b.py:step"], "leave --module a.py out"),
+        (["plan", "--policy", "policy.yaml", "step_fn.py:"], "write path/to/file.py:ATTR"),
         (["help", "nothing"], "name one topic: "),
     ],
 )
@@ -192,3 +193,19 @@ def test_every_page_of_the_documentation_is_shown(capsys):
     for page in pages:
         assert main(["help", page.stem]) == 0
         assert capsys.readouterr().out.strip() == page.read_text(encoding="utf-8").strip()
+
+
+def test_what_the_step_prints_does_not_mix_with_the_answer(folder):
+    (folder / "loud.py").write_text(f"print('hello')\n{STEP}")
+    done = graphwd("plan", "--policy=policy.yaml", "--format=json", "loud.py:step_fn")
+    assert json.loads(done.stdout)["problems"] == []
+    assert done.stderr == "hello\n"
+
+
+def test_a_step_that_exits_while_it_is_traced(folder):
+    (folder / "leaves.py").write_text(
+        "import tensorflow as tf\n@tf.function(input_signature=[])\ndef step(): exit(3)\n"
+    )
+    done = graphwd("plan", "--policy=policy.yaml", "leaves.py:step")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("graphwd: the step does not trace: SystemExit")

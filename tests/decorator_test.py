@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import weakref
 
 import numpy as np
 import pytest
@@ -46,6 +48,42 @@ def test_methods_of_several_instances():
     second.step(tf.constant([2.0]), rate=3.0)
     assert first.kernel.numpy() == 1.0
     assert second.kernel.numpy() == 5.0
+
+
+def test_methods_with_an_input_signature():
+    class Trainer(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = tf.Variable([4.0], name="kernel")
+
+        @graphwd.with_weight_decay(HALVED)
+        @tf.function(input_signature=[tf.TensorSpec([1]), tf.TensorSpec([])])
+        def step(self, batch, rate):
+            return sgd(self.kernel, batch, rate)
+
+    first, second = Trainer(), Trainer()
+    assert first.step(tf.constant([1.0]), rate=tf.constant(2.0)).numpy() == 4.0
+    assert first.kernel.numpy() == 1.0
+    assert second.kernel.numpy() == 4.0
+    assert first.step is first.step
+
+
+@pytest.mark.parametrize("decorate", [tf.function, lambda f: graphwd.with_weight_decay(HALVED)(tf.function(f))])
+def test_instances_are_freed_with_their_variables(decorate):
+    class Trainer:
+        def __init__(self):
+            self.kernel = tf.Variable([4.0], name="kernel")
+
+        @decorate
+        def step(self, batch):
+            return sgd(self.kernel, batch)
+
+    trainer = Trainer()
+    trainer.step(tf.constant([1.0]))
+    kernel = weakref.ref(trainer.kernel)
+    del trainer
+    gc.collect()
+    assert kernel() is None
 
 
 def test_variables_made_on_the_first_call():

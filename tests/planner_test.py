@@ -219,3 +219,80 @@ def test_a_v1_reference_variable_is_found_and_refused():
     writes = VariableWrites(w, (Update(w, (Write(w, site, NOTHING, 0),)),), (), (), frozenset())
     plan = make_plan(Analysis((writes,), (), ()), Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.1}]}))
     assert "'w': a v1 reference variable, which this version finds but does not decay" in plan.problems[0]
+
+
+def step_with(write):
+    """A step that trains ``w`` and does something to ``other``, which is trainable too."""
+    w, other = variable("w"), variable("other")
+
+    def step(x):
+        w.assign_sub(gradient_of(w))
+        write(w, other, x)
+
+    step.variables = (w, other)
+    return step
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda w, o, x: o.assign(0.9 * o + 0.1 * w), "no write is seen to come from a gradient: AssignVariableOp"),
+        (lambda w, o, x: o.assign(o * 0.5), "no write is seen to come from a gradient: AssignVariableOp"),
+        (lambda w, o, x: o.assign_add(x), "written from the step's data, while other variables are updated from grad"),
+        (lambda w, o, x: o.assign(0.9 * o + x), "written from the step's data, while other variables are updated"),
+    ],
+    ids=["average", "decay only", "total", "statistic"],
+)
+def test_a_write_that_nobody_can_be_sure_of_is_refused(write, message):
+    x = tf.TensorSpec([2])
+    plan = plan_of(step_with(write), [{"weight_decay": 0.1}], x)
+    assert f"'other': {message}" in plan.problems[0] or message in plan.problems[0]
+    assert outcomes(plan) == {"w": Outcome.DECAY, "other": Outcome.REFUSED}
+    assert plan_of(step_with(write), [{"name": "other", "weight_decay": 0}, {"weight_decay": 0.1}], x).problems == ()
+
+
+def test_an_update_by_hand_beside_others_needs_a_word():
+    step = step_with(lambda w, o, x: o.assign_sub(x * (x * o - 1.0)))
+    plan = plan_of(step, [{"weight_decay": 0.1, "updates": "each"}], tf.TensorSpec([2]))
+    assert plan.problems == ()
+    assert [injection.variable.name for injection in plan.injections] == ["w", "other"]
+
+
+def test_a_trainable_slot_variable_is_refused():
+    w, momentum = variable("w"), variable("momentum")
+
+    def step():
+        momentum.assign(0.9 * momentum + gradient_of(w))
+        w.assign_sub(0.1 * momentum)
+
+    plan = plan_of(step, [{"weight_decay": 0.1}])
+    assert outcomes(plan)["w"] is Outcome.REFUSED
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda w, g: w.scatter_nd_sub([[0], [1]], g), lambda w, g: w[0].assign(w[0] - g[0])],
+    ids=["scatter_nd", "slice"],
+)
+def test_an_update_of_elements_needs_a_word(write):
+    w = variable()
+
+    def updating():
+        write(w, gradient_of(w))
+
+    plan = plan_of(updating, [{"weight_decay": 0.1}])
+    assert "writes elements or a slice, not rows; write 'sparse: all'" in plan.problems[0]
+    assert plan_of(updating, [{"weight_decay": 0.1, "sparse": "all"}]).problems == ()
+
+
+def test_what_the_update_says_of_the_decay_is_noted():
+    master, w = variable("master", trainable=False), variable("w")
+
+    def recomputed():
+        master.assign_sub(gradient_of(w))
+        w.assign(master)
+
+    plan = plan_of(recomputed, [{"weight_decay": 0.1}])
+    assert "a decay lasts for one step and does not compound" in plan.notes[0]
+    plan = plan_of(lambda: w.assign_sub(0.1 * (gradient_of(w) + 0.01 * w)), [{"weight_decay": 0.1}])
+    assert "perhaps it holds a decay already" in plan.notes[0]

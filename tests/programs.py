@@ -110,8 +110,8 @@ def _scatter(state: State, i: int, gradient: tf.Tensor) -> None:
 UPDATES = (_sub, _assign, _momentum, _two_writes, _apply_sgd, _apply_momentum, _scatter)
 
 
-def _update(make: random.Random, count: int) -> Statement:
-    i, kind = make.randrange(count), make.choice(UPDATES)
+def _update(make: random.Random, start: int, stop: int) -> Statement:
+    i, kind = make.randrange(start, stop), make.choice(UPDATES)
 
     def run(state: State) -> None:
         kind(state, i, state.gradient(i))
@@ -216,7 +216,11 @@ def _call(make: random.Random, count: int, depth: int) -> Statement:
     return run
 
 
-SIMPLE = (_update, _update, _update, _helper, _clip, _average, _overwrite, _count)
+def _any_update(make: random.Random, count: int) -> Statement:
+    return _update(make, 0, count)
+
+
+SIMPLE = (_any_update, _any_update, _any_update, _helper, _clip, _average, _overwrite, _count)
 NESTED = (_branch, _loop, _call)
 
 
@@ -251,13 +255,15 @@ class Program:
 
 
 def make_program(seed: int) -> Program:
-    """The program of a seed; it updates at least one weight in every run."""
+    """The program of a seed; it updates every weight in every run."""
     make = random.Random(seed)
     count = make.randint(1, 4)
-    first, rest = _update(make, count), _block(make, count, depth=3)
+    # Each weight once for certain: a rule for one that only other writes touch would be refused.
+    certain, rest = [_update(make, i, i + 1) for i in range(count)], _block(make, count, depth=3)
 
     def run(state: State) -> None:
-        first(state)
+        for update in certain:
+            update(state)
         rest(state)
 
     return Program(run, count, [make.choice([0.0, 0.1, 0.25, 0.25]) for _ in range(count)])

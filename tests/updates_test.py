@@ -19,19 +19,65 @@ def analyse(step, *args):
 
 
 def test_the_evidence_is_kept():
-    w, by_hand, fused = variable("w"), variable("by_hand"), variable("fused")
+    w, fused = variable("w"), variable("fused")
 
-    def step(x):
+    def step():
         w.assign_sub(0.1 * gradient_of(w))
-        by_hand.assign_sub(0.1 * x * (by_hand * x - 1.0))
         tf.raw_ops.ResourceApplyGradientDescent(var=fused.handle, alpha=0.1, delta=gradient_of(fused))
 
-    found = analyse(step, tf.TensorSpec([2]))
-    assert {name: [u.evidence for u in writes.updates] for name, writes in found.items()} == {
+    assert {name: [u.evidence for u in writes.updates] for name, writes in analyse(step).items()} == {
         "w": [Evidence.GRADIENT_SCOPE],
-        "by_hand": [Evidence.DATA_PATH],
         "fused": [Evidence.APPLY_OP],
     }
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda w, x: w.assign_sub(0.1 * x * (w * x - 1.0)),
+        lambda w, x: w.assign(w - 0.1 * x * (w * x - 1.0)),
+        lambda w, x: w.assign_add(x),
+    ],
+    ids=["sub", "assign", "perceptron"],
+)
+def test_a_gradient_by_hand_is_taken_for_one_only_where_the_step_has_no_other(write):
+    w, other = variable("w"), variable("other")
+
+    def alone(x):
+        write(w, x)
+
+    (update,) = analyse(alone, tf.TensorSpec([2]))["w"].updates
+    assert update.evidence is Evidence.DATA_PATH
+
+    def mixed(x):
+        write(w, x)
+        other.assign_sub(gradient_of(other))
+
+    found = analyse(mixed, tf.TensorSpec([2]))["w"]
+    assert found.updates == ()
+    assert len(found.guesses) == 1
+
+
+def test_a_write_to_a_handle_nobody_knows_is_not_passed_over():
+    w, unknown = variable("w"), tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[2], shared_name="unknown")
+
+    def step():
+        w.assign_sub(gradient_of(w))
+        tf.raw_ops.AssignSubVariableOp(resource=unknown, value=gradient_of(w))
+
+    (site,) = find_updates(read(tf.function(step).get_concrete_function())).unresolved
+    assert site.op == "AssignSubVariableOp"
+
+
+def test_python_code_that_gets_a_gradient_is_remembered():
+    w = variable()
+
+    def step():
+        gradient = gradient_of(w)
+        w.assign_sub(tf.py_function(lambda g: g, [gradient], tf.float32))
+
+    (site,) = find_updates(read(tf.function(step).get_concrete_function())).python_calls
+    assert site.op == "EagerPyFunc"
 
 
 def test_constraints_averages_and_restores_are_not_updates():
