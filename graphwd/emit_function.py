@@ -272,9 +272,11 @@ class _Variables:
 
 def _primary(variable: Any) -> Any:
     """The variable that a user sees: for a replica's copy, the distributed variable that it belongs to."""
-    container = getattr(variable, "_distributed_container", None)
-    found = container() if callable(container) else None
-    return variable if found is None else found
+    for holder in (variable, variable.handle):
+        container = getattr(holder, "_distributed_container", None)
+        if callable(container) and (found := container()) is not None:
+            return found
+    return variable
 
 
 class PerInstance(polymorphic_function.Function):
