@@ -166,9 +166,9 @@ def _bind(result: Any, original: ConcreteFunction) -> None:
     for tensor, old in zip(result.inputs, original.inputs, strict=True):
         if tensor.dtype in (tf.resource, tf.variant):
             handle_data_util.copy_handle_data(old, tensor)
-    for external, old in original.graph.captures:
-        position = next(i for i, tensor in enumerate(original.inputs) if tensor is old)
-        result.graph.replace_capture(external, result.inputs[position])
+    inputs = {id(old): new for old, new in zip(original.inputs, result.inputs, strict=True)}
+    for external, internal in original.graph.captures:
+        result.graph.replace_capture(external, inputs[id(internal)])
     result.graph.structured_input_signature = original.structured_input_signature
     result.graph.structured_outputs = original.structured_outputs
     result.set_variables(list(original.graph.variables))

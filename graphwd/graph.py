@@ -155,6 +155,7 @@ class Graph:
         """
         self.root_function = root
         self.library: Mapping[str, FunctionDef] = {function.signature.name: function for function in library}
+        self._bodies: dict[str, Body] = {}
         self.handles = dict(handles)
         self.data = frozenset(data)
         self.variables: tuple[Variable, ...] = tuple(
@@ -166,7 +167,6 @@ class Graph:
         """The body of the step itself."""
         return Body(self.root_function)
 
-    @functools.cache  # noqa: B019 - a Graph lives as long as one rewrite
     def body(self, function: str) -> Body:
         """The parsed body of a library function.
 
@@ -181,7 +181,9 @@ class Graph:
         """
         if function not in self.library:
             raise GraphError(f"the graph calls the function '{function}', which its library does not hold")
-        return Body(self.library[function])
+        if function not in self._bodies:
+            self._bodies[function] = Body(self.library[function])
+        return self._bodies[function]
 
     def callees(self, node: Node) -> tuple[Callee, ...]:
         """The functions that a node calls, as far as graphwd follows calls.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import inspect
 import json
@@ -78,3 +79,10 @@ def test_plan_stays_a_function_after_everything_is_imported():
     assert inspect.isfunction(graphwd.rewrite)
     assert inspect.isfunction(graphwd.with_weight_decay)
     assert inspect.isclass(graphwd.Plan)
+
+
+@pytest.mark.parametrize("module", ["graphwd.decorator", "graphwd.policy"])
+def test_the_examples_in_docstrings_run(module):
+    results = doctest.testmod(importlib.import_module(module))
+    assert results.attempted > 0
+    assert results.failed == 0
