@@ -37,5 +37,9 @@ class PlanError(GraphwdError):
     """The policy and the step do not fit together: a rule or a variable is left over, or an update is ambiguous."""
 
 
+class UnclearError(GraphwdError):
+    """The graph does not tell what a rule needs to know; a plan makes a problem of it."""
+
+
 class RewriteError(GraphwdError):
     """A rewritten graph failed its own verification; the original is untouched."""

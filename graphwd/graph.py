@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
 
+DTYPE_NUMBERS: Mapping[str, int] = {
+    "float32": 1, "float64": 2, "int32": 3, "int64": 9, "bfloat16": 14, "float16": 19
+}  # fmt: skip
+"""Of tensorflow/core/framework/types.proto; written out so that a rewrite needs no import of TensorFlow."""
+
+DTYPE_NAMES: Mapping[int, str] = {number: name for name, number in DTYPE_NUMBERS.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Variable:

@@ -10,15 +10,14 @@ from typing import Any
 
 from graphwd.errors import PlanError
 from graphwd.graph import Variable
+from graphwd.injection import EPSILON, Injection, Where
 from graphwd.matching import Subject
-from graphwd.policy import PRESETS, Mode, Policy, Rule, Semantics, Sparse, Updates
+from graphwd.placement import Flows, RefusedError, place, place_decay
+from graphwd.policy import Policy, Rule
 from graphwd.report import as_table
 from graphwd.update_ops import Form
-from graphwd.updates import Analysis, Site, Update, VariableWrites
+from graphwd.updates import Analysis, VariableWrites
 from graphwd.values import MANY
-
-EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""For every dtype that can be decayed, the distance from 1 to the next number."""
 
 
 class Outcome(Enum):
@@ -29,23 +28,6 @@ class Outcome(Enum):
     NO_UPDATE = "no update"  # its rule asks for decay, but the step never updates it
     UNMATCHED = "unmatched"  # no rule decides it, and the policy skips those
     REFUSED = "refused"  # see the plan's problems
-
-
-@dataclass(frozen=True, slots=True)
-class Injection:
-    """One place where decay goes.
-
-    Attributes:
-        variable: what is decayed.
-        site: the write after which it is.
-        rate: the factor is 1 - rate.
-        rows: whether only the rows are decayed that the write touches.
-    """
-
-    variable: Variable
-    site: Site
-    rate: float
-    rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +91,6 @@ class Plan:
         return as_table(self.record())
 
 
-class _RefusedError(Exception):
-    """Why a variable cannot be decayed as asked; said once for all variables of a rule that have the same reason."""
-
-
 def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     """Decides for every trainable variable of a step.
 
@@ -123,14 +101,15 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     Returns:
         The plan; what does not fit together is in its ``problems``, not raised.
     """
-    decided = [_decide(writes, policy) for writes in analysis.variables]
+    flows = Flows(analysis)
+    decided = [_decide(writes, policy, flows) for writes in analysis.variables]
     decisions = tuple(decision for decision, _ in decided)
     problems = [
         *_step_problems(analysis),
         *_grouped((decision, reason) for decision, reason in decided if reason),
         *(_policy_problems(decisions, policy) if decisions else ()),
     ]
-    notes = [*_notes(decisions, policy)]
+    notes = [*_notes(decisions, policy, flows)]
     notes += [
         f"{place(site)} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
         for site in analysis.python_calls
@@ -144,7 +123,7 @@ def subject(writes: VariableWrites) -> Subject:
     return Subject(variable.name, variable.rank, variable.dtype, variable.path, writes.used_by)
 
 
-def _decide(writes: VariableWrites, policy: Policy) -> tuple[Decision, str]:
+def _decide(writes: VariableWrites, policy: Policy, flows: Flows) -> tuple[Decision, str]:
     """The decision for one variable and, where it is a refusal, why; else no text."""
     variable = writes.variable
     rule = policy.decide(subject(writes))
@@ -155,100 +134,10 @@ def _decide(writes: VariableWrites, policy: Policy) -> tuple[Decision, str]:
     if not (writes.updates or writes.guesses or writes.others or writes.native_decays):
         return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
     try:
-        updates = _certain_updates(rule, writes)
-        _check_supported(rule, writes, updates)
-        chosen = _choose(rule, updates)
-    except _RefusedError as reason:
+        injections = place_decay(rule, writes, flows)
+    except RefusedError as reason:
         return Decision(variable, Outcome.REFUSED, rule, writes), str(reason)
-    injections = tuple(Injection(variable, u.site, rule.weight_decay, _rows_only(u, rule)) for u in chosen)
     return Decision(variable, Outcome.DECAY, rule, writes, injections), ""
-
-
-def _rows_only(update: Update, rule: Rule) -> bool:
-    return update.writes[-1].op.rows is not None and rule.sparse is Sparse.TOUCHED
-
-
-def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
-    """The updates of a variable that is written; refuses where it is not certain that the writes are updates."""
-    if writes.updates:
-        return writes.updates
-    if not writes.guesses:
-        places = ", ".join(
-            f"{place(write.site)} ({write.site.op})" for write in (*writes.others, *writes.native_decays)
-        )
-        raise _RefusedError(
-            f"the step writes it, but no write is seen to come from a gradient: {places}; if that is right, write "
-            "'weight_decay: 0' for it"
-        )
-    if rule.updates is not Updates.ONE:
-        return writes.guesses
-    places = ", ".join(f"{place(update.site)} ({update.site.op})" for update in writes.guesses)
-    raise _RefusedError(
-        f"written from the step's data, while other variables are updated from gradients: {places}; if it is a "
-        "statistic, write 'weight_decay: 0' for it (or make it not trainable); if it is an update, 'updates: each'"
-    )
-
-
-def _check_supported(rule: Rule, writes: VariableWrites, updates: Sequence[Update]) -> None:
-    meaning, dtype = rule.semantics, writes.variable.dtype
-    if meaning != Semantics():
-        raise _RefusedError(
-            f"this version injects 'semantics: decoupled' only, and the rule asks for {_spelled(meaning)}; "
-            "write 'semantics: decoupled'"
-        )
-    if any(update.writes[-1].op.partial for update in updates) and rule.sparse is Sparse.TOUCHED:
-        raise _RefusedError(
-            f"its update ({updates[0].site.op}) writes elements or a slice, not rows; write 'sparse: all' to decay the "
-            "whole variable"
-        )
-    if any(write.op.reference for update in updates for write in update.writes):
-        raise _RefusedError(
-            "a v1 reference variable, which this version finds but does not decay; make it a resource variable "
-            "(use_resource=True)"
-        )
-    if dtype not in EPSILON:
-        raise _RefusedError(
-            f"the dtype {dtype} cannot be decayed ({', '.join(EPSILON)} can); write 'weight_decay: 0' for it"
-        )
-    if writes.native_decays and not rule.allow_double_decay:
-        places = ", ".join(f"{place(write.site)} ({write.site.op})" for write in writes.native_decays)
-        raise _RefusedError(
-            f"the step already decays it, at {places}; switch that off, write 'weight_decay: 0' for it, or write "
-            "'double_decay: allow' to decay it twice"
-        )
-
-
-def _spelled(meaning: Semantics) -> str:
-    """A meaning as a policy writes it: its presets, then its fields."""
-    names = [f"'{name}'" for name, preset in PRESETS.items() if preset == meaning]
-    if meaning.mode is Mode.COUPLED:
-        return f"{' or '.join(names)} (mode coupled)"
-    fields = f"order {meaning.order.value}, scale {meaning.scale.value}"
-    return f"{' or '.join(names)} ({fields})" if names else fields
-
-
-def _choose(rule: Rule, updates: Sequence[Update]) -> Sequence[Update]:
-    """The updates that carry the decay: all where at most one of them can happen in a run."""
-    match rule.updates:
-        case Updates.EACH:
-            return updates
-        case Updates.LAST:
-            return [u for i, u in enumerate(updates) if all(u.site.excludes(v.site) for v in updates[i + 1 :])]
-        case Updates.FIRST:
-            return [u for i, u in enumerate(updates) if all(u.site.excludes(v.site) for v in updates[:i])]
-        case Updates.ONE:
-            if all(u.site.excludes(v.site) for i, u in enumerate(updates) for v in updates[:i]):
-                return updates
-            places = "".join(f"\n  {place(update.site)} ({update.site.op})" for update in updates)
-            raise _RefusedError(
-                f"updated {len(updates)} times in one step, so where the decay belongs is ambiguous; write "
-                f"'updates: each', 'last' or 'first' in the rule:{places}"
-            )
-
-
-def place(site: Site) -> str:
-    """A site as people read it: the calls that lead to it, then the node."""
-    return " > ".join([*(f"{frame.node} [{frame.callee.attribute}]" for frame in site.path), site.node])
 
 
 def _record(decision: Decision) -> dict[str, Any]:
@@ -275,10 +164,22 @@ def _record(decision: Decision) -> dict[str, Any]:
             }
             for update in (*decision.writes.updates, *decision.writes.guesses)
         ],
-        "decay_after": [place(injection.site) for injection in decision.injections],
+        "decays": [_decay_record(injection) for injection in decision.injections],
         "native_decays": [place(write.site) for write in decision.writes.native_decays],
         "other_writes": [place(write.site) for write in decision.writes.others],
         "used_by": sorted(decision.writes.used_by),
+    }
+
+
+def _decay_record(injection: Injection) -> dict[str, Any]:
+    entry = injection.entry
+    return {
+        "at": place(injection.site),
+        "where": injection.where.value,
+        "rate": injection.rate,
+        "learning_rate": injection.learning_rate and injection.learning_rate.name,
+        "gradient": entry and entry.tensor.partition(":")[0],
+        "gradient_after": entry and entry.after,
     }
 
 
@@ -324,7 +225,7 @@ def _near(rule: Rule, decisions: Sequence[Decision]) -> str:
     return f"; there is {_listed(close)}" if names else ""
 
 
-def _notes(decisions: Sequence[Decision], policy: Policy) -> Iterator[str]:
+def _notes(decisions: Sequence[Decision], policy: Policy, flows: Flows) -> Iterator[str]:
     deciding = {id(decision.rule) for decision in decisions}
     for rule in policy.rules:
         matches = [d.variable.name for d in decisions if rule.selectors.match(subject(d.writes))]
@@ -334,7 +235,7 @@ def _notes(decisions: Sequence[Decision], policy: Policy) -> Iterator[str]:
         (decision, note)
         for decision in decisions
         if decision.outcome is Outcome.DECAY
-        for note in _content_notes(decision)
+        for note in _content_notes(decision, flows)
     )
     yield from _grouped(
         (decision, "not decayed: the step never updates it")
@@ -345,19 +246,25 @@ def _notes(decisions: Sequence[Decision], policy: Policy) -> Iterator[str]:
         (decision, f"{injection.rate:g} is too small to change any {decision.variable.dtype} weight")
         for decision in decisions
         for injection in decision.injections[:1]
-        if injection.rate < EPSILON[decision.variable.dtype] / 4
+        if injection.where is not Where.GRADIENT
+        and injection.learning_rate is None
+        and injection.rate < EPSILON[decision.variable.dtype] / 4
     )
 
 
-def _content_notes(decision: Decision) -> Iterator[str]:
-    """What the update's dependence on the weight itself says of a decay after it."""
+def _content_notes(decision: Decision, flows: Flows) -> Iterator[str]:
+    """What is surprising about an update that is decayed."""
     for update in decision.writes.updates:
         written = update.writes[-1]
         own = written.value.source in (decision.variable.id, MANY)
-        if written.op.form is Form.ASSIGN and not own:
+        after = any(injection.where is Where.AFTER for injection in decision.injections)
+        if written.op.form is Form.ASSIGN and not own and after and not flows.rereads(update):
             yield "its update does not depend on the weight, so a decay lasts for one step and does not compound"
         if written.op.form in (Form.ADD, Form.SUB) and own:
             yield "its update depends on the weight itself: perhaps it holds a decay already"
+    for injection in decision.injections:
+        if injection.entry is not None and injection.entry.after is not None:
+            yield f"the decay is added to the gradient after {injection.entry.after}, which it does not go through"
 
 
 def _grouped(reasons: Iterable[tuple[Decision, str]]) -> Iterator[str]:

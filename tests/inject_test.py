@@ -9,10 +9,14 @@ import pytest
 import tensorflow as tf
 
 import graphwd
+from graphwd.decay_nodes import MARK, keeps_rate
 from graphwd.emit_function import read
 from graphwd.errors import RewriteError
-from graphwd.inject import MARK, _verify, inject, keeps_rate
-from graphwd.planner import EPSILON, make_plan
+from graphwd.graph import Variable
+from graphwd.inject import _verify, inject
+from graphwd.injection import EPSILON, Injection
+from graphwd.interpreter import Site
+from graphwd.planner import make_plan
 from graphwd.policy import Policy
 from graphwd.updates import find_updates
 from tests.graphs import gradient_of, variable
@@ -146,16 +150,17 @@ def test_verification_sees_a_lost_node_a_missing_decay_and_an_early_successor():
     w = variable()
     before, after, _ = rewritten(lambda: w.assign_sub(gradient_of(w)), {"w": 0.1})
     write = "AssignSubVariableOp"
-    _verify(before, after, [write])
+    injection = Injection(Variable(0, "w", (2,), "float32", True), Site((), write, write), 0.1)
+    _verify(before, after, {write: injection})
     with pytest.raises(RewriteError, match="did not add one decay for each of 2 updates"):
-        _verify(before, after, [write, "another"])
+        _verify(before, after, {write: injection, "another": injection})
     (kept,) = [output for output, node in after.control_ret.items() if node == f"graphwd/decay_{write}"]
     after.control_ret[kept] = write
     with pytest.raises(RewriteError, match=f"left something to wait for {write} undecayed"):
-        _verify(before, after, [write])
+        _verify(before, after, {write: injection})
     del after.node_def[0]
     with pytest.raises(RewriteError, match="lost or reordered nodes"):
-        _verify(before, after, [write])
+        _verify(before, after, {write: injection})
 
 
 def test_of_many_control_outputs_none_is_left_behind():

@@ -8,10 +8,11 @@ import tensorflow as tf
 from graphwd.emit_function import read
 from graphwd.errors import PlanError
 from graphwd.graph import Graph, Variable
+from graphwd.interpreter import Site, Write
 from graphwd.planner import Outcome, make_plan
 from graphwd.policy import Policy
 from graphwd.update_ops import WRITE_OPS
-from graphwd.updates import Analysis, Site, Update, VariableWrites, Write, find_updates
+from graphwd.updates import Analysis, Update, VariableWrites, find_updates
 from graphwd.values import NOTHING
 from tests.graphs import function, gradient_of, variable
 
@@ -133,15 +134,6 @@ def test_double_decay_needs_a_word():
     assert plan_of(step, [{"weight_decay": 0}]).problems == ()
 
 
-@pytest.mark.parametrize("semantics", ["adamw", "tfa", "l2", "cuda-convnet"])
-def test_what_is_not_injected_yet_is_refused_once_for_all_variables(net, semantics):
-    plan = plan_of(net, [{"weight_decay": 0.1, "semantics": semantics}])
-    (problem,) = plan.problems
-    assert problem.startswith("policy: rules[0]: 'net/kernel', 'net/bias': this version injects 'semantics: decoupled'")
-    assert f"'{semantics}'" in problem
-    assert plan.injections == ()
-
-
 def test_a_step_that_trains_nothing():
     w, counter = variable(), variable("counter", 0.0, trainable=False)
     plan = plan_of(lambda: counter.assign_add(1.0), [{"name": "x", "weight_decay": 0.1}])
@@ -204,7 +196,16 @@ def test_the_record_has_the_documented_keys(net):
                 "writes": ["AssignSubVariableOp"],
             }
         ],
-        "decay_after": ["AssignSubVariableOp"],
+        "decays": [
+            {
+                "at": "AssignSubVariableOp",
+                "where": "after",
+                "rate": 0.1,
+                "learning_rate": None,
+                "gradient": None,
+                "gradient_after": None,
+            }
+        ],
         "native_decays": [],
         "other_writes": [],
         "used_by": record["variables"][0]["used_by"],

@@ -9,11 +9,13 @@ import re
 import pytest
 
 from graphwd.graph import Callee, Variable
+from graphwd.injection import Injection, LearningRate, Where
+from graphwd.interpreter import Frame, Site, Write
 from graphwd.matching import Selectors
-from graphwd.planner import Decision, Injection, Outcome, Plan
-from graphwd.policy import Mode, Rule, Semantics
+from graphwd.planner import Decision, Outcome, Plan
+from graphwd.policy import PRESETS, Rule
 from graphwd.report import as_html, as_json, as_table
-from graphwd.updates import Frame, Site, Update, VariableWrites, Write
+from graphwd.updates import Update, VariableWrites
 from graphwd.values import Value
 
 HEAD = ["variable", "shape", "dtype", "decay", "rule", "update"]
@@ -214,8 +216,10 @@ def plan():
     native = Write(kernel, Site((), "decay", "AssignSubVariableOp"), Value(), 0)
     clip = Write(kernel, Site((), "clip", "AssignVariableOp"), Value(), 0)
     writes = VariableWrites(kernel, (Update(kernel, (write,)),), (native,), (clip,), frozenset({"MatMul", "Conv2D"}))
-    rule = Rule(Selectors(), 0.1, Semantics(Mode.DECOUPLED), where="policy.yaml:3")
-    decided = Decision(kernel, Outcome.DECAY, rule, writes, (Injection(kernel, write.site, 0.1),))
+    rule = Rule(Selectors(), 0.1, PRESETS["adamw"], where="policy.yaml:3")
+    rate = LearningRate("adam/learning_rate", "read:value:0", "float32")
+    injection = Injection(kernel, write.site, 0.1, Where.BEFORE, learning_rate=rate)
+    decided = Decision(kernel, Outcome.DECAY, rule, writes, (injection,))
     unmatched = Decision(bias, Outcome.UNMATCHED, None, VariableWrites(bias, (), (), (), frozenset()))
     return Plan((decided, unmatched), ("p",), ("n",))
 
@@ -233,8 +237,8 @@ def test_record_of_a_plan_round_trips_with_exactly_these_keys():
                 "rule": "policy.yaml:3",
                 "weight_decay": 0.1,
                 "mode": "decoupled",
-                "order": "after",
-                "scale": "none",
+                "order": "before",
+                "scale": "lr",
                 "rows": "all",
                 "updates": [
                     {
@@ -245,7 +249,16 @@ def test_record_of_a_plan_round_trips_with_exactly_these_keys():
                         "writes": ["cond [then_branch] > sub"],
                     }
                 ],
-                "decay_after": ["cond [then_branch] > sub"],
+                "decays": [
+                    {
+                        "at": "cond [then_branch] > sub",
+                        "where": "before",
+                        "rate": 0.1,
+                        "learning_rate": "adam/learning_rate",
+                        "gradient": None,
+                        "gradient_after": None,
+                    }
+                ],
                 "native_decays": ["decay"],
                 "other_writes": ["clip"],
                 "used_by": ["Conv2D", "MatMul"],
@@ -263,7 +276,7 @@ def test_record_of_a_plan_round_trips_with_exactly_these_keys():
                 "scale": None,
                 "rows": "all",
                 "updates": [],
-                "decay_after": [],
+                "decays": [],
                 "native_decays": [],
                 "other_writes": [],
                 "used_by": [],

@@ -8,7 +8,8 @@ import tensorflow as tf
 from graphwd.emit_function import read
 from graphwd.errors import GraphError
 from graphwd.graph import Graph
-from graphwd.updates import Evidence, find_updates
+from graphwd.interpreter import Evidence
+from graphwd.updates import find_updates
 from tests.graphs import function, gradient_of, variable
 
 

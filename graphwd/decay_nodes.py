@@ -1,0 +1,264 @@
+"""The nodes that decay one variable, for each way in which a decay enters its update.
+
+After the write that completes an update, on its device, come three nodes::
+
+    read  = ReadVariableOp(handle)  ^write        read  = ReadVariableOp(handle)  ^write
+    scaled = Mul(read, 1 - rate)            or    scaled = Mul(read, rate)
+    decay = AssignVariableOp(handle, scaled)      decay = AssignSubVariableOp(handle, scaled)
+
+and everything that waited for the write waits for the last of them. The left form moves fewer bytes; the right one
+serves where rounding 1 - rate to the variable's dtype would change the rate by more than `MAX_RATE_ERROR`, and where
+the rate is a tensor, ``Mul(learning rate, rate)``.
+
+Before an update come the same three, but the read waits for all that the write waits for, and the write for the decay.
+In a gradient come ``read``, ``scaled`` and ``decay = AddV2(gradient, scaled)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from graphwd.graph import DTYPE_NUMBERS
+from graphwd.injection import EPSILON, Injection
+from graphwd.update_ops import WRITE_OPS
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+MARK = "_graphwd"
+"""The attribute that every injected node carries; its value is the node's role."""
+
+MAX_RATE_ERROR = 0.01
+"""By how much, relatively, rounding the factor may change the rate (design: 1 %)."""
+
+
+@dataclass
+class Added:
+    """What is added to one body: its names, and the nodes that several decays share.
+
+    Attributes:
+        function: the body.
+        taken: the names in use.
+        shared: the tensors made once, by device and what they hold.
+    """
+
+    function: FunctionDef
+    taken: set[str] = field(default_factory=set)
+    shared: dict[tuple[object, ...], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Takes the names of the body's own nodes."""
+        self.taken |= {node.name for node in self.function.node_def}
+
+
+class DecayNodes:
+    """Adds the nodes of one decay."""
+
+    def __init__(self, added: Added, write: NodeDef, injection: Injection) -> None:
+        """Prepares to add; nothing is changed yet.
+
+        Args:
+            added: the body.
+            write: the write that the decay belongs to.
+            injection: the decay.
+        """
+        self._added = added
+        self._write = write
+        self._injection = injection
+        self._dtype = injection.variable.dtype
+        self._wide = "float32" if self._dtype in ("bfloat16", "float16") else self._dtype
+        self._handle = write.input[0]
+
+    def after(self) -> str:
+        """Adds a decay after the write; returns the node that all successors must wait for."""
+        return self._decay([f"^{self._write.name}"])
+
+    def before(self, nodes: Mapping[str, NodeDef]) -> str:
+        """Adds a decay before the write; returns the node that the write must wait for.
+
+        Args:
+            nodes: the nodes of the body, by name. Those of the update that read the weight will read it decayed.
+        """
+        readiness = self._injection.readiness
+        assert readiness is not None
+        decay = self._decay([f"^{name}" for name in readiness.waits])
+        for name, uses in readiness.rereads:
+            reread = self._copy("reread", nodes[name], f"^{decay}")
+            output = "value:0" if nodes[name].op == "ReadVariableOp" else "output:0"
+            for use in uses:
+                nodes[use.node].input[use.position] = f"{reread}:{output}"
+        return decay
+
+    def in_gradient(self, nodes: Mapping[str, NodeDef]) -> None:
+        """Adds a decay to the gradient and leads the result to where the gradient went.
+
+        Args:
+            nodes: the nodes of the body, by name.
+        """
+        entry = self._injection.entry
+        assert entry is not None
+        waits = [f"^{name}" for name in entry.waits]
+        rate = self._constant("rate", self._injection.rate, self._wide)
+        gradient = self._cast("widened_gradient", entry.tensor, self._dtype, self._wide)
+        if entry.indices is None:
+            read = self._add("read", "ReadVariableOp", [self._handle, *waits], dtype=self._dtype)
+            decay = self._multiply("scaled", self._cast("widened", f"{read}:value:0", self._dtype, self._wide), rate)
+            total = f"{self._add(self._last, 'AddV2', [gradient, decay], T=self._wide)}:z:0"
+        else:
+            total = self._add_rows(gradient, entry.indices, waits, rate)
+        if self._wide != self._dtype:
+            total = f"{self._add('decay', 'Cast', [total], SrcT=self._wide, DstT=self._dtype)}:y:0"
+        for use in entry.uses:
+            nodes[use.node].input[use.position] = total
+
+    @property
+    def _last(self) -> str:
+        """The role of a node that is the last of a decay unless a cast follows."""
+        return "decay" if self._wide == self._dtype else "summed"
+
+    def _decay(self, waits: Sequence[str]) -> str:
+        """Reads the weight, multiplies it and writes it."""
+        rate, multiplies = self._factor()
+        if self._injection.rows:
+            row = WRITE_OPS[self._write.op].rows
+            assert row is not None
+            rows, _ = self._unique(self._write.input[row], waits)
+            value = self._gather(rows, waits)
+            op, where = ("ResourceScatterUpdate" if multiplies else "ResourceScatterSub"), [self._handle, rows]
+            index: dict[str, str | int] = {"Tindices": self._index}
+        else:
+            value = f"{self._add('read', 'ReadVariableOp', [self._handle, *waits], dtype=self._dtype)}:value:0"
+            op, where = ("AssignVariableOp" if multiplies else "AssignSubVariableOp"), [self._handle]
+            index = {}
+        wide = self._cast("widened", value, self._dtype, self._wide)
+        scaled = self._cast("narrowed", self._multiply("scaled", wide, rate), self._wide, self._dtype)
+        return self._add("decay", op, [*where, scaled], dtype=self._dtype, **index)
+
+    def _factor(self) -> tuple[str, bool]:
+        """What the weight is multiplied by, and whether the product is the new weight rather than what it loses."""
+        rate, learning_rate = self._injection.rate, self._injection.learning_rate
+        if learning_rate is None:
+            multiplies = keeps_rate(rate, EPSILON[self._wide])
+            return self._constant("factor", 1 - rate if multiplies else rate, self._wide), multiplies
+        key = (self._write.device, learning_rate.tensor, rate, self._wide)
+        if key not in self._added.shared:
+            wide = self._cast("learning_rate", learning_rate.tensor, learning_rate.dtype, self._wide)
+            self._added.shared[key] = self._multiply("factor", wide, self._constant("rate", rate, self._wide))
+        return self._added.shared[key], False
+
+    @property
+    def _index(self) -> int:
+        """The dtype of row indices, as a number."""
+        node = self._write.attr
+        return node["Tindices"].type if "Tindices" in node else DTYPE_NUMBERS["int32"]
+
+    def _unique(self, indices: str, waits: Sequence[str] = ()) -> tuple[str, str]:
+        """The rows among some indices, each once; and for each index, the number of its row among them."""
+        shape = self._constant("vector", -1, "int32", [1])
+        flat = self._add("indices", "Reshape", [indices, shape], T=self._index, Tshape="int32")
+        rows = self._add("rows", "Unique", [f"{flat}:output:0", *waits], T=self._index, out_idx="int32")
+        return f"{rows}:y:0", f"{rows}:idx:0"
+
+    def _gather(self, rows: str, waits: Sequence[str]) -> str:
+        inputs = [self._handle, rows, *waits]
+        return f"{self._add('read', 'ResourceGather', inputs, dtype=self._dtype, Tindices=self._index)}:output:0"
+
+    def _add_rows(self, gradient: str, indices: str, waits: Sequence[str], rate: str) -> str:
+        """Adds the decay of each row to the first of the gradients that are of that row."""
+        rows, numbers = self._unique(indices)
+        decay = self._multiply(
+            "scaled", self._cast("widened", self._gather(rows, waits), self._dtype, self._wide), rate
+        )
+        zero, one = self._constant("zero", 0, "int32"), self._constant("one", 1, "int32")
+        count = f"{self._add('count', 'Size', [numbers], T='int32', out_type='int32')}:output:0"
+        unique = f"{self._add('unique', 'Size', [rows], T=self._index, out_type='int32')}:output:0"
+        positions = f"{self._add('positions', 'Range', [zero, count, one], Tidx='int32')}:output:0"
+        segments = [positions, numbers, unique]
+        types: dict[str, str | int] = {"T": "int32", "Tindices": "int32", "Tnumsegments": "int32"}
+        first = f"{self._add('first', 'UnsortedSegmentMin', segments, **types)}:output:0"
+        column = f"{self._add('column', 'ExpandDims', [first, one], T='int32', Tdim='int32')}:output:0"
+        shape = self._injection.variable.shape or ()
+        sizes = [-1, *(size for size in shape[1:] if size is not None)]
+        flat = [gradient, self._constants("row_shape", sizes)]
+        flat_gradient = f"{self._add('gradient', 'Reshape', flat, T=self._wide, Tshape='int32')}:output:0"
+        added = [flat_gradient, column, decay]
+        total = f"{self._add('added', 'TensorScatterAdd', added, T=self._wide, Tindices='int32')}:output:0"
+        like = f"{self._add('shape', 'Shape', [gradient], T=self._wide, out_type='int32')}:output:0"
+        return f"{self._add(self._last, 'Reshape', [total, like], T=self._wide, Tshape='int32')}:output:0"
+
+    def _multiply(self, role: str, first: str, second: str) -> str:
+        return f"{self._add(role, 'Mul', [first, second], T=self._wide)}:z:0"
+
+    def _cast(self, role: str, tensor: str, source: str, target: str) -> str:
+        if source == target:
+            return tensor
+        return f"{self._add(role, 'Cast', [tensor], SrcT=source, DstT=target)}:y:0"
+
+    def _constant(self, role: str, value: float, dtype: str, shape: Sequence[int] = ()) -> str:
+        return self._constants(role, [value], dtype, shape)
+
+    def _constants(
+        self, role: str, values: Sequence[float], dtype: str = "int32", shape: Sequence[int] | None = None
+    ) -> str:
+        """A constant, one for all decays of the body that need the same on the same device."""
+        shape = [len(values)] if shape is None else shape
+        key = (self._write.device, tuple(values), dtype, tuple(shape))
+        if key not in self._added.shared:
+            name = self._add(role, "Const", [], dtype=dtype)
+            tensor = self._added.function.node_def[-1].attr["value"].tensor
+            tensor.dtype = DTYPE_NUMBERS[dtype]  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
+            tensor.tensor_shape.SetInParent()
+            for size in shape:
+                tensor.tensor_shape.dim.add(size=size)
+            fields = {"float64": tensor.double_val, "float32": tensor.float_val, "int32": tensor.int_val}
+            fields[dtype].extend(values)
+            self._added.shared[key] = f"{name}:output:0"
+        return self._added.shared[key]
+
+    def _add(self, role: str, op: str, inputs: Iterable[str], **dtypes: str | int) -> str:
+        name = self._name(role)
+        node = self._added.function.node_def.add(name=name, op=op, device=self._write.device)
+        node.input.extend(inputs)
+        for key, dtype in dtypes.items():
+            number = DTYPE_NUMBERS[dtype] if isinstance(dtype, str) else dtype
+            node.attr[key].type = number  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
+        node.attr[MARK].s = role.encode()
+        return name
+
+    def _copy(self, role: str, original: NodeDef, wait: str) -> str:
+        """A copy of a node that waits for one more."""
+        name = self._name(role)
+        node = self._added.function.node_def.add()
+        node.CopyFrom(original)
+        node.name = name
+        node.input.append(wait)
+        node.attr[MARK].s = role.encode()
+        return name
+
+    def _name(self, role: str) -> str:
+        scope, slash, leaf = self._write.name.rpartition("/")
+        base = name = f"{scope}{slash}graphwd/{role}_{leaf}"
+        number = 0
+        while name in self._added.taken:
+            number += 1
+            name = f"{base}_{number}"
+        self._added.taken.add(name)
+        return name
+
+
+def keeps_rate(rate: float, epsilon: float) -> bool:
+    """Whether 1 - rate, rounded to nearest, stands for a rate close enough to the one asked for.
+
+    Args:
+        rate: the rate, in [0, 1).
+        epsilon: the distance from 1 to the next larger number of the dtype.
+
+    Returns:
+        Whether the rounding changes the rate by at most `MAX_RATE_ERROR`, relatively.
+    """
+    step = epsilon / 2  # numbers below 1 are at most half as far apart as those above it
+    rounded = round(rate / step) * step
+    return abs(rounded - rate) <= MAX_RATE_ERROR * rate

@@ -1,0 +1,212 @@
+"""How data flows through one body in one of the contexts in which it runs: through tensors and through slot variables.
+
+A tensor is written as in the body, ``node:output:index`` or the name of an argument.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from graphwd.graph import DTYPE_NUMBERS, Body, Graph, Node, Variable, is_control, parse_edge
+from graphwd.injection import Use
+from graphwd.interpreter import BodyValues, in_gradient_scope
+from graphwd.update_ops import READ_OPS, WRITE_OPS, Form, WriteOp
+from graphwd.values import NO_VARIABLE, NOTHING, Value
+
+_SAME = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot"})
+"""Ops whose outputs are their inputs, one by one."""
+
+_FIRST_ONLY = frozenset(
+    {
+        "BroadcastTo", "ExpandDims", "Gather", "GatherNd", "GatherV2", "Max", "Mean", "Min", "Pad", "Prod", "Reshape",
+        "ResourceGather", "ResourceGatherNd", "Slice", "Squeeze", "StridedSlice", "Sum", "Tile", "Transpose",
+        "UnsortedSegmentMax", "UnsortedSegmentMin", "UnsortedSegmentSum",
+    }
+)  # fmt: skip
+"""Ops whose first input says what, and all others where: a sparse gradient's indices are no part of its value."""
+
+_INDEXED = frozenset({"GatherV2", "ResourceGather", "UnsortedSegmentSum"})
+"""Ops whose second input are indices of rows."""
+
+_INTEGERS = (DTYPE_NUMBERS["int32"], DTYPE_NUMBERS["int64"])
+
+
+class Flow:
+    """The flow of data in one body.
+
+    Attributes:
+        nodes: its nodes, by name, in an order in which they may run.
+    """
+
+    def __init__(self, graph: Graph, body: Body, values: BodyValues) -> None:
+        """Indexes a body.
+
+        Args:
+            graph: the step.
+            body: the body.
+            values: what is known of its tensors in the context in question.
+        """
+        self._variables = graph.variables
+        self._values = values
+        self.nodes: dict[str, Node] = {node.name: node for node in body.nodes}
+        self._arguments = frozenset(body.arguments)
+        self._position = {name: number for number, name in enumerate(self.nodes)}
+        self._origins: dict[str, str] = {}
+        self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
+        self._forward: frozenset[str] | None = None
+        self._indices: set[str] = set()
+        for node in body.nodes:
+            if node.op in WRITE_OPS:
+                row = WRITE_OPS[node.op]
+                self._writes[self.value(node.proto.input[0]).handle].append((node, row))
+                if row.rows is not None:
+                    self._indices.add(self.origin(node.proto.input[row.rows]))
+            elif node.op in _INDEXED:
+                self._indices.add(self.origin(node.proto.input[1]))
+
+    def value(self, tensor: str) -> Value:
+        """What is known of a tensor."""
+        edge = parse_edge(tensor)
+        known = self._values.get(edge.node)
+        if not known:
+            return NOTHING
+        return known[edge.index] if edge.index < len(known) else known[0]
+
+    def producer(self, tensor: str) -> Node | None:
+        """The node that a tensor comes from; None for an argument."""
+        return self.nodes.get(parse_edge(tensor).node)
+
+    def order(self, tensor: str) -> int:
+        """A number that is larger the later in the body a tensor is made; -1 for an argument."""
+        return self._position.get(parse_edge(tensor).node, -1)
+
+    def origin(self, tensor: str) -> str:
+        """The tensor that this one is a mere alias of; itself where it is none."""
+        if tensor not in self._origins:
+            node = self.producer(tensor)
+            alias = node is not None and node.op in _SAME
+            self._origins[tensor] = (
+                self.origin(node.proto.input[parse_edge(tensor).index]) if node is not None and alias else tensor
+            )
+        return self._origins[tensor]
+
+    def inputs(self, node: Node) -> Iterator[tuple[int, str]]:
+        """The data inputs of a node that are not handles of variables: position and tensor."""
+        for position in range(len(node.inputs)):
+            tensor = node.proto.input[position]
+            if self.value(tensor).handle == NO_VARIABLE:
+                yield position, tensor
+
+    def read(self, tensor: str) -> Variable | None:
+        """The variable of whose content a tensor was read; None where it was not, or it is not known of which."""
+        node = self.producer(tensor)
+        if node is None or node.op not in READ_OPS:
+            return None
+        handle = self.value(node.proto.input[0]).handle
+        return self._variables[handle] if handle >= 0 else None
+
+    def written(self, variable: Variable) -> Sequence[tuple[Node, WriteOp, str]]:
+        """What the body writes into a variable, in program order: the node, the row of its op, the tensor."""
+        return [(node, op, node.proto.input[op.value]) for node, op in self._writes.get(variable.id, ())]
+
+    def is_slot(self, variable: Variable) -> bool:
+        """Whether a variable carries something of this run's gradient into the next: not one that is reset here."""
+        writes = self.written(variable)
+        return not variable.trainable and bool(writes) and self.value(writes[-1][2]).from_gradient
+
+    def is_source(self, tensor: str) -> bool:
+        """Whether a tensor is a gradient as it comes into the body, or out of the computation of gradients."""
+        if not self.value(tensor).from_gradient:
+            return False
+        node = self.producer(tensor)
+        if node is None or in_gradient_scope(node.name):
+            return True
+        variable = self.read(tensor)
+        return variable is not None and not self.is_slot(variable)  # gradients accumulated in earlier runs
+
+    def carries(self, tensor: str) -> bool:
+        """Whether a tensor brings gradient on: this run's, or what a slot variable has of earlier ones."""
+        variable = self.read(tensor)
+        if variable is not None and self.is_slot(variable):
+            return True
+        node = self.producer(tensor)
+        shape = node is not None and node.op == "Const" and node.proto.attr["dtype"].type in _INTEGERS
+        return self.value(tensor).from_gradient and not shape and self.origin(tensor) not in self._indices
+
+    def behind(self, tensor: str) -> Iterator[tuple[Use, str]]:
+        """The tensors that one is made of, each with the input through which it comes: a slot's are its writes."""
+        node = self.producer(tensor)
+        if node is None:
+            return
+        variable = self.read(tensor)
+        if variable is not None and not variable.trainable:
+            for write, op, value in self.written(variable):
+                yield Use(write.name, op.value), self.origin(value)
+        for position, source in self.inputs(node):
+            if position == 0 or node.op not in _FIRST_ONLY:
+                yield Use(node.name, position), self.origin(source)
+
+    @property
+    def forward(self) -> frozenset[str]:
+        """The nodes that a gradient was computed from: the forward pass."""
+        if self._forward is None:
+            ends = [node.name for node in self.nodes.values() if in_gradient_scope(node.name)]
+            found = self.upstream(ends, control=False)
+            self._forward = frozenset(name for name in found if not in_gradient_scope(name))
+        return self._forward
+
+    def upstream(self, names: Iterable[str], *, control: bool) -> set[str]:
+        """The nodes that must be done before any of some nodes, and these.
+
+        Args:
+            names: the nodes.
+            control: whether control dependencies count.
+        """
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in found and name in self.nodes:
+                found.add(name)
+                waiting.extend(self._needs(name, control))
+        return found
+
+    def downstream(self, names: Iterable[str], within: Iterable[str]) -> set[str]:
+        """Those of some nodes that wait, by data or control, for any of others, and these.
+
+        Args:
+            names: the nodes waited for.
+            within: the nodes looked at; nothing is followed beyond them.
+        """
+        found = set(names)
+        for name in sorted(within, key=self._position.__getitem__):
+            if not found.isdisjoint(self._needs(name, control=True)):
+                found.add(name)
+        return found
+
+    def needs(self, name: str) -> list[str]:
+        """The nodes that a node waits for, by data or control; arguments are none."""
+        return [need for need in self._needs(name, control=True) if need not in self._arguments]
+
+    def _needs(self, name: str, control: bool) -> Iterator[str]:
+        for text in self.nodes[name].proto.input:
+            if not is_control(text):
+                yield parse_edge(text).node
+            elif control:
+                yield text[1:]
+
+
+def sinks(flow: Flow, nodes: Iterable[str]) -> list[tuple[Use, str]]:
+    """The tensors that the writes of an update write: the gradient of an Apply op, the value of every other."""
+    found = []
+    for name in nodes:
+        node = flow.nodes[name]
+        position = WRITE_OPS[node.op].value
+        found.append((Use(name, position), flow.origin(node.proto.input[position])))
+    return found
+
+
+def is_apply(flow: Flow, name: str) -> bool:
+    """Whether a write is an Apply op."""
+    return WRITE_OPS[flow.nodes[name].op].form is Form.APPLY

@@ -1,0 +1,268 @@
+"""Finds where the gradient enters an optimizer's arithmetic, and when an update is ready to be done.
+
+A coupled decay is added to the gradient before the optimizer sees it and after clipping, unscaling, and the sum over
+accumulated or replicated gradients. An Apply op takes the gradient as an operand. In an update of plain arithmetic it
+is the last tensor that all of the gradient goes through and that is not yet mixed with a slot variable, the weight, or
+the learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+
+from graphwd.errors import UnclearError
+from graphwd.flow import Flow, is_apply, sinks
+from graphwd.graph import Node, Variable, parse_edge
+from graphwd.injection import Entry, LearningRate, Readiness, Use
+from graphwd.update_ops import CALL_OPS, WRITE_OPS
+from graphwd.values import NO_VARIABLE
+
+_ELEMENTWISE = frozenset(
+    {
+        "Abs", "Add", "AddN", "AddV2", "Cast", "Div", "Maximum", "Minimum", "Mul", "MulNoNan", "Neg", "Pow", "RealDiv",
+        "Reciprocal", "Rsqrt", "Select", "SelectV2", "Sign", "Sqrt", "Square", "SquaredDifference", "Sub",
+    }
+)  # fmt: skip
+"""Ops whose output has a row for each row of their inputs."""
+
+_PRODUCTS = frozenset({"Mul", "MulNoNan"})
+_QUOTIENTS = frozenset({"RealDiv", "Div"})
+_RECIPROCALS = frozenset({"Reciprocal", "Inv", *_QUOTIENTS})
+"""What unscaling multiplies by; an optimizer's coefficients are none of these."""
+
+
+class _State(IntEnum):
+    """What has become of the gradient in a tensor."""
+
+    PURE = 0  # it is gradient alone
+    SCALED = 1  # times a coefficient
+    MIXED = 2  # with a slot, the learning rate or the weight in it
+
+
+_DENSE = ""
+_UNKNOWN = "?"
+
+
+def find_entry(flow: Flow, variable: Variable, writes: Sequence[str], rate: LearningRate | None) -> Entry:
+    """Finds where the gradient of an update enters the optimizer's arithmetic.
+
+    Args:
+        flow: the body of the update.
+        variable: what is updated.
+        writes: the names of the update's writes, in order.
+        rate: the learning rate of the update; needed unless an Apply op is the whole update.
+
+    Returns:
+        The place.
+
+    Raises:
+        UnclearError: there is no one tensor that all of the gradient goes through, or it cannot be told whose rows it
+            holds.
+    """
+    if len(writes) == 1 and is_apply(flow, writes[0]):
+        ((use, tensor),) = sinks(flow, writes)
+        row = WRITE_OPS[flow.nodes[writes[0]].op]
+        indices = None if row.rows is None else flow.nodes[writes[0]].proto.input[row.rows]
+        return Entry(tensor, (use,), indices, _before(flow, tensor), _order(flow, writes[0], [writes[0]]))
+    return _Entrance(flow, rate).find(variable, writes)
+
+
+def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str]) -> Readiness:
+    """Finds what must be done before the weight may be decayed ahead of an update.
+
+    Args:
+        flow: the body of the update.
+        variable: what is updated.
+        writes: the names of the update's writes, in order.
+
+    Returns:
+        What to wait for: then every read of the forward pass and the gradient is done. Reads of the weight by the
+        optimizer's own arithmetic come later, and see the decayed weight.
+
+    Raises:
+        UnclearError: the arithmetic reads the weight where it cannot be told to read it later.
+    """
+    rereads: dict[str, list[Use]] = {}
+    seen: set[str] = set()
+    waiting = sinks(flow, writes)
+    while waiting:
+        use, tensor = waiting.pop()
+        if flow.read(tensor) == variable:
+            rereads.setdefault(parse_edge(tensor).node, []).append(use)
+            continue
+        node = flow.producer(tensor)
+        if node is None and flow.value(tensor).source == variable.id:
+            raise UnclearError("its update reads the weight outside the function that makes the update")
+        if tensor in seen or node is None or flow.is_source(tensor) or node.name in flow.forward:
+            continue
+        seen.add(tensor)
+        if node.op in CALL_OPS and any(flow.value(text).handle == variable.id for text in node.proto.input):
+            raise UnclearError(f"its update reads the weight inside a function that '{node.name}' calls")
+        waiting.extend(flow.behind(tensor))
+    first = writes[0]
+    before = flow.upstream([first], control=True)
+    # A read that comes after the first write of the update sees the decayed weight as it is.
+    rereads = {name: uses for name, uses in rereads.items() if name in before}
+    own = flow.downstream([use.node for uses in rereads.values() for use in uses], before) if rereads else set[str]()
+    reading = {first, *(own & before)}
+    waits = [need for name in reading for need in flow.needs(name) if need not in reading and need not in rereads]
+    # A read that is now made later must still come after what the original waited for.
+    waits += [need for name in rereads for need in flow.needs(name)]
+    return Readiness(_sorted(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
+
+
+def _sorted(flow: Flow, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(names), key=flow.order))
+
+
+def _order(flow: Flow, write: str, later: Sequence[str]) -> tuple[str, ...]:
+    """What a read of the weight ahead of a write waits for: as the write does, but for what comes after the read."""
+    return _sorted(
+        flow, [need for need in flow.needs(write) if need not in later and _is_controlling(flow, write, need)]
+    )
+
+
+def _is_controlling(flow: Flow, write: str, need: str) -> bool:
+    return f"^{need}" in flow.nodes[write].proto.input
+
+
+def _before(flow: Flow, tensor: str) -> str | None:
+    """What was done last to the gradient on its way to a tensor: a node and its op type."""
+    node = flow.producer(tensor)
+    return None if node is None or flow.is_source(tensor) else f"{node.name} ({node.op})"
+
+
+class _Entrance:
+    """The search through an update of plain arithmetic."""
+
+    def __init__(self, flow: Flow, rate: LearningRate | None) -> None:
+        self._flow = flow
+        self._rate = None if rate is None else rate.tensor
+        self._states: dict[str, _State] = {}
+        self._rows: dict[str, set[str]] = {}  # for each gradient met, how its rows are told: by which indices
+        self._uses: dict[str, list[Use]] = {}
+
+    def find(self, variable: Variable, writes: Sequence[str]) -> Entry:
+        flow = self._flow
+        frontier = self._frontier(writes)
+        while len(frontier) > 1:
+            # All of the gradient goes through one tensor further back: undo what was done last.
+            last = max(frontier, key=flow.order)
+            frontier.remove(last)
+            if flow.is_source(last):
+                places = sorted(each.partition(":")[0] for each in (last, *frontier))
+                raise UnclearError(
+                    f"its gradient enters the optimizer's arithmetic at several places ({', '.join(places)}); write a "
+                    "decoupled 'semantics'"
+                )
+            frontier.update(self._step_back(last))
+        if not frontier:
+            raise UnclearError("it cannot be told where its gradient enters the optimizer's arithmetic")
+        (tensor,) = frontier
+        rows = self._rows[tensor] - {_UNKNOWN}
+        if len(rows) != 1:
+            raise UnclearError(f"it cannot be told which rows of '{variable.name}' its gradient is of")
+        (indices,) = rows
+        uses = tuple(dict.fromkeys(self._uses[tensor]))
+        coefficients = {self._coefficient(flow.nodes[use.node]) for use in uses}
+        if None not in coefficients and self._rate not in coefficients:
+            raise UnclearError(
+                f"its gradient is first of all multiplied by '{str(min(map(str, coefficients))).partition(':')[0]}', "
+                "and it cannot be told whether the optimizer does that or what comes before it; to unscale a gradient "
+                "divide it, or write a decoupled 'semantics'"
+            )
+        later = flow.downstream([use.node for use in uses], flow.nodes)
+        waits = _order(flow, writes[0], list(later))
+        return Entry(tensor, uses, indices or None, _before(flow, tensor), waits)
+
+    def _frontier(self, writes: Sequence[str]) -> set[str]:
+        """The tensors by which the gradient comes into what is mixed with slots, weight and learning rate."""
+        flow = self._flow
+        frontier: set[str] = set()
+        waiting: list[tuple[Use, str, str]] = []
+        for (use, tensor), name in zip(sinks(flow, writes), writes, strict=True):
+            waiting.append((use, tensor, self._rows_written(name)))
+        done: set[tuple[Use, str]] = set()
+        while waiting:
+            use, tensor, rows = waiting.pop()
+            self._note(use, tensor, rows)
+            if self._is_pure(tensor):
+                frontier.add(tensor)
+            elif (use, rows) not in done:
+                done.add((use, rows))
+                for further, each in flow.behind(tensor):
+                    if self._flow.carries(each):
+                        waiting.append((further, each, self._rows_behind(further, rows)))
+        return frontier
+
+    def _step_back(self, tensor: str) -> Iterator[str]:
+        for use, each in self._flow.behind(tensor):
+            if self._flow.carries(each):
+                for rows in list(self._rows[tensor]):
+                    self._note(use, each, self._rows_behind(use, rows))
+                yield each
+
+    def _note(self, use: Use, tensor: str, rows: str) -> None:
+        self._rows.setdefault(tensor, set()).add(rows)
+        self._uses.setdefault(tensor, []).append(use)
+
+    def _rows_written(self, write: str) -> str:
+        node = self._flow.nodes[write]
+        rows = WRITE_OPS[node.op].rows
+        return _DENSE if rows is None else self._flow.origin(node.proto.input[rows])
+
+    def _rows_behind(self, use: Use, rows: str) -> str:
+        """How the rows of an input are told, given how those of the output are."""
+        node = self._flow.nodes[use.node]
+        if node.op in WRITE_OPS:  # a slot, written so
+            return self._rows_written(use.node)
+        if node.op in _ELEMENTWISE:
+            return rows
+        if node.op == "UnsortedSegmentSum" and rows == _DENSE and use.position == 0:
+            return self._flow.origin(node.proto.input[1])
+        return _UNKNOWN
+
+    def _is_pure(self, tensor: str) -> bool:
+        return self._state(tensor) is _State.PURE
+
+    def _state(self, tensor: str) -> _State:
+        if tensor not in self._states:
+            self._states[tensor] = _State.PURE  # where a variable that is no slot leads back here
+            self._states[tensor] = self._compute_state(tensor)
+        return self._states[tensor]
+
+    def _compute_state(self, tensor: str) -> _State:
+        flow = self._flow
+        if tensor == self._rate:
+            return _State.MIXED
+        if flow.is_source(tensor):
+            return _State.PURE
+        variable = flow.read(tensor)
+        if variable is not None and (variable.trainable or flow.is_slot(variable)):
+            return _State.MIXED
+        node = flow.producer(tensor)
+        if node is None:
+            return _State.PURE if flow.value(tensor).source == NO_VARIABLE else _State.MIXED
+        handles = any(flow.value(text).handle != NO_VARIABLE for text in node.proto.input)
+        if node.op in CALL_OPS and handles and flow.value(tensor).from_gradient:
+            return _State.MIXED  # what it reads inside is not looked at
+        state = max((self._state(each) for _, each in flow.behind(tensor)), default=_State.PURE)
+        if state is _State.MIXED:
+            return state
+        if node.op == "Neg" or self._coefficient(node) is not None:
+            return _State.SCALED
+        if node.op in _QUOTIENTS and all(flow.carries(flow.origin(text)) for text in node.proto.input[:2]):
+            return _State.PURE  # clipping by norm: what both sides were multiplied by is gone
+        return state
+
+    def _coefficient(self, node: Node) -> str | None:
+        """What a node multiplies a gradient by, where that comes from no gradient and is no reciprocal."""
+        if node.op not in _PRODUCTS:
+            return None
+        flow = self._flow
+        factors = [flow.origin(text) for text in node.proto.input[:2] if not flow.carries(flow.origin(text))]
+        if len(factors) != 1:
+            return None
+        made = flow.producer(factors[0])
+        return None if made is not None and made.op in _RECIPROCALS else factors[0]

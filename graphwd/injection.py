@@ -1,0 +1,114 @@
+"""What is to be injected, where: all that the writer of protos needs, in terms of the nodes of one body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from graphwd.graph import Variable
+from graphwd.interpreter import Site
+
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""For every dtype that can be decayed, the distance from 1 to the next number."""
+
+
+class Where(Enum):
+    """Where a decay enters an update."""
+
+    AFTER = "after"  # w <- (1 - c) * w, once the write is done
+    BEFORE = "before"  # w <- (1 - c) * w, once the write is ready to be done
+    GRADIENT = "gradient"  # g <- g + c * w
+
+
+class Use(NamedTuple):
+    """One data input of one node."""
+
+    node: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class LearningRate:
+    """The learning rate that an update uses.
+
+    Attributes:
+        name: what a user calls it: a variable, an argument, a node, or the number itself.
+        tensor: the tensor, a scalar, as an edge of the update's body.
+        dtype: the dtype of the tensor.
+        number: its value, where it is a constant of the graph.
+    """
+
+    name: str
+    tensor: str
+    dtype: str
+    number: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a gradient enters an optimizer's arithmetic.
+
+    Attributes:
+        tensor: the gradient there, as an edge of the update's body.
+        uses: the inputs through which it goes on into the arithmetic.
+        indices: of a sparse gradient, the rows it is of, as an edge; None for a dense one.
+        after: what was done to the gradient last before, as a node and its op type; None where nothing was.
+        waits: nodes that the weight must be read after.
+    """
+
+    tensor: str
+    uses: tuple[Use, ...]
+    indices: str | None = None
+    after: str | None = None
+    waits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """When an update is ready to be done, and what of its arithmetic reads the weight.
+
+    Attributes:
+        waits: nodes of which each must be done: every read of the forward pass and the gradient is before one of them.
+        rereads: reads of the weight that belong to the update, each with the inputs that it goes to.
+    """
+
+    waits: tuple[str, ...]
+    rereads: tuple[tuple[str, tuple[Use, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """One place where decay goes.
+
+    Attributes:
+        variable: what is decayed.
+        site: the write that the decay belongs to; the last of an update for `Where.AFTER`, else the first.
+        rate: the rate, without unit; times the learning rate where there is one.
+        where: where it enters.
+        rows: whether only the rows are decayed that the write, or the gradient, is of.
+        learning_rate: what the rate is multiplied by, where it is a tensor.
+        entry: where the gradient enters, for `Where.GRADIENT`.
+        readiness: what the decay waits for, for `Where.BEFORE`.
+    """
+
+    variable: Variable
+    site: Site
+    rate: float
+    where: Where = Where.AFTER
+    rows: bool = False
+    learning_rate: LearningRate | None = None
+    entry: Entry | None = None
+    readiness: Readiness | None = None
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The inputs of the original that are led elsewhere."""
+        if self.entry is not None:
+            return self.entry.uses
+        return tuple(use for _, uses in self.readiness.rereads for use in uses) if self.readiness is not None else ()
+
+    @property
+    def decay(self) -> tuple[object, ...]:
+        """All but the variable and the calls that lead here: what is done to the body."""
+        return self.rate, self.where, self.rows, self.learning_rate, self.entry, self.readiness

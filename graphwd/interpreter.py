@@ -1,0 +1,416 @@
+"""Runs a step on abstract values, in program order: every body once for each call that reaches it.
+
+Data is followed through tensors, calls, branches, loops and slot variables, but never through a read of a trainable
+variable. What is known of a tensor is a `Value`; what is learnt on the way is kept in the `Interpreter`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from graphwd.errors import GraphError
+from graphwd.graph import Body, Callee, Graph, Node, Variable, call_kind, state_count
+from graphwd.update_ops import (
+    CALL_OPS,
+    DATA_OPS,
+    METADATA_OPS,
+    PASS_THROUGH_OPS,
+    READ_OPS,
+    WRITE_OPS,
+    CallKind,
+    Form,
+    WriteOp,
+)
+from graphwd.values import DATA, MANY, NO_VARIABLE, NOTHING, Content, Value, add, combine, join, scale
+
+_GRADIENT_SCOPE = re.compile(r"(?:^|/)(?:gradient_tape|gradients)(?:_\d+)?/")
+
+_MAX_DEPTH = 64
+_MAX_NODES_VISITED = 50_000_000
+
+
+def in_gradient_scope(name: str) -> bool:
+    """Whether a node of that name was made while a gradient was computed."""
+    return _GRADIENT_SCOPE.search(name) is not None
+
+
+class Evidence(Enum):
+    """What makes a write an update, strongest first."""
+
+    APPLY_OP = "gradient input of an Apply op"
+    GRADIENT_SCOPE = "computed from a gradient scope"
+    DATA_PATH = "computed from the step's data"
+
+
+STRONG = (Evidence.APPLY_OP, Evidence.GRADIENT_SCOPE)
+
+_PYTHON_CALLS = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
+
+
+class Frame(NamedTuple):
+    """One call on the way from the step to a node: the calling node, the function it calls, and how."""
+
+    node: str
+    op: str
+    callee: Callee
+
+
+Path = tuple[Frame, ...]
+"""The calls that lead to a body, outermost first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A node in one of the contexts in which its body runs.
+
+    Attributes:
+        path: the calls that lead to the body, outermost first.
+        node: the name of the node in it.
+        op: its op type.
+    """
+
+    path: Path
+    node: str
+    op: str
+
+    def excludes(self, other: Site) -> bool:
+        """Whether the two lie in different branches of one conditional, so that a run meets only one of them."""
+        for mine, theirs in zip(self.path, other.path, strict=False):
+            if mine != theirs:
+                return (
+                    mine.node == theirs.node
+                    and CALL_OPS[mine.op].kind is CallKind.BRANCH
+                    and mine.callee[:2] != theirs.callee[:2]
+                )
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A write to a trainable variable.
+
+    Attributes:
+        variable: the variable.
+        site: where.
+        value: what is known of the tensor written (of the gradient, for an Apply op).
+        gradients: taint of the tensor the first time the write is met. In a loop, slot variables carry the gradients
+            of one iteration into the next, and ``value`` has them all.
+    """
+
+    variable: Variable
+    site: Site
+    value: Value
+    gradients: int
+
+    @property
+    def op(self) -> WriteOp:
+        """The row of its op."""
+        return WRITE_OPS[self.site.op]
+
+    @property
+    def is_native_decay(self) -> bool:
+        """Whether it multiplies the variable by something that does not depend on it: decay that is already there."""
+        if self.value.from_gradient or self.value.source != self.variable.id or self.op.form is Form.APPLY:
+            return False
+        if self.op.form is Form.ASSIGN:
+            return self.value.content is Content.LINEAR
+        return self.op.form in (Form.ADD, Form.SUB) and self.value.content in (Content.EXACT, Content.LINEAR)
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What makes it an update; None where nothing does."""
+        if self.op.form is Form.APPLY:
+            return Evidence.APPLY_OP
+        if self.value.from_gradient:
+            return Evidence.GRADIENT_SCOPE
+        if self.is_native_decay or not self.value.taint & DATA:
+            return None
+        # Data assigned as it is (restored, set by the caller) is no update; a step from the current value is.
+        moves = self.op.form in (Form.ADD, Form.SUB) or self.value.source in (self.variable.id, MANY)
+        return Evidence.DATA_PATH if moves else None
+
+
+BodyValues = Mapping[str, Sequence[Value]]
+"""What is known of the tensors of one body: by node or argument, a value for each output, or one for all of them."""
+
+
+def observe(graph: Graph, paths: Iterable[Path]) -> dict[Path, BodyValues]:
+    """Runs the step for what is known of the tensors in some of its bodies.
+
+    Args:
+        graph: the step.
+        paths: the calls that lead to each body of interest.
+
+    Returns:
+        For each path, the values of its body.
+    """
+    run = Interpreter(graph, told_apart=False, watched=frozenset(paths))
+    run.run()
+    return run.seen
+
+
+@dataclass
+class Interpreter:
+    """Runs the step on abstract values; every body once for each call that reaches it.
+
+    Attributes:
+        graph: the step.
+        told_apart: whether each gradient node has a taint bit of its own.
+        watched: the bodies whose values are kept in ``seen``.
+        memory: content of the variables that are not trainable.
+        writes: every write to a trainable variable, in program order.
+        unresolved: writes of a gradient to a variable that is not known.
+        opaque: variables that go where graphwd does not follow, and where.
+        python_calls: calls of Python code that get a gradient.
+        used_by: for every variable, the op types that read it outside gradient scopes.
+        read: the variables that are read.
+    """
+
+    graph: Graph
+    told_apart: bool
+    watched: frozenset[Path] = frozenset()
+    seen: dict[Path, BodyValues] = field(default_factory=dict)
+    memory: dict[int, Value] = field(default_factory=dict)
+    writes: dict[Site, Write] = field(default_factory=dict)
+    unresolved: dict[Site, None] = field(default_factory=dict)
+    opaque: dict[tuple[int, Site], tuple[Variable, Site]] = field(default_factory=dict)
+    python_calls: dict[Site, None] = field(default_factory=dict)
+    used_by: dict[int, set[str]] = field(default_factory=dict)
+    read: set[int] = field(default_factory=set)
+    _bits: dict[tuple[Path, str], int] = field(default_factory=dict)
+    _visited: int = 0
+
+    def run(self) -> Interpreter:
+        """Runs the step once and returns itself."""
+        arguments = [self._root_value(name) for name in self.graph.root.arguments]
+        self._body(self.graph.root, arguments, ())
+        return self
+
+    def writes_by_variable(self) -> Mapping[int, list[Write]]:
+        """The writes of each variable, by its number."""
+        result: dict[int, list[Write]] = {}
+        for write in self.writes.values():
+            result.setdefault(write.variable.id, []).append(write)
+        return result
+
+    def passed_on(self) -> set[Variable]:
+        """The variables that go where graphwd does not follow."""
+        return {variable for variable, _ in self.opaque.values()}
+
+    def _root_value(self, name: str) -> Value:
+        if name in self.graph.handles:
+            return Value(handle=self.graph.handles[name].id)
+        return Value(taint=DATA) if name in self.graph.data else NOTHING
+
+    def _body(self, body: Body, arguments: Sequence[Value], path: Path) -> list[Value]:
+        if len(path) > _MAX_DEPTH or any(frame.callee.function == body.name for frame in path[:-1]):
+            raise GraphError(f"the function '{body.name}' calls itself, or calls are nested deeper than {_MAX_DEPTH}")
+        self._visited += len(body.nodes)
+        if self._visited > _MAX_NODES_VISITED:
+            raise GraphError(f"following every call of the step takes more than {_MAX_NODES_VISITED} nodes")
+        values: dict[str, list[Value]] = {name: [value] for name, value in zip(body.arguments, arguments, strict=True)}
+        for node in body.nodes:
+            inputs = []
+            for source, index in node.inputs:
+                known = values.get(source)
+                if known:
+                    inputs.append(known[index] if index < len(known) else known[0])
+                else:
+                    inputs.append(NOTHING)
+            outputs = self._node(node, inputs, path)
+            if outputs:
+                values[node.name] = outputs
+        if path in self.watched:
+            self.seen[path] = values
+        return [_result(values, source, index) for source, index in body.results]
+
+    def _node(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
+        """The outputs of a node: one value for all of them where only one is given, none where nothing is known."""
+        op = node.op
+        if op in WRITE_OPS:
+            return self._write(node, WRITE_OPS[op], inputs, path)
+        if op in CALL_OPS:
+            return self._call(node, inputs, path)
+        if op in READ_OPS:
+            return [self._read(op, inputs)]
+        if op in METADATA_OPS:
+            return []
+        if op in PASS_THROUGH_OPS:
+            return inputs
+        if op in self.graph.library:
+            raise GraphError(f"the node '{node.name}' calls the function '{op}' as an op, as v1 Defun did")
+        return self._compute(node, inputs, path)
+
+    def _compute(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
+        for value in inputs:
+            if value.content is Content.EXACT and node.op != "Cast" and not in_gradient_scope(node.name):
+                self.used_by.setdefault(value.source, set()).add(node.op)
+            if value.handle != NO_VARIABLE:
+                self._note_opaque(node, value, path)
+        result = _ARITHMETIC.get(node.op, combine)(inputs)
+        if node.op in DATA_OPS:
+            result = result._replace(taint=result.taint | DATA)
+        elif in_gradient_scope(node.name):
+            result = Value(taint=result.taint | self._bit(node, path))
+        if node.op in _PYTHON_CALLS and any(value.from_gradient for value in inputs):
+            self.python_calls[Site(path, node.name, node.op)] = None
+        return [] if result == NOTHING else [result]
+
+    def _bit(self, node: Node, path: Path) -> int:
+        if not self.told_apart:
+            return DATA << 1
+        return DATA << 1 << self._bits.setdefault((path, node.name), len(self._bits))
+
+    def _note_opaque(self, node: Node, value: Value, path: Path) -> None:
+        """Remembers a variable that goes where graphwd does not follow, if it can be written there."""
+        site = Site(path, node.name, node.op)
+        if value.handle >= 0 and any(self._writes_variables(name, set()) for name in self.graph.functions_of(node)):
+            self.opaque[value.handle, site] = (self.graph.variables[value.handle], site)
+
+    def _writes_variables(self, function: str, seen: set[str]) -> bool:
+        if function in seen or function not in self.graph.library:
+            return False
+        seen.add(function)
+        return any(
+            node.op in WRITE_OPS or any(self._writes_variables(name, seen) for name in self.graph.functions_of(node))
+            for node in self.graph.body(function).nodes
+        )
+
+    def _read(self, op: str, inputs: list[Value]) -> Value:
+        handle = inputs[0].handle
+        if handle < 0:
+            return NOTHING
+        if not self.graph.variables[handle].trainable:
+            return self.memory.get(handle, NOTHING)
+        self.read.add(handle)
+        if op != "ReadVariableOp":
+            self.used_by.setdefault(handle, set()).add(op)
+        return Value(source=handle, content=Content.EXACT)
+
+    def _write(self, node: Node, op: WriteOp, inputs: list[Value], path: Path) -> list[Value]:
+        handle = inputs[0].handle
+        value = inputs[op.value]
+        site = Site(path, node.name, node.op)
+        for slot in op.slots:
+            self._store(inputs[slot].handle, Value(taint=value.taint), replace=False)
+        if handle == MANY or (handle == NO_VARIABLE and value.from_gradient):
+            self.unresolved[site] = None
+        elif handle >= 0 and self.graph.variables[handle].trainable:
+            met = self.writes.get(site)
+            gradients = met.gradients if met else value.taint
+            self.writes[site] = Write(self.graph.variables[handle], site, value, gradients)
+        else:
+            self._store(handle, value, replace=op.form is Form.ASSIGN and op.rows is None)
+        return [Value(handle=handle)] if op.reference else []
+
+    def _store(self, variable: int, value: Value, *, replace: bool) -> None:
+        if variable < 0 or self.graph.variables[variable].trainable:
+            return
+        if value.from_gradient:
+            value = Value(taint=value.taint)  # a slot's content is a matter of its own
+        before = NOTHING if replace else self.memory.get(variable, NOTHING)
+        self.memory[variable] = join(before, value) if before != NOTHING else value
+
+    def _call(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
+        call = CALL_OPS[node.op]
+        arguments = inputs[call.skip : len(inputs) - call.drop]
+        callees = self.graph.callees(node)
+        outputs = _CALLS[call_kind(node)](self, node, callees, arguments, path)
+        if in_gradient_scope(node.name):
+            bit = self._bit(node, path)
+            return [Value(value.handle, value.taint | bit) for value in outputs]
+        return outputs
+
+    def _enter(self, node: Node, callee: Callee, arguments: Sequence[Value], path: Path) -> list[Value]:
+        body = self.graph.body(callee.function)
+        if len(arguments) != len(body.arguments):
+            raise GraphError(
+                f"the node '{node.name}' gives {len(arguments)} arguments to '{callee.function}', "
+                f"which takes {len(body.arguments)}"
+            )
+        return self._body(body, arguments, (*path, Frame(node.name, node.op, callee)))
+
+    def _plain_call(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
+        return [value for callee in callees for value in self._enter(node, callee, arguments, path)]
+
+    def _branches(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
+        before = self.memory
+        after: dict[int, Value] = {}
+        outputs: list[Value] | None = None
+        for callee in callees:
+            self.memory = dict(before)
+            results = self._enter(node, callee, arguments, path)
+            after = _join_memory(after, self.memory)
+            outputs = results if outputs is None else [join(*pair) for pair in zip(outputs, results, strict=True)]
+        self.memory = after
+        return outputs or []
+
+    def _loop(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
+        condition, body = callees
+
+        def once(state: list[Value]) -> list[Value]:
+            self._enter(node, condition, state, path)
+            return self._enter(node, body, state, path)
+
+        return self._until_stable(once, arguments)
+
+    def _scan(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
+        (callee,) = callees
+        carried = state_count(node)
+        captures = arguments[carried:]
+        elements = len(self.graph.body(callee.function).arguments) - len(arguments)
+        outputs: list[Value] = []
+
+        def once(state: list[Value]) -> list[Value]:
+            outputs[:] = self._enter(node, callee, [*state, *[Value(taint=DATA)] * elements, *captures], path)
+            return outputs[:carried]
+
+        state = self._until_stable(once, arguments[:carried])
+        # What the dataset yields may depend on whatever its function computes.
+        return state if node.op == "ReduceDataset" else [combine(outputs)]
+
+    def _until_stable(self, once: Callable[[list[Value]], list[Value]], state: list[Value]) -> list[Value]:
+        while True:
+            before = dict(self.memory)
+            results = once(state)
+            joined = [join(*pair) for pair in zip(state, results, strict=True)]
+            self.memory = _join_memory(before, self.memory)
+            if joined == state and self.memory == before:
+                return state
+            state = joined
+
+
+def _join_memory(first: Mapping[int, Value], second: Mapping[int, Value]) -> dict[int, Value]:
+    return {key: join(first.get(key, NOTHING), second.get(key, NOTHING)) for key in (*first, *second)}
+
+
+def _result(values: Mapping[str, list[Value]], source: str, index: int) -> Value:
+    known = values.get(source)
+    if not known:
+        return NOTHING
+    return known[index] if index < len(known) else known[0]
+
+
+_ARITHMETIC: Mapping[str, Callable[[list[Value]], Value]] = {
+    "Mul": scale,
+    "MulNoNan": scale,
+    "RealDiv": lambda inputs: scale(inputs) if inputs[1].source == NO_VARIABLE else combine(inputs),
+    "Div": lambda inputs: scale(inputs) if inputs[1].source == NO_VARIABLE else combine(inputs),
+    "Neg": scale,
+    "Add": add,
+    "AddV2": add,
+    "AddN": add,
+    "Sub": add,
+    "Cast": lambda inputs: inputs[0],
+}
+
+_CALLS = {
+    CallKind.CALL: Interpreter._plain_call,
+    CallKind.BRANCH: Interpreter._branches,
+    CallKind.LOOP: Interpreter._loop,
+    CallKind.SCAN: Interpreter._scan,
+}

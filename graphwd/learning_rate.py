@@ -1,0 +1,297 @@
+"""Finds the learning rate that an update really uses, schedules and warm-up included.
+
+In this order: what the rule names; the operand of an Apply op; a scalar variable called ``learning_rate`` whose content
+flows into the update; what leaves the name scope of one of Keras' schedules and flows into it; and the one tensor that
+the whole update is a multiple of, where there is exactly one and no part of it can be taken for something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from graphwd.errors import UnclearError
+from graphwd.flow import Flow, sinks
+from graphwd.graph import DTYPE_NAMES, Node
+from graphwd.injection import LearningRate, Use
+from graphwd.update_ops import WRITE_OPS, Form
+from graphwd.values import Content
+
+_NAMED = re.compile(r"(?:^|/|_)learning_rate(?:_\d+)?$")
+
+_SCHEDULES = re.compile(
+    r"^(?P<scope>(?:.*?/)?(?:CosineDecay|CosineDecayRestarts|ExponentialDecay|InverseTimeDecay|PiecewiseConstant"
+    r"|PiecewiseConstantDecay|PolynomialDecay)(?:_\d+)?)/"
+)
+"""The name scopes that the schedules of Keras 3 and tf_keras open."""
+
+_DECAY_HYPERPARAMETER = re.compile(r"(?:^|/)decay(?:_\d+)?$")
+"""tf_keras legacy optimizers divide their learning rate by 1 + decay * iterations, in place."""
+
+_ADDITIVE = frozenset({"Add", "AddV2", "AddN", "Sub"})
+_LINEAR = frozenset({"Neg", "Cast", "Reshape", "UnsortedSegmentSum"})
+_PRODUCTS = frozenset({"Mul", "MulNoNan"})
+_QUOTIENTS = frozenset({"RealDiv", "Div"})
+
+_Factors = frozenset[str] | None
+"""The tensors that something is a multiple of, and '+' or '-' for the sign of the gradient in it, where that is known;
+None for what is zero so far, a multiple of anything."""
+
+_FLIPPED = {"+": "-", "-": "+"}
+
+
+def find_learning_rate(flow: Flow, writes: Sequence[str], asked: str | None = None) -> LearningRate:
+    """Finds the learning rate of an update.
+
+    Args:
+        flow: the body of the update.
+        writes: the names of its writes.
+        asked: the name of a variable or node, where a rule says it.
+
+    Returns:
+        The learning rate.
+
+    Raises:
+        UnclearError: none is found, or several could be it; the message lists the candidates.
+    """
+    search = _Search(flow, writes)
+    if asked is not None:
+        return search.asked(asked)
+    for name in writes:
+        position = WRITE_OPS[flow.nodes[name].op].learning_rate
+        if position is not None:
+            return search.at(Use(name, position))
+    found = search.named or search.scheduled
+    if len(found) == 1 and not (search.named and search.scheduled) and not search.divided:
+        return search.at(found[0])
+    if not search.named and not search.scheduled and (common := search.common()):
+        return common
+    raise UnclearError(f"its learning rate is not found; write 'learning_rate: NAME' with {search.candidates()}")
+
+
+class _Search:
+    """What of an update's arithmetic could be its learning rate."""
+
+    def __init__(self, flow: Flow, writes: Sequence[str]) -> None:
+        self._flow = flow
+        self._sinks = sinks(flow, writes)
+        self._writes = writes
+        self._scalars: dict[str, Use] = {}  # by what a user calls them
+        named: dict[str, Use] = {}
+        scheduled: dict[str, Use] = {}
+        self.divided = False
+        self.factors: dict[str, Use] = {}
+        seen: set[str] = set()
+        waiting = list(reversed(self._sinks))
+        while waiting:
+            use, tensor = waiting.pop()
+            scope = self._scope_left(use, tensor)
+            if scope:
+                scheduled.setdefault(tensor, use)
+                self._scalars.setdefault(self.name(tensor), use)
+                continue
+            if tensor in seen or flow.is_source(tensor):
+                continue
+            seen.add(tensor)
+            variable = flow.read(tensor)
+            if variable is not None and variable.trainable:
+                continue
+            if variable is not None and variable.rank == 0 and "float" in variable.dtype:
+                self._scalars.setdefault(variable.name, use)
+                self.divided = self.divided or _DECAY_HYPERPARAMETER.search(variable.name) is not None
+                if _NAMED.search(variable.name):
+                    named.setdefault(variable.name, use)
+            waiting.extend(flow.behind(tensor))
+        self.named = tuple(named.values())
+        self.scheduled = tuple(scheduled.values())
+
+    def _scope_left(self, use: Use, tensor: str) -> bool:
+        """Whether an input brings a tensor out of a schedule's name scope."""
+        made = _SCHEDULES.match(tensor)
+        return made is not None and not use.node.startswith(f"{made['scope']}/") and not self._is_constant(tensor)
+
+    def _is_constant(self, tensor: str) -> bool:
+        node = self._flow.producer(tensor)
+        return node is not None and node.op == "Const"
+
+    def asked(self, name: str) -> LearningRate:
+        """The learning rate that a rule names: a variable that the update's body reads, an argument, or a node."""
+        for tensor, use in self._tensors():
+            variable = self._flow.read(tensor)
+            if variable.name == name if variable is not None else tensor.partition(":")[0] == name:
+                return self.at(use)
+        raise UnclearError(
+            f"'learning_rate: {name}' names nothing that is read where the update is made; there is {self.candidates()}"
+        )
+
+    def _tensors(self) -> Iterator[tuple[str, Use]]:
+        yield from ((self._tensor(use), use) for use in self._scalars.values())
+        for node in self._flow.nodes.values():
+            for position, tensor in self._flow.inputs(node):
+                value = self._flow.value(tensor)
+                if not value.from_gradient and value.content is Content.NONE:
+                    yield self._flow.origin(tensor), Use(node.name, position)
+
+    def _tensor(self, use: Use) -> str:
+        return self._flow.origin(self._flow.nodes[use.node].proto.input[use.position])
+
+    def at(self, use: Use) -> LearningRate:
+        """The learning rate that comes in through an input."""
+        tensor = self._tensor(use)
+        number = _number(self._flow.producer(tensor))
+        node = self._flow.nodes[use.node].proto
+        key = next((key for key in ("SrcT", "T", "dtype") if key in node.attr), None)
+        dtype = DTYPE_NAMES.get(node.attr[key].type) if key else None
+        if dtype is None:
+            raise UnclearError(f"the learning rate '{self.name(tensor)}' is not of a dtype that can be multiplied")
+        if number is not None:
+            return LearningRate(f"{abs(number):g}", tensor, dtype, abs(number))
+        return LearningRate(self.name(tensor), tensor, dtype)
+
+    def name(self, tensor: str) -> str:
+        """What a user calls a tensor."""
+        variable = self._flow.read(tensor)
+        return tensor.partition(":")[0] if variable is None else variable.name
+
+    def candidates(self, most: int = 8) -> str:
+        """The scalars that flow into the update, for a message."""
+        self._factors_of_update()
+        names = dict.fromkeys([*self._scalars, *(self.name(tensor) for tensor in self.factors)])
+        if not names:
+            return "the variable or node that holds it (nothing here looks like one)"
+        shown = ", ".join(f"'{name}'" for name in list(names)[:most])
+        return f"one of {shown}" + (f" and {len(names) - most} more" if len(names) > most else "")
+
+    def common(self) -> LearningRate | None:
+        """The one tensor that the whole update is a multiple of; None where there is none, or more than one."""
+        found = self._factors_of_update()
+        # A rate of the wrong sign would make weights grow: the update must be seen to go against the gradient.
+        descending = "+" if WRITE_OPS[self._flow.nodes[self._writes[-1]].op].form is Form.SUB else "-"
+        if len(found) != 2 or descending not in found:
+            return None
+        (tensor,) = found - {descending}
+        return self.at(self.factors[tensor]) if self._is_plain(tensor) else None
+
+    def _is_plain(self, tensor: str) -> bool:
+        """Whether a factor is one thing: not, as Adam's step size is, a learning rate times something else."""
+        leaves = list(self._leaves(tensor))
+        numbers = [_number(self._flow.producer(leaf)) for leaf in leaves if self._is_constant(leaf)]
+        return (
+            self._flow.value(tensor).content is Content.NONE
+            and "" not in leaves
+            and len(leaves) - len(numbers) <= 1
+            and all(number is not None and number > 0 for number in numbers)
+        )
+
+    def _leaves(self, tensor: str) -> Iterator[str]:
+        """The factors of a product, '' for a divisor that is no constant."""
+        node = self._flow.producer(tensor)
+        operands = [self._flow.origin(each) for _, each in self._flow.inputs(node)] if node is not None else []
+        if node is not None and node.op in _PRODUCTS:
+            for each in operands:
+                yield from self._leaves(each)
+        elif node is not None and node.op in _QUOTIENTS:
+            yield from self._leaves(operands[0])
+            if not self._is_constant(operands[1]):
+                yield ""
+        elif node is not None and node.op in ("Neg", "Cast"):
+            yield from self._leaves(operands[0])
+        else:
+            yield tensor
+
+    def _factors_of_update(self) -> frozenset[str]:
+        slots: dict[int, _Factors] = {}
+        while True:
+            before = dict(slots)
+            memo: dict[str, _Factors] = {}
+            result = _common(self._factors(tensor, slots, memo) for _, tensor in self._sinks)
+            if slots == before:
+                return result or frozenset()
+
+    def _factors(self, tensor: str, slots: dict[int, _Factors], memo: dict[str, _Factors]) -> _Factors:
+        if tensor not in memo:
+            memo[tensor] = None  # a slot leads back here: it was zero before the first update
+            memo[tensor] = self._compute_factors(tensor, slots, memo)
+        return memo[tensor]
+
+    def _compute_factors(self, tensor: str, slots: dict[int, _Factors], memo: dict[str, _Factors]) -> _Factors:
+        flow = self._flow
+        node = flow.producer(tensor)
+        if node is None or flow.is_source(tensor):
+            return frozenset({"+"})
+        variable = flow.read(tensor)
+        if variable is not None:
+            if variable.trainable or not flow.is_slot(variable):
+                return frozenset()
+            for _, op, value in flow.written(variable):
+                written = self._factors(value, slots, memo) if op.form is not Form.APPLY else frozenset()
+                slots[variable.id] = _common([slots.get(variable.id), written])
+            return slots[variable.id]
+        inputs = [(Use(node.name, position), flow.origin(each)) for position, each in flow.inputs(node)]
+        carrying = [each for _, each in inputs if self._flow.carries(each)]
+        if node.op in _LINEAR and carrying:
+            factors = self._factors(carrying[0], slots, memo)
+            return _flip(factors) if node.op == "Neg" else factors
+        if node.op in _ADDITIVE:
+            terms = [(use, each) for use, each in inputs if not self._is_own(each)]
+            if all(self._flow.carries(each) for _, each in terms):
+                factors_of_terms = ((use, self._factors(each, slots, memo)) for use, each in terms)
+                return _common(_flip(f) if node.op == "Sub" and use.position else f for use, f in factors_of_terms)
+        if node.op in _PRODUCTS or (node.op in _QUOTIENTS and inputs[0][1] in carrying):
+            result: _Factors = frozenset({"+"})
+            for use, each in inputs if node.op in _PRODUCTS else inputs[:1]:
+                factors = self._factors(each, slots, memo) if each in carrying else self._factor(use, each)
+                result = None if result is None or factors is None else _times(result, factors)
+            return result
+        return frozenset()
+
+    def _factor(self, use: Use, tensor: str) -> frozenset[str]:
+        """A factor that does not carry the gradient."""
+        node = self._flow.producer(tensor)
+        if node is not None and node.op == "Neg":
+            (position, inner), *_ = self._flow.inputs(node)
+            return _flip(self._factor(Use(node.name, position), self._flow.origin(inner))) or frozenset()
+        number = _number(node)
+        sign = frozenset({"-"}) if number is not None and number < 0 else frozenset({"+"})
+        if number is not None and abs(number) == 1:
+            return sign
+        self.factors.setdefault(tensor, use)
+        return sign | {tensor}
+
+    def _is_own(self, tensor: str) -> bool:
+        """Whether a term of a sum is the weight itself, to which the update is added."""
+        return self._flow.value(tensor).content is Content.EXACT
+
+
+def _flip(factors: _Factors) -> _Factors:
+    return factors and frozenset(_FLIPPED.get(each, each) for each in factors)
+
+
+def _times(first: frozenset[str], second: frozenset[str]) -> frozenset[str]:
+    """The factors of a product; its sign is known where both signs are."""
+    tensors = (first | second) - {"+", "-"}
+    signs = [("-" in each) for each in (first, second) if each & {"+", "-"}]
+    return tensors | {"-" if signs[0] != signs[1] else "+"} if len(signs) == 2 else tensors
+
+
+def _common(sets: Iterable[_Factors]) -> _Factors:
+    known = [each for each in sets if each is not None]
+    return frozenset.intersection(*known) if known else None
+
+
+def _number(node: Node | None) -> float | None:
+    """The number that a constant node holds; None for any other node, and for a tensor of several."""
+    if node is None or node.op != "Const":
+        return None
+    tensor = node.proto.attr["value"].tensor
+    if tensor.tensor_shape.dim:
+        return None
+    dtype = DTYPE_NAMES.get(tensor.dtype)
+    fields = {"float32": tensor.float_val, "float64": tensor.double_val}
+    if dtype not in fields:
+        return None
+    if tensor.tensor_content:
+        return float(np.frombuffer(tensor.tensor_content, dtype)[0])
+    return float(fields[dtype][0]) if fields[dtype] else 0.0

@@ -1,0 +1,169 @@
+"""Every meaning of weight decay, on every optimizer, against NumPy in float64: a hundred steps each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import graphwd
+from graphwd.emit_function import variables_of
+from tests import references
+from tests.references import FIELDS, Sparse, Training
+
+STEPS = 100
+ROWS = 6
+SHAPE = (ROWS, 3)
+LEARNING_RATE = 2.0**-5
+RATE = 2.0**-6  # of the decay: exact in every dtype, as is 1 - RATE
+
+legacy = tf_keras.optimizers.legacy
+ADAM = {"beta_1": 0.875, "beta_2": 1 - 2.0**-8, "epsilon": 2.0**-12}
+EPSILON = {"epsilon": 2.0**-12}
+
+
+class Row(NamedTuple):
+    """An optimizer: how each library makes it, its reference in each, and what the legacy one does with sparse ones."""
+
+    keras: Callable[[], Any]
+    reference: type[references.Optimizer]
+    legacy: Callable[[], Any]
+    legacy_reference: type[references.Optimizer]
+    keras_sparse: Sparse
+    legacy_sparse: Sparse
+
+
+def row(name, reference, keras_sparse, legacy_sparse, legacy_reference=None, **options):
+    return Row(
+        lambda: getattr(keras.optimizers, name)(LEARNING_RATE, **options),
+        reference,
+        lambda: getattr(legacy, name)(LEARNING_RATE, **options),
+        legacy_reference or reference,
+        keras_sparse,
+        legacy_sparse,
+    )
+
+
+R, W, D = Sparse.ROWS, Sparse.WRITES_ROWS, Sparse.DENSE
+OPTIMIZERS = {
+    "SGD": row("SGD", references.SGD, R, R),
+    "heavy ball": row("SGD", references.HeavyBall, D, R, momentum=0.875),
+    "Nesterov": row("SGD", references.Nesterov, D, R, momentum=0.875, nesterov=True),
+    "Adam": row("Adam", references.Adam, D, D, **ADAM),
+    "AMSGrad": row("Adam", references.AMSGrad, D, D, amsgrad=True, **ADAM),
+    "Adagrad": row(
+        "Adagrad", references.Adagrad, W, R, references.LegacyAdagrad, initial_accumulator_value=0.125, **EPSILON
+    ),
+    "RMSprop": row("RMSprop", references.RMSprop, W, W, references.LegacyRMSprop, rho=0.875, **EPSILON),
+    "Adadelta": row("Adadelta", references.Adadelta, W, R, rho=0.9375, **EPSILON),
+    "Adamax": row("Adamax", references.Adamax, D, R, **ADAM),
+    "Nadam": row("Nadam", references.Nadam, D, W, references.LegacyNadam, **ADAM),
+    "Ftrl": row("Ftrl", references.Ftrl, D, R, initial_accumulator_value=0.125),
+}
+
+
+class Traced(NamedTuple):
+    """A traced step on one weight, its variables and what they hold at the start."""
+
+    step: Any
+    weight: tf.Variable
+    variables: list[tf.Variable]
+    start: list[np.ndarray]
+    keep: tuple[Any, ...]
+
+
+@functools.cache
+def traced(library: str, optimizer: str, dtype: str, sparse: bool) -> Traced:
+    """The step of an optimizer whose gradient is its argument, or, sparse, those of the rows that are its argument."""
+    keras.backend.set_floatx("float64" if dtype == "float64" else "float32")
+    tf_keras.backend.set_floatx("float64" if dtype == "float64" else "float32")
+    start = np.random.default_rng(1).normal(size=SHAPE)
+    if library == "keras":
+        made = OPTIMIZERS[optimizer].keras()
+        target = keras.Variable(start, dtype=dtype, name="w")
+        weight = target.value
+        made.build([target])
+    else:
+        made = OPTIMIZERS[optimizer].legacy()
+        target = weight = tf.Variable(tf.cast(start, dtype), name="w")
+        made._create_all_weights([weight])
+
+    gradients = tf.TensorSpec((None, SHAPE[1]), dtype)
+    rows = tf.TensorSpec((None,), tf.int32)
+
+    @tf.function(input_signature=[gradients, rows])
+    def step(gradient, rows):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum((tf.gather(weight, rows) if sparse else weight) * gradient)
+        made.apply_gradients([(tape.gradient(loss, weight), target)])
+
+    concrete = step.get_concrete_function()
+    variables = variables_of(concrete)
+    return Traced(concrete, weight, variables, [v.numpy() for v in variables], (step, made, target))
+
+
+def batches(library: str, sparse: bool):
+    """A hundred gradients, and the rows that each is of; for the legacy optimizers, which sum them, some twice."""
+    random = np.random.default_rng(2)
+    for _ in range(STEPS):
+        rows = np.sort(random.choice(ROWS, 3, replace=False)) if sparse else np.arange(ROWS)
+        if sparse and library == "legacy":
+            rows = rows[[0, 1, 2, 1]]
+        yield random.normal(size=(len(rows), SHAPE[1])), rows
+
+
+def policy(meaning: str, sparse: str) -> dict[str, Any]:
+    rule = {"name": "w", "weight_decay": RATE, "sparse": sparse, **FIELDS[meaning]}
+    return {"version": 1, "rules": [rule, {"weight_decay": 0}]}
+
+
+def run(case: Traced, step: Any, library: str, dtype: str, sparse: bool) -> np.ndarray:
+    for variable, value in zip(case.variables, case.start, strict=True):
+        variable.assign(value)
+    for gradient, rows in batches(library, sparse):
+        step(tf.cast(gradient, dtype), tf.constant(rows, tf.int32))
+    return case.weight.numpy().astype(np.float64)
+
+
+def expected(library: str, optimizer: str, dtype: str, meaning: str | None, sparse: bool, everywhere: bool):
+    row = OPTIMIZERS[optimizer]
+    reference = row.reference if library == "keras" else row.legacy_reference
+    treatment = row.keras_sparse if library == "keras" else row.legacy_sparse
+    training = Training(reference(SHAPE, LEARNING_RATE), meaning, RATE, treatment, everywhere)
+    kind = tf.as_dtype(dtype).as_numpy_dtype
+    w = np.random.default_rng(1).normal(size=SHAPE).astype(kind).astype(np.float64)
+    for gradient, rows in batches(library, sparse):
+        gradient = gradient.astype(kind).astype(np.float64)
+        if not sparse:
+            w = training.step(w, gradient)
+            continue
+        unique, numbers = np.unique(rows, return_inverse=True)
+        total = np.zeros((len(unique), SHAPE[1]))
+        np.add.at(total, numbers, gradient)
+        w = training.step(w, total, unique)
+    return w
+
+
+def check(library: str, optimizer: str, dtype: str, meaning: str, sparse: str | None) -> float:
+    """Trains with decay; returns the largest error relative to the largest weight."""
+    case = traced(library, optimizer, dtype, sparse is not None)
+    decayed = graphwd.rewrite(case.step, policy(meaning, sparse or "touched"))
+    actual = run(case, decayed, library, dtype, sparse is not None)
+    target = expected(library, optimizer, dtype, meaning, sparse is not None, sparse == "all")
+    return float(np.abs(actual - target).max() / np.abs(target).max())
+
+
+LIBRARIES = ["keras", "legacy"]
+
+
+@pytest.mark.parametrize("meaning", FIELDS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_dense_float64(library, optimizer, meaning):
+    assert check(library, optimizer, "float64", meaning, None) < 1e-12
