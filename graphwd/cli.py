@@ -130,7 +130,7 @@ def _flags_help(values: flags.FlagValues) -> str:
 
 
 def _define_step(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("policy", None, "the policy file (.yaml); required", flag_values=values)
+    flags.DEFINE_string("policy", None, "the policy file (.yaml, or a cuda-convnet .cfg); required", flag_values=values)
     flags.DEFINE_string("module", None, "the file or module that holds a plain STEP_FN", flag_values=values)
 
 

@@ -109,7 +109,7 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
         *_grouped((decision, reason) for decision, reason in decided if reason),
         *(_policy_problems(decisions, policy) if decisions else ()),
     ]
-    notes = [*_notes(decisions, policy, flows)]
+    notes = [*policy.notes, *_notes(decisions, policy, flows)]
     notes += [
         f"{place(site)} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
         for site in analysis.python_calls
@@ -212,7 +212,7 @@ def _policy_problems(decisions: Sequence[Decision], policy: Policy) -> Iterator[
         if rule.selectors.any_given and not rule.optional and not any(map(rule.selectors.match, subjects)):
             yield (
                 f"{rule.where}: the rule '{rule.selectors}' matches no trainable variable{_near(rule, decisions)}; "
-                "correct it, or write 'optional: true'"
+                "correct or remove it, or write 'optional: true'"
             )
 
 

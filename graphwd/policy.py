@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any
 
 from graphwd import policy_schema
+from graphwd.cuda_convnet import read_layer_parameters
 from graphwd.errors import PolicyError
 from graphwd.matching import Selectors, Subject
 from graphwd.yaml_source import Located, from_mapping, read_yaml
@@ -114,11 +115,13 @@ class Policy:
         rules: the rules, in order.
         skip_unmatched: whether a trainable variable that no rule matches is left alone (true) or an error (false).
         where: where the policy came from, as errors print it.
+        notes: what the policy's source says that has no meaning here; every plan made by the policy repeats it.
     """
 
     rules: tuple[Rule, ...]
     skip_unmatched: bool = False
     where: str = "policy"
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, object]) -> Policy:
@@ -155,7 +158,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     """Reads and validates a policy file.
 
     Args:
-        path: a ``.yaml`` or ``.yml`` file, UTF-8.
+        path: a ``.yaml`` or ``.yml`` file, or a cuda-convnet layer-parameter file, ``.cfg``; UTF-8.
 
     Returns:
         The policy.
@@ -164,8 +167,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         PolicyError: the file cannot be read or is malformed; the message names file, line and key.
     """
     source = os.fspath(path)
-    if not source.endswith((".yaml", ".yml")):
-        raise PolicyError(f"{source}: not a policy file; its name must end in .yaml or .yml")
+    if not source.endswith((".yaml", ".yml", ".cfg")):
+        raise PolicyError(f"{source}: not a policy file; its name must end in .yaml, .yml or .cfg")
     try:
         with open(source, encoding="utf-8") as file:
             text = file.read()
@@ -175,6 +178,9 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         raise PolicyError(f"{source}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # a NUL in the name
         raise PolicyError(f"{source!r}: cannot be read: {error}") from None
+    if source.endswith(".cfg"):
+        document, notes = read_layer_parameters(text, source)
+        return _policy(document, source, notes)
     return _policy(read_yaml(text, source), source)
 
 
@@ -203,14 +209,14 @@ def as_policy(policy: PolicyLike) -> Policy:
     raise PolicyError(f"a policy must be a Policy, a path or a mapping, got a {type(policy).__name__}")
 
 
-def _policy(document: Located, source: str) -> Policy:
+def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Policy:
     fields = policy_schema.fields(document, policy_schema.POLICY_FIELDS, "a policy")
     if "version" not in fields:
         raise PolicyError(f"{document.where}: 'version' is missing; write 'version: 1'")
     defaults = fields.get("defaults", {})
     meaning = _semantics({}, defaults, _places(document, "defaults"))
     rules = tuple(_rule(item, defaults, meaning) for item in fields.get("rules", ()))
-    return Policy(rules, fields.get("unmatched", "error") == "skip", source)
+    return Policy(rules, fields.get("unmatched", "error") == "skip", source, notes)
 
 
 def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> Rule:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import tensorflow as tf
 
@@ -10,7 +12,7 @@ from graphwd.errors import PlanError
 from graphwd.graph import Graph, Variable
 from graphwd.interpreter import Site, Write
 from graphwd.planner import Outcome, make_plan
-from graphwd.policy import Policy
+from graphwd.policy import Policy, load_policy
 from graphwd.update_ops import WRITE_OPS
 from graphwd.updates import Analysis, Update, VariableWrites, find_updates
 from graphwd.values import NOTHING
@@ -60,7 +62,7 @@ def test_rules_and_variables_left_over(net):
         "policy: no rule matches 'net/kernel', 'net/frozen'; end the rules with '- weight_decay: 0', or write "
         "'unmatched: skip'",
         "policy: rules[0]: the rule 'name: net/kernal' matches no trainable variable; there is 'net/kernel', "
-        "'net/frozen', 'net/bias'; correct it, or write 'optional: true'",
+        "'net/frozen', 'net/bias'; correct or remove it, or write 'optional: true'",
     )
     with pytest.raises(PlanError, match="no rule matches"):
         plan.check()
@@ -297,3 +299,37 @@ def test_what_the_update_says_of_the_decay_is_noted():
     assert "a decay lasts for one step and does not compound" in plan.notes[0]
     plan = plan_of(lambda: w.assign_sub(0.1 * (gradient_of(w) + 0.01 * w)), [{"weight_decay": 0.1}])
     assert "perhaps it holds a decay already" in plan.notes[0]
+
+
+def test_a_layer_parameter_file(tmp_path):
+    variables = [variable("net/conv1/kernel", [[1.0]]), variable("net/conv1/bias", [1.0]), variable("w", [[1.0]])]
+
+    @tf.function
+    def step():
+        for w in variables:
+            w.assign_sub(gradient_of(w))
+
+    def plan(text):
+        path = tmp_path / "layer-params.cfg"
+        path.write_text(text, encoding="utf-8")
+        policy = load_policy(path)
+        return make_plan(find_updates(read(step.get_concrete_function())), policy), policy
+
+    made, policy = plan("[conv1]\nepsW=0.1\nwc=0.5\n")
+    rates = {decision.variable.name: decision.rule.weight_decay for decision in made.decisions}
+    assert rates == {"net/conv1/kernel": 0.5, "net/conv1/bias": 0, "w": 0}
+    assert len(policy.notes) == 1
+    assert made.notes == policy.notes, "no rule of a layer is reported as shadowed"
+    made, policy = plan("[convl]\nwc=0.5\n[nothing]\nwc=0\n")
+    assert made.problems == (
+        f"{policy.where}:2: the rule 'regex: (^|/)convl(/|$)' matches no trainable variable; there is "
+        "'net/conv1/kernel', 'net/conv1/bias', 'w'; correct or remove it, or write 'optional: true'",
+    )
+
+
+def test_notes_of_the_policy_come_first(net):
+    policy = Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.1}]})
+    traced = tf.function(net).get_concrete_function()
+    plan = make_plan(find_updates(read(traced)), dataclasses.replace(policy, notes=("first", "second")))
+    assert plan.notes[:2] == ("first", "second")
+    assert len(plan.notes) == 3

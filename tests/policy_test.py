@@ -314,8 +314,8 @@ def test_not_utf_8():
     [
         ("missing.yaml", "missing.yaml: cannot be read: No such file or directory"),
         ("folder.yaml", "folder.yaml: cannot be read: Is a directory"),
-        ("policy.json", "policy.json: not a policy file; its name must end in .yaml or .yml"),
-        ("yaml", "yaml: not a policy file; its name must end in .yaml or .yml"),
+        ("policy.json", "policy.json: not a policy file; its name must end in .yaml, .yml or .cfg"),
+        ("yaml", "yaml: not a policy file; its name must end in .yaml, .yml or .cfg"),
     ],
 )
 def test_files_that_cannot_be_read(name, message):
