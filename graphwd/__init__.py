@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphwd.decorator import rewrite, with_weight_decay
-    from graphwd.errors import GraphError, GraphwdError, PlanError, PolicyError, RewriteError, StepError, UsageError
+    from graphwd.errors import (
+        GraphError,
+        GraphwdError,
+        PlanError,
+        PolicyError,
+        RewriteError,
+        StepError,
+        UsageError,
+        VerifyError,
+    )
     from graphwd.pipeline import plan
     from graphwd.planner import Plan
     from graphwd.policy import Policy, load_policy
+    from graphwd.verifier import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -27,18 +37,23 @@ __all__ = [
     "RewriteError",
     "StepError",
     "UsageError",
+    "Verification",
+    "VerifyError",
     "load_policy",
     "plan",
     "rewrite",
+    "verify",
     "with_weight_decay",
 ]
 
 _HOME = {
     "Plan": "planner",
     "Policy": "policy",
+    "Verification": "verifier",
     "load_policy": "policy",
     "plan": "pipeline",
     "rewrite": "decorator",
+    "verify": "verifier",
     "with_weight_decay": "decorator",
 }
 

@@ -1,4 +1,4 @@
-"""The command line: ``graphwd rewrite``, ``graphwd plan``, ``graphwd help``."""
+"""The command line: ``graphwd rewrite``, ``graphwd plan``, ``graphwd verify``, ``graphwd help``."""
 
 from __future__ import annotations
 
@@ -146,6 +146,19 @@ def _define_plan(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("format", "table", ["table", "json", "html"], "how to show the plan", flag_values=values)
 
 
+def _define_verify(values: flags.FlagValues) -> None:
+    _define_step(values)
+    flags.DEFINE_string("rewritten", None, "the SavedModel that rewrite wrote of STEP_FN; required", flag_values=values)
+    flags.DEFINE_integer("runs", 5, "how many steps are run", flag_values=values, lower_bound=1)
+    flags.DEFINE_float(
+        "tolerance",
+        4.0,
+        "the largest error that is right, in units in the last place",
+        flag_values=values,
+        lower_bound=0,
+    )
+
+
 def _define_nothing(values: flags.FlagValues) -> None:
     del values
 
@@ -191,6 +204,32 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
         record["problems"] = []  # they go to standard error, below
     print(_FORMATS[str(values["format"].value)](record))
     decided.check()
+
+
+def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    path, text = _arguments(values, positional)
+    if values["rewritten"].value is None:
+        raise UsageError("--rewritten is missing; write --rewritten DIR with the SavedModel that rewrite wrote")
+    policy = load_policy(path)
+    _import_tensorflow()
+    from graphwd.export import concrete_functions, load_exported
+    from graphwd.steps import find_step
+    from graphwd.verifier import verify
+
+    with contextlib.redirect_stdout(sys.stderr):
+        found = find_step(text, values["module"].value)
+        original = concrete_functions(found.step, found.name)[0]
+        rewritten, variables = load_exported(values["rewritten"].value, found.name)
+        verification = verify(
+            original,
+            rewritten,
+            policy,
+            runs=int(values["runs"].value or 1),
+            tolerance=float(values["tolerance"].value or 0),
+            variables=variables,
+        )
+    print(verification)
+    verification.check()
 
 
 def _help(values: flags.FlagValues, positional: Sequence[str]) -> None:
@@ -251,6 +290,13 @@ COMMANDS: Mapping[str, _Command] = {
         f"where rewrite would refuse.\n\n{_STEP_FN}",
         _define_plan,
         _plan,
+    ),
+    "verify": _Command(
+        "verify --policy policy.yaml --rewritten DIR STEP_FN",
+        "Runs STEP_FN and what rewrite wrote of it side by side, on made-up inputs, and checks every variable against\n"
+        f"the formula of its rule. Exits with 1 where one is wrong.\n\n{_STEP_FN}",
+        _define_verify,
+        _verify,
     ),
     "help": _Command("help TOPIC", "Shows a page of the documentation.\n", _define_nothing, _help),
 }

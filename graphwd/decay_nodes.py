@@ -151,9 +151,12 @@ class DecayNodes:
 
     @property
     def _index(self) -> int:
-        """The dtype of row indices, as a number."""
-        node = self._write.attr
-        return node["Tindices"].type if "Tindices" in node else DTYPE_NUMBERS["int32"]
+        """The dtype of the indices of the decayed rows, as a number."""
+        entry = self._injection.entry
+        if entry is not None:
+            assert entry.index_dtype is not None
+            return entry.index_dtype
+        return self._write.attr["Tindices"].type
 
     def _unique(self, indices: str, waits: Sequence[str] = ()) -> tuple[str, str]:
         """The rows among some indices, each once; and for each index, the number of its row among them."""

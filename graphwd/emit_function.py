@@ -4,7 +4,8 @@ TensorFlow internals used here, and why there is no public way:
 
 * ``context.context().add_function_def``: registers a rewritten function. Under an unchanged name TensorFlow would run
   the old body, silently; hence every rewritten function gets a name of its own.
-* ``function_def_to_graph``, ``derive_from_graph``: the Python view of a function, which saving asks for.
+* ``function_def_to_graph``, ``function_def_to_graph_def``, ``derive_from_graph``: the Python view of a function, which
+  saving asks for, and the dtypes of its tensors.
 * ``AtomicFunction``: owns such a registration and drops it with the last reference, as traced functions do.
 * ``ConcreteFunction(atomic)``, ``_captured_inputs``, ``set_external_captures``, ``set_variables``,
   ``graph.replace_capture``: what ``tf.saved_model.load`` itself uses to make callables from function definitions.
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -178,16 +179,43 @@ def _bind(result: Any, original: ConcreteFunction) -> None:
 
 def _register(function: FunctionDef, children: list[Any]) -> Any:
     """Registers a rewritten library function for as long as what is returned lives."""
-    with tf.Graph().as_default() as graph:
-        for child in children:
-            graph._add_function(child)
-        body = function_def_to_graph.function_def_to_graph(function, propagate_device_spec=True)
+    body = _as_graph(function, children)
     runtime: Any = context.context()
     runtime.add_function_def(function)
     flat_type = function_type_utils.derive_from_graph(body)
     return atomic_function.AtomicFunction(
         function.signature.name, runtime, flat_type, list(children), cached_graph=body
     )
+
+
+def _as_graph(function: FunctionDef, children: list[Any]) -> Any:
+    with tf.Graph().as_default() as graph:
+        for child in children:
+            graph._add_function(child)
+        return function_def_to_graph.function_def_to_graph(function, propagate_device_spec=True)
+
+
+class Parts:
+    """Runs parts of a step's bodies, one by one, eagerly."""
+
+    def __init__(self, step: ConcreteFunction) -> None:
+        """Remembers the step, whose functions the parts may call."""
+        self._children = list(step.graph._functions.values())
+
+    def dtypes(self, function: FunctionDef) -> dict[str, int]:
+        """The dtype, as a number, of every tensor of a body, by its edge."""
+        graph = _as_graph(function, self._children)
+        _, flat_names = function_def_to_graph.function_def_to_graph_def(function)
+        return {
+            edge: graph.get_tensor_by_name(name).dtype.as_datatype_enum
+            for edge, name in flat_names.items()
+            if not edge.startswith("^")
+        }
+
+    def function(self, part: FunctionDef) -> Callable[..., Sequence[Any]]:
+        """A part, given a name of its own, as a function of flat tensors."""
+        part.signature.name = _new_name(part.signature.name)
+        return _register(part, self._children).call_flat
 
 
 def _new_name(base: str) -> str:

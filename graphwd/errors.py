@@ -41,5 +41,9 @@ class UnclearError(GraphwdError):
     """The graph does not tell what a rule needs to know; a plan makes a problem of it."""
 
 
+class VerifyError(GraphwdError):
+    """A rewritten step does not do what its policy says, or that cannot be verified."""
+
+
 class RewriteError(GraphwdError):
     """A rewritten graph failed its own verification; the original is untouched."""

@@ -86,6 +86,31 @@ def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str])
     return results[0][1]
 
 
+def load_exported(folder: str | os.PathLike[str], name: str) -> tuple[Any, list[tf.Variable]]:
+    """Loads what `export` wrote.
+
+    Args:
+        folder: the SavedModel directory.
+        name: the name of the step.
+
+    Returns:
+        The step, and its variables in the order of the captures of the first trace that was exported.
+
+    Raises:
+        StepError: the directory holds no SavedModel, or none of a step of that name.
+    """
+    try:
+        loaded = tf.saved_model.load(os.fspath(folder))
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        raise StepError(f"{folder}: cannot be loaded: {error}") from None
+    if not hasattr(loaded, name) or not hasattr(loaded, _VARIABLES):
+        raise StepError(f"{folder}: holds no rewritten step '{name}'; name what 'graphwd rewrite' wrote for this step")
+    loaded_step = getattr(loaded, name)
+    variables = list(getattr(loaded, _VARIABLES))
+    loaded_step.graphwd_module = loaded  # a restored function does not keep its variables
+    return loaded_step, variables
+
+
 def _retraced(step: Any, policy: Policy, concretes: Sequence[ConcreteFunction]) -> Any:
     rewritten = with_weight_decay(policy)(step)
     for concrete in concretes:

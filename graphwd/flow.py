@@ -55,15 +55,22 @@ class Flow:
         self._origins: dict[str, str] = {}
         self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
         self._forward: frozenset[str] | None = None
-        self._indices: set[str] = set()
+        self._indices: dict[str, int] = {}
         for node in body.nodes:
             if node.op in WRITE_OPS:
                 row = WRITE_OPS[node.op]
                 self._writes[self.value(node.proto.input[0]).handle].append((node, row))
                 if row.rows is not None:
-                    self._indices.add(self.origin(node.proto.input[row.rows]))
+                    self._note_indices(node, row.rows)
             elif node.op in _INDEXED:
-                self._indices.add(self.origin(node.proto.input[1]))
+                self._note_indices(node, 1)
+
+    def _note_indices(self, node: Node, position: int) -> None:
+        self._indices[self.origin(node.proto.input[position])] = node.proto.attr["Tindices"].type
+
+    def index_dtype(self, tensor: str) -> int:
+        """The dtype, as a number, of a tensor that the indices of rows are."""
+        return self._indices[self.origin(tensor)]
 
     def value(self, tensor: str) -> Value:
         """What is known of a tensor."""

@@ -64,7 +64,9 @@ def find_entry(flow: Flow, variable: Variable, writes: Sequence[str], rate: Lear
         ((use, tensor),) = sinks(flow, writes)
         row = WRITE_OPS[flow.nodes[writes[0]].op]
         indices = None if row.rows is None else flow.nodes[writes[0]].proto.input[row.rows]
-        return Entry(tensor, (use,), indices, _before(flow, tensor), _order(flow, writes[0], [writes[0]]))
+        dtype = None if indices is None else flow.index_dtype(indices)
+        waits = _order(flow, writes[0], [writes[0]])
+        return Entry(tensor, (use,), indices, dtype, _before(flow, tensor), waits)
     return _Entrance(flow, rate).find(variable, writes)
 
 
@@ -106,9 +108,7 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str]) -> Rea
     rereads = {name: uses for name, uses in rereads.items() if name in before}
     own = flow.downstream([use.node for uses in rereads.values() for use in uses], before) if rereads else set[str]()
     reading = {first, *(own & before)}
-    waits = [need for name in reading for need in flow.needs(name) if need not in reading and need not in rereads]
-    # A read that is now made later must still come after what the original waited for.
-    waits += [need for name in rereads for need in flow.needs(name)]
+    waits = [need for name in reading for need in flow.needs(name) if need not in reading]
     return Readiness(_sorted(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
 
 
@@ -165,16 +165,18 @@ class _Entrance:
             raise UnclearError(f"it cannot be told which rows of '{variable.name}' its gradient is of")
         (indices,) = rows
         uses = tuple(dict.fromkeys(self._uses[tensor]))
-        coefficients = {self._coefficient(flow.nodes[use.node]) for use in uses}
-        if None not in coefficients and self._rate not in coefficients:
+        coefficients = [self._coefficient(flow.nodes[use.node]) for use in uses]
+        unknown = [each for each in coefficients if each is not None and self._state(each) is not _State.MIXED]
+        if len(unknown) == len(uses):
             raise UnclearError(
-                f"its gradient is first of all multiplied by '{str(min(map(str, coefficients))).partition(':')[0]}', "
-                "and it cannot be told whether the optimizer does that or what comes before it; to unscale a gradient "
-                "divide it, or write a decoupled 'semantics'"
+                f"its gradient is first of all multiplied by '{unknown[0].partition(':')[0]}', and it cannot be told "
+                "whether the optimizer does that or what comes before it; to unscale a gradient divide it, or write a "
+                "decoupled 'semantics'"
             )
         later = flow.downstream([use.node for use in uses], flow.nodes)
         waits = _order(flow, writes[0], list(later))
-        return Entry(tensor, uses, indices or None, _before(flow, tensor), waits)
+        dtype = flow.index_dtype(indices) if indices else None
+        return Entry(tensor, uses, indices or None, dtype, _before(flow, tensor), waits)
 
     def _frontier(self, writes: Sequence[str]) -> set[str]:
         """The tensors by which the gradient comes into what is mixed with slots, weight and learning rate."""
@@ -252,8 +254,8 @@ class _Entrance:
             return state
         if node.op == "Neg" or self._coefficient(node) is not None:
             return _State.SCALED
-        if node.op in _QUOTIENTS and all(flow.carries(flow.origin(text)) for text in node.proto.input[:2]):
-            return _State.PURE  # clipping by norm: what both sides were multiplied by is gone
+        if node.op in _PRODUCTS | _QUOTIENTS and all(flow.carries(flow.origin(text)) for text in node.proto.input[:2]):
+            return _State.PURE  # clipping by a norm, however that was multiplied
         return state
 
     def _coefficient(self, node: Node) -> str | None:

@@ -7,13 +7,13 @@ callers differ, and the result is verified.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphwd.decay_nodes import MARK, Added, DecayNodes
 from graphwd.errors import RewriteError
 from graphwd.graph import Body, Graph, is_control
-from graphwd.injection import Injection, Use, Where
+from graphwd.injection import Injection, Nest, Use, Where, nested
 from graphwd.interpreter import Frame
 
 if TYPE_CHECKING:
@@ -34,20 +34,6 @@ class Rewritten:
     functions: tuple[FunctionDef, ...]
 
 
-@dataclass
-class _Branch:
-    """The injections below one body: at its own nodes, and in the functions that its nodes call."""
-
-    here: dict[str, Injection] = field(default_factory=dict)
-    calls: dict[Frame, _Branch] = field(default_factory=dict)
-
-    def signature(self) -> tuple[object, ...]:
-        """What tells two rewritings of one body apart: not the variables, but what is done at which node."""
-        here = tuple((node, i.variable.dtype, i.variable.shape, i.decay) for node, i in sorted(self.here.items()))
-        below = tuple(sorted((frame, branch.signature()) for frame, branch in self.calls.items()))
-        return here, below
-
-
 def inject(graph: Graph, injections: Iterable[Injection], new_name: Callable[[str], str]) -> Rewritten:
     """Makes a copy of a step with weight decay in it.
 
@@ -66,14 +52,8 @@ def inject(graph: Graph, injections: Iterable[Injection], new_name: Callable[[st
         RewriteError: the step holds injected nodes already, or the result is not what was planned.
     """
     refuse_rewritten(graph)
-    tree = _Branch()
-    for injection in injections:
-        branch = tree
-        for frame in injection.site.path:
-            branch = branch.calls.setdefault(frame, _Branch())
-        branch.here[injection.site.node] = injection
     writer = _Writer(graph, new_name)
-    root = writer.rewrite(graph.root_function, tree)
+    root = writer.rewrite(graph.root_function, nested(injections))
     return Rewritten(root, tuple(writer.functions))
 
 
@@ -105,23 +85,23 @@ class _Writer:
         self._names: dict[tuple[str, tuple[object, ...]], str] = {}
         self.functions: list[FunctionDef] = []
 
-    def rewrite(self, original: FunctionDef, branch: _Branch) -> FunctionDef:
-        """A copy of a function with the injections of ``branch`` in it."""
+    def rewrite(self, original: FunctionDef, nest: Nest) -> FunctionDef:
+        """A copy of a function with the injections of ``nest`` in it."""
         function = type(original)()
         function.CopyFrom(original)
-        if branch.calls:
+        if nest.calls:
             nodes = {node.name: node for node in function.node_def}
-            for frame, below in branch.calls.items():
+            for frame, below in nest.calls.items():
                 _set_callee(nodes[frame.node], frame, self._copy(frame.callee.function, below))
-        if branch.here:
-            _splice(function, branch.here)
-            _verify(original, function, branch.here)
+        if nest.here:
+            _splice(function, nest.here)
+            _verify(original, function, nest.here)
         return function
 
-    def _copy(self, name: str, branch: _Branch) -> str:
-        key = (name, branch.signature())
+    def _copy(self, name: str, nest: Nest) -> str:
+        key = (name, nest.signature())
         if key not in self._names:
-            function = self.rewrite(self._graph.library[name], branch)
+            function = self.rewrite(self._graph.library[name], nest)
             function.signature.name = self._new_name(name)
             self._names[key] = function.signature.name
             self.functions.append(function)

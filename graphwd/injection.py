@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
 from graphwd.graph import Variable
-from graphwd.interpreter import Site
+from graphwd.interpreter import Frame, Site
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """For every dtype that can be decayed, the distance from 1 to the next number."""
@@ -53,6 +54,7 @@ class Entry:
         tensor: the gradient there, as an edge of the update's body.
         uses: the inputs through which it goes on into the arithmetic.
         indices: of a sparse gradient, the rows it is of, as an edge; None for a dense one.
+        index_dtype: the dtype of the indices, as a number.
         after: what was done to the gradient last before, as a node and its op type; None where nothing was.
         waits: nodes that the weight must be read after.
     """
@@ -60,6 +62,7 @@ class Entry:
     tensor: str
     uses: tuple[Use, ...]
     indices: str | None = None
+    index_dtype: int | None = None
     after: str | None = None
     waits: tuple[str, ...] = ()
 
@@ -112,3 +115,35 @@ class Injection:
     def decay(self) -> tuple[object, ...]:
         """All but the variable and the calls that lead here: what is done to the body."""
         return self.rate, self.where, self.rows, self.learning_rate, self.entry, self.readiness
+
+
+@dataclass
+class Nest:
+    """The injections in and below one body: at its own nodes, and in the functions that its nodes call."""
+
+    here: dict[str, Injection] = field(default_factory=dict)
+    calls: dict[Frame, Nest] = field(default_factory=dict)
+
+    def signature(self) -> tuple[object, ...]:
+        """What tells two rewritings of one body apart: not the variables, but what is done at which node."""
+        here = tuple((node, i.variable.dtype, i.variable.shape, i.decay) for node, i in sorted(self.here.items()))
+        below = tuple(sorted((frame, nest.signature()) for frame, nest in self.calls.items()))
+        return here, below
+
+
+def nested(injections: Iterable[Injection]) -> Nest:
+    """Sorts injections by the bodies that they lie in.
+
+    Args:
+        injections: of one step.
+
+    Returns:
+        Those of the step itself, and below it those of the functions it calls.
+    """
+    root = Nest()
+    for injection in injections:
+        nest = root
+        for frame in injection.site.path:
+            nest = nest.calls.setdefault(frame, Nest())
+        nest.here[injection.site.node] = injection
+    return root

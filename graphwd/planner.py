@@ -246,9 +246,7 @@ def _notes(decisions: Sequence[Decision], policy: Policy, flows: Flows) -> Itera
         (decision, f"{injection.rate:g} is too small to change any {decision.variable.dtype} weight")
         for decision in decisions
         for injection in decision.injections[:1]
-        if injection.where is not Where.GRADIENT
-        and injection.learning_rate is None
-        and injection.rate < EPSILON[decision.variable.dtype] / 4
+        if injection.where is not Where.GRADIENT and injection.rate < EPSILON[decision.variable.dtype] / 4
     )
 
 

@@ -35,9 +35,11 @@ def test_names():
         "RewriteError",
         "StepError",
         "UsageError",
+        "VerifyError",
         "load_policy",
         "plan",
         "rewrite",
+        "verify",
         "with_weight_decay",
     } <= set(graphwd.__all__)
 
