@@ -95,6 +95,26 @@ def test_a_plan_as_json(folder, text):
     assert sorted(os.listdir(folder)) in (["policy.yaml", "step_fn.py"], ["__pycache__", "policy.yaml", "step_fn.py"])
 
 
+@pytest.mark.usefixtures("folder")
+def test_verify():
+    assert graphwd("rewrite", "--policy", "policy.yaml", "--output", "out", "step_fn").returncode == 0
+    command = ["verify", "--policy", "policy.yaml", "--rewritten", "out", "step_fn"]
+    done = graphwd(*command)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "layer/kernel" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("right in 5 runs; largest error ")
+    # Another policy than the one it was rewritten by.
+    Path("policy.yaml").write_text(POLICY.replace("0.5", "0.25"), encoding="utf-8")
+    done = graphwd(*command, "--runs", "2")
+    assert done.returncode == 1
+    assert done.stderr.startswith("graphwd: 'layer/kernel' is ")
+    assert "WRONG in 2 runs" in done.stdout
+    done = graphwd("verify", "--policy", "policy.yaml", "--rewritten", "nowhere", "step_fn")
+    assert done.returncode == 1
+    assert done.stderr.startswith("graphwd: nowhere: cannot be loaded: ")
+    assert done.stderr.count("\n") == 1
+
+
 def broken(text: str) -> str:
     return f"version: 1\nrules:\n{text}"
 

@@ -14,7 +14,7 @@ import tf_keras
 
 import graphwd
 from graphwd.emit_function import variables_of
-from graphwd.verifier import Verdict, verify
+from graphwd.verifier import verify
 from tests import references
 from tests.references import FIELDS, Sparse, Training
 
@@ -232,6 +232,4 @@ def test_half_precision(library, optimizer, dtype, meaning, sparse):
     rule = policy(meaning, sparse or "touched")
     gradient, rows = next(batches(library, sparse is not None))
     arguments = (tf.cast(gradient, dtype), tf.constant(rows, tf.int32))
-    verification = verify(case.step, graphwd.rewrite(case.step, rule), rule, *arguments, runs=8, tolerance=1)
-    verification.check()
-    assert [each.verdict for each in verification.variables if each.decayed] != [Verdict.WRONG]
+    verify(case.step, graphwd.rewrite(case.step, rule), rule, *arguments, runs=8, tolerance=1).check()
