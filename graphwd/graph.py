@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 DTYPE_NUMBERS: Mapping[str, int] = {
-    "float32": 1, "float64": 2, "int32": 3, "int64": 9, "bfloat16": 14, "float16": 19
+    "float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int16": 5, "int8": 6, "string": 7, "complex64": 8, "int64": 9,
+    "bool": 10, "bfloat16": 14, "uint16": 17, "complex128": 18, "float16": 19, "resource": 20, "variant": 21,
+    "uint32": 22, "uint64": 23,
 }  # fmt: skip
 """Of tensorflow/core/framework/types.proto; written out so that a rewrite needs no import of TensorFlow."""
 

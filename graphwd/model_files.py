@@ -1,0 +1,205 @@
+"""Writes a model's directory beside its place and moves it there in one step: complete and durable, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from graphwd.errors import StepError
+
+_FICLONE = 0x40049409  # linux/fs.h: shares the extents of one file with another, copying nothing
+_RENAME_EXCHANGE = 2  # linux/fs.h
+_AT_FDCWD = -100
+_CHUNK = 16 * 2**20
+_LARGE = 64 * 2**20
+
+
+class Files(Enum):
+    """How files that stay as they are get into a new model, where they cannot be shared by reflink."""
+
+    COPY = "copy"
+    LINK = "link"  # hard links; where that fails, copies
+
+
+def refuse_existing(target: Path, source: Path | None, *, overwrite: bool) -> None:
+    """Refuses a place that cannot be written.
+
+    Args:
+        target: the directory to write.
+        source: the directory that is read, if any.
+        overwrite: whether the target may exist.
+
+    Raises:
+        StepError: the target exists or is, contains or lies in the source.
+    """
+    if source is not None and target.exists() and os.path.samefile(source, target):
+        raise StepError(f"{target}: is the model itself, which is never modified; name another --output")
+    if source is not None and source.resolve() in target.resolve().parents:
+        raise StepError(f"{target}: lies in the model that is read; name another --output")
+    if source is not None and target.resolve() in source.resolve().parents:
+        raise StepError(f"{target}: contains the model that is read; name another --output")
+    if os.path.lexists(target) and not overwrite:
+        raise StepError(f"{target}: exists already; name another --output, or write --overwrite")
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
+        raise StepError(f"{target}: is no directory; only a directory can be overwritten")
+
+
+@contextlib.contextmanager
+def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A directory to fill, which takes the place of the target when the block ends without an error.
+
+    Args:
+        target: where it will be.
+        overwrite: whether it takes the place of a directory that is there.
+
+    Yields:
+        A new directory beside the target. When the block ends it is flushed to the disk, then renamed; a target that
+        was there is exchanged with it and then removed.
+
+    Raises:
+        StepError: it cannot be written; then nothing is left of it.
+    """
+    folder: str | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+        yield Path(folder)
+        os.chmod(folder, 0o777 & ~_umask())
+        _flush(Path(folder))
+        if overwrite and target.is_dir():
+            _exchange(Path(folder), target)
+        else:
+            os.rename(folder, target)  # fails where the target has come to exist and is not empty
+        _flush_one(target.parent)
+    except OSError as error:
+        raise StepError(f"{target}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def fill(
+    folder: Path, source: Path, changed: Mapping[str, bytes], files: Files, *, removed: Iterable[str] = ()
+) -> None:
+    """Fills a new directory with a model of which a few files are changed.
+
+    Args:
+        folder: the new directory, empty.
+        source: the model.
+        changed: the content of files that are other or new, by their path in the model.
+        files: how all others get there.
+        removed: paths of files that are left out.
+
+    Raises:
+        StepError: a file of the model cannot be read, or is no file.
+        OSError: a file cannot be written.
+    """
+    kept = [path for path in _files(source) if path not in changed and path not in set(removed)]
+    total = sum((source / path).stat().st_size for path in kept)
+    with _progress(total) as advance:
+        for path in kept:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            _transfer(source / path, folder / path, files, advance)
+    for path in _folders(source):
+        (folder / path).mkdir(parents=True, exist_ok=True)
+    for path, content in changed.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+def _files(source: Path) -> Iterator[str]:
+    for base, folders, names in os.walk(source, followlinks=True, onerror=_cannot_read):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(base, name)
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                raise StepError(f"{path}: cannot be read: {error.strerror}") from None
+            if not stat.S_ISREG(mode):
+                raise StepError(f"{path}: is no file; a model holds only files and folders")
+            yield str(path.relative_to(source))
+
+
+def _folders(source: Path) -> Iterator[str]:
+    for base, folders, _ in os.walk(source, followlinks=True):
+        yield from (str(Path(base, name).relative_to(source)) for name in sorted(folders))
+
+
+def _cannot_read(error: OSError) -> None:
+    raise StepError(f"{error.filename}: cannot be read: {error.strerror}")
+
+
+def _transfer(source: Path, target: Path, files: Files, advance: Callable[[int], None]) -> None:
+    if files is Files.LINK:
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            os.link(os.path.realpath(source), target)
+            advance(target.stat().st_size)
+            return
+    try:
+        reader = source.open("rb")
+    except OSError as error:
+        raise StepError(f"{source}: cannot be read: {error.strerror}") from None
+    with reader, target.open("wb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+            advance(os.fstat(reader.fileno()).st_size)
+        except OSError:  # a file system that cannot share extents
+            while chunk := reader.read(_CHUNK):
+                writer.write(chunk)
+                advance(len(chunk))
+    shutil.copymode(source, target)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, where there is much to copy and somebody to see it."""
+    with Progress(disable=total < _LARGE, transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("copying", total=total)
+        yield lambda count: progress.update(task, advance=count)
+
+
+def _flush(folder: Path) -> None:
+    """Makes sure that everything in a directory is on the disk."""
+    for base, _, names in os.walk(folder):
+        for name in names:
+            _flush_one(Path(base, name))
+        _flush_one(Path(base))
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot flush a directory
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Lets two directories change places, at no moment without either."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE)
+    if done != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"the file system cannot exchange directories ({os.strerror(number)})")
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,255 @@
+"""Rewrites SavedModels as files: their protos are edited, and nothing is loaded, run, or read of their weights.
+
+TensorFlow internals used here, and why there is no public way:
+
+* ``fingerprinting.CreateFingerprintDef``: the hashes in ``fingerprint.pb``, which TensorFlow alone defines.
+
+Checked on TensorFlow 2.21.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
+
+from graphwd.entry_points import EntryPoint, choose, is_wrapper, rewritten_functions, signature_call, view
+from graphwd.errors import StepError
+from graphwd.graph import Graph
+from graphwd.inject import Rewritten, inject, refuse_rewritten
+from graphwd.model_files import Files, fill, new_directory, refuse_existing
+from graphwd.planner import Plan, make_plan
+from graphwd.policy import PolicyLike, as_policy
+from graphwd.updates import find_updates
+
+MODEL_FILE = "saved_model.pb"
+FINGERPRINT_FILE = "fingerprint.pb"
+_SUFFIX = "__graphwd"
+
+
+def plan_saved_model(
+    source: str | os.PathLike[str], policy: PolicyLike, functions: Iterable[str] | None = None
+) -> Plan:
+    """Decides what `rewrite_saved_model` would do, and writes nothing.
+
+    Args:
+        source: a SavedModel directory.
+        policy: a `Policy`, a path or a mapping.
+        functions: names of exported functions or signatures; None for all that train.
+
+    Returns:
+        The plan; where `rewrite_saved_model` would refuse, its ``problems`` say why.
+
+    Raises:
+        GraphwdError: the policy or the SavedModel is malformed, or there is no such function.
+    """
+    meta_graph = _only_meta_graph(_read(Path(source)), Path(source))
+    graph, _ = _view(meta_graph, functions)
+    return make_plan(find_updates(graph), as_policy(policy))
+
+
+def rewrite_saved_model(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    policy: PolicyLike,
+    functions: Iterable[str] | None = None,
+    *,
+    overwrite: bool = False,
+    link: bool = False,
+) -> Plan:
+    """Gives the training steps of a SavedModel weight decay.
+
+    Save, restore, initializers and every function not asked for stay as they are, and so does every other file.
+
+    Args:
+        source: a SavedModel directory; it is never modified.
+        target: the directory to write; it appears complete or not at all.
+        policy: a `Policy`, a path or a mapping.
+        functions: names of exported functions or signatures; None for all that train.
+        overwrite: whether a target that exists is replaced, in one step.
+        link: whether weights and assets are hard links to those of the source, where they cannot be shared otherwise.
+
+    Returns:
+        The plan.
+
+    Raises:
+        GraphwdError: the policy does not fit the model, the model is malformed, or the target cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    rules = as_policy(policy)
+    model = _read(source)
+    refuse_existing(target, source, overwrite=overwrite)
+    meta_graph = _only_meta_graph(model, source)
+    graph, entries = _view(meta_graph, functions)
+    plan = make_plan(find_updates(graph), rules)
+    plan.check()
+    taken = set(graph.library)
+    _replace(meta_graph, entries, inject(graph, plan.injections, lambda base: _new_name(base, taken)))
+    write_model(model, source, target, overwrite=overwrite, link=link)
+    return plan
+
+
+def write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bool, link: bool) -> None:
+    """Writes a changed SavedModel with all other files of the original.
+
+    Args:
+        model: the changed proto.
+        source: the original directory.
+        target: the directory to write.
+        overwrite: whether a target that exists is replaced.
+        link: whether other files are hard links.
+
+    Raises:
+        StepError: a file cannot be read or written.
+    """
+    files = Files.LINK if link else Files.COPY
+    with new_directory(target, overwrite=overwrite) as folder:
+        fill(
+            folder, source, {MODEL_FILE: model.SerializeToString(deterministic=True)}, files, removed=[FINGERPRINT_FILE]
+        )
+        if (source / FINGERPRINT_FILE).exists():
+            # Without one TensorFlow makes do; with a wrong one it would not.
+            with contextlib.suppress(fingerprinting.FingerprintException):
+                (folder / FINGERPRINT_FILE).write_bytes(fingerprinting.CreateFingerprintDef(str(folder)))
+
+
+def read_model(source: Path) -> SavedModel:
+    """Reads the proto of a SavedModel.
+
+    Args:
+        source: the directory.
+
+    Returns:
+        The proto.
+
+    Raises:
+        StepError: there is none, or it is malformed.
+    """
+    return _read(source)
+
+
+def _read(source: Path) -> SavedModel:
+    if not source.is_dir():
+        raise StepError(f"{source}: no such directory; name a SavedModel directory")
+    path = source / MODEL_FILE
+    if not path.exists():
+        for other, what in (("saved_model.pbtxt", "in text form"), ("saved_model.cpb", "in chunks")):
+            if (source / other).exists():
+                raise StepError(f"{source / other}: a SavedModel {what} is not supported; save it as {MODEL_FILE}")
+        raise StepError(f"{source}: holds no {MODEL_FILE}, so it is no SavedModel")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StepError(f"{path}: cannot be read: {error.strerror}") from None
+    model = SavedModel()
+    try:
+        model.ParseFromString(content)
+    except DecodeError:
+        raise StepError(f"{path}: is truncated or damaged: it does not parse as a SavedModel") from None
+    if not model.meta_graphs:
+        raise StepError(f"{path}: is empty: it holds no graph")
+    return model
+
+
+def _only_meta_graph(model: SavedModel, source: Path) -> MetaGraphDef:
+    if len(model.meta_graphs) > 1 or not model.meta_graphs[0].object_graph_def.nodes:
+        raise StepError(f"{source}: a SavedModel of TensorFlow 1, which this version does not rewrite")
+    return model.meta_graphs[0]
+
+
+def _view(meta_graph: MetaGraphDef, functions: Iterable[str] | None) -> tuple[Graph, list[EntryPoint]]:
+    try:
+        refuse_rewritten(view(meta_graph, ()))
+        entries = choose(meta_graph, functions)
+        return view(meta_graph, entries), entries
+    except RecursionError:
+        raise StepError("the model's graph is nested too deeply to be read") from None
+
+
+def _new_name(base: str, taken: set[str]) -> str:
+    number = 1  # TensorFlow's fingerprint wants names that end in one
+    while (name := f"{base}{_SUFFIX}_{number}") in taken:
+        number += 1
+    taken.add(name)
+    return name
+
+
+def _replace(meta_graph: MetaGraphDef, entries: list[EntryPoint], rewritten: Rewritten) -> None:
+    """Puts the rewritten functions into the model, and takes out those that nothing refers to any more."""
+    before = _reachable(meta_graph)
+    called = rewritten_functions(rewritten.root, rewritten.functions, len(entries))
+    library = meta_graph.graph_def.library.function
+    library.extend(function for function in rewritten.functions if not is_wrapper(function.signature.name))
+    for entry, name in zip(entries, called, strict=True):
+        if name != entry.function:
+            _refer_to(meta_graph, entry, name)
+    lost = before - _reachable(meta_graph)
+    for function in [function for function in library if function.signature.name in lost]:
+        library.remove(function)
+    for name in lost:
+        meta_graph.object_graph_def.concrete_functions.pop(name, None)
+        meta_graph.meta_info_def.function_aliases.pop(name, None)
+
+
+def _refer_to(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
+    """Lets everything that refers to an entry point's function refer to another."""
+    objects = meta_graph.object_graph_def
+    for number in entry.nodes:
+        node = objects.nodes[number]
+        if node.WhichOneof("kind") == "function":
+            names = [name if each == entry.function else each for each in node.function.concrete_functions]
+            node.function.concrete_functions[:] = names
+        else:
+            node.bare_concrete_function.concrete_function_name = name
+    objects.concrete_functions[name].CopyFrom(objects.concrete_functions[entry.function])
+    aliases = meta_graph.meta_info_def.function_aliases
+    if entry.function in aliases:
+        aliases[name] = aliases[entry.function]
+    if entry.signature:
+        _call_instead(meta_graph, entry, name)
+
+
+def _call_instead(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
+    """Lets the main graph run a signature's rewritten function."""
+    callers = set(signature_call(meta_graph, entry.name))
+    for node in meta_graph.graph_def.node:
+        if node.name in callers and node.attr["f"].func.name == entry.function:
+            node.attr["f"].func.name = name
+
+
+def _reachable(meta_graph: MetaGraphDef) -> set[str]:
+    """The functions that the main graph, the objects or a gradient refer to, by whatever way."""
+    library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+    gradients = meta_graph.graph_def.library
+    waiting = [name for node in meta_graph.graph_def.node for name in _mentioned(node.attr.values(), library)]
+    for node in meta_graph.object_graph_def.nodes:
+        waiting += [*node.function.concrete_functions, node.bare_concrete_function.concrete_function_name]
+    waiting += [gradient.gradient_func for gradient in gradients.gradient]
+    waiting += [gradient.gradient_func for gradient in gradients.registered_gradients]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in library and name not in found:
+            found.add(name)
+            function = library[name]
+            waiting += _mentioned(function.attr.values(), library)
+            waiting += [other for node in function.node_def for other in _mentioned(node.attr.values(), library)]
+    return found
+
+
+def _mentioned(values: Iterable[Any], library: dict[str, FunctionDef]) -> Iterator[str]:
+    """The functions that attributes name: as functions, or, of gradients, as text."""
+    for value in values:
+        if value.func.name:
+            yield value.func.name
+        yield from (function.name for function in value.list.func)
+        if value.s and (text := value.s.decode("utf-8", "replace")) in library:
+            yield text
