@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graphwd.pipeline import plan
     from graphwd.planner import Plan
     from graphwd.policy import Policy, load_policy
+    from graphwd.saved_model import rewrite_saved_model, strip
     from graphwd.verifier import Verification, verify
 
 __version__ = "0.1.0"
@@ -42,6 +43,8 @@ __all__ = [
     "load_policy",
     "plan",
     "rewrite",
+    "rewrite_saved_model",
+    "strip",
     "verify",
     "with_weight_decay",
 ]
@@ -53,6 +56,8 @@ _HOME = {
     "load_policy": "policy",
     "plan": "pipeline",
     "rewrite": "decorator",
+    "rewrite_saved_model": "saved_model",
+    "strip": "saved_model",
     "verify": "verifier",
     "with_weight_decay": "decorator",
 }

@@ -19,15 +19,17 @@ from absl import flags
 
 from graphwd.errors import GraphwdError, UsageError
 from graphwd.policy import load_policy
-from graphwd.report import as_html, as_json, as_table
+from graphwd.report import as_html, as_json, as_table, decays_as_html, decays_as_json, decays_as_table
 
 _STEP_FN = """\
 STEP_FN is one of
+  DIR or DIR:NAME           a SavedModel; all its functions and signatures that train, or those of one name
   path/to/file.py:ATTR      an attribute of a Python file
   package.module:ATTR       an attribute of a module, looked for in the current folder first
   NAME                      an attribute of the file or module given by --module, else of ./step_fn.py
 ATTR may be dotted (trainer.step). It is a tf.function with an input_signature or traces, a ConcreteFunction, or a
-function without parameters that returns one of these. The file is imported, so its code runs.
+function without parameters that returns one of these. The file is imported, so its code runs; of a SavedModel nothing
+is run.
 """
 
 _EXIT_STATUS = """\
@@ -136,9 +138,22 @@ def _define_step(values: flags.FlagValues) -> None:
 
 def _define_rewrite(values: flags.FlagValues) -> None:
     _define_step(values)
-    flags.DEFINE_string(
-        "output", None, "the SavedModel directory to write; by default ATTR_decayed", flag_values=values
+    _define_output(values, "ATTR_decayed or DIR_decayed")
+
+
+def _define_output(values: flags.FlagValues, default: str) -> None:
+    flags.DEFINE_string("output", None, f"the SavedModel directory to write; by default {default}", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "replace the output if it exists, in one step", flag_values=values)
+    flags.DEFINE_bool(
+        "link",
+        False,
+        "hard-link the weights of a SavedModel where its file system cannot share them",
+        flag_values=values,
     )
+
+
+def _define_strip(values: flags.FlagValues) -> None:
+    _define_output(values, "DIR_stripped")
 
 
 def _define_plan(values: flags.FlagValues) -> None:
@@ -163,42 +178,67 @@ def _define_nothing(values: flags.FlagValues) -> None:
     del values
 
 
-def _arguments(values: flags.FlagValues, positional: Sequence[str]) -> tuple[str, str]:
+def _step_fn(positional: Sequence[str]) -> str:
     if len(positional) != 1:
         given = f"got {' '.join(positional)}" if positional else "none was given"
         raise UsageError(f"exactly one STEP_FN is needed, {given}")
-    if values["policy"].value is None:
+    return positional[0]
+
+
+def _policy_path(values: flags.FlagValues) -> str:
+    path: str | None = values["policy"].value
+    if path is None:
         raise UsageError("--policy is missing; write --policy policy.yaml")
-    return values["policy"].value, positional[0]
+    return path
 
 
 def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
-    path, text = _arguments(values, positional)
-    policy = load_policy(path)
+    text = _step_fn(positional)
+    policy = load_policy(_policy_path(values))
+    options = {"overwrite": bool(values["overwrite"].value), "link": bool(values["link"].value)}
     # Only now, with the command line and the policy known to be sound, wait for TensorFlow.
     _import_tensorflow()
     from graphwd.export import export
+    from graphwd.saved_model import as_saved_model, rewrite_saved_model
     from graphwd.steps import find_step
 
-    with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
-        found = find_step(text, values["module"].value)
-        target = values["output"].value or f"{found.name}_decayed"
-        plan = export(found.step, found.name, policy, target)
+    model = as_saved_model(text)
+    if model is not None:
+        folder, name = model
+        target = values["output"].value or f"{os.path.normpath(folder)}_decayed"
+        plan = rewrite_saved_model(folder, target, policy, None if name is None else [name], **options)
+    else:
+        with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
+            found = find_step(text, values["module"].value)
+            target = values["output"].value or f"{found.name}_decayed"
+            plan = export(found.step, found.name, policy, target, overwrite=options["overwrite"])
     print(as_table(plan.record()))
     print(f"wrote {target}")
 
 
 def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
-    path, text = _arguments(values, positional)
-    policy = load_policy(path)
+    text = _step_fn(positional)
+    policy = load_policy(values["policy"].value) if values["policy"].value is not None else None
+    if policy is None and not os.path.isdir(text):
+        _policy_path(values)
     _import_tensorflow()
     from graphwd.export import concrete_functions
     from graphwd.pipeline import plan
+    from graphwd.saved_model import as_saved_model, describe_saved_model, plan_saved_model
     from graphwd.steps import find_step
 
-    with contextlib.redirect_stdout(sys.stderr):
-        found = find_step(text, values["module"].value)
-        decided = plan(concrete_functions(found.step, found.name)[0], policy)
+    model = as_saved_model(text)
+    if model is not None:
+        folder, name = model
+        if decays := describe_saved_model(folder):
+            print(_DESCRIPTIONS[str(values["format"].value)](decays))
+            return
+        decided = plan_saved_model(folder, policy or load_policy(_policy_path(values)), name and [name])
+    else:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = find_step(text, values["module"].value)
+            assert policy is not None
+            decided = plan(concrete_functions(found.step, found.name)[0], policy)
     record = decided.record()
     if values["format"].value == "table":
         record["problems"] = []  # they go to standard error, below
@@ -206,20 +246,40 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     decided.check()
 
 
+def _strip(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    text = _step_fn(positional)
+    _import_tensorflow()
+    from graphwd.saved_model import strip
+
+    target = values["output"].value or f"{os.path.normpath(text)}_stripped"
+    count = strip(text, target, overwrite=bool(values["overwrite"].value), link=bool(values["link"].value))
+    print(f"took {count} decay{'' if count == 1 else 's'} out")
+    print(f"wrote {target}")
+
+
 def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
-    path, text = _arguments(values, positional)
+    text = _step_fn(positional)
     if values["rewritten"].value is None:
         raise UsageError("--rewritten is missing; write --rewritten DIR with the SavedModel that rewrite wrote")
-    policy = load_policy(path)
+    policy = load_policy(_policy_path(values))
     _import_tensorflow()
-    from graphwd.export import concrete_functions, load_exported
+    from graphwd.export import concrete_functions, load_exported, load_function
+    from graphwd.saved_model import as_saved_model
     from graphwd.steps import find_step
     from graphwd.verifier import verify
 
     with contextlib.redirect_stdout(sys.stderr):
-        found = find_step(text, values["module"].value)
-        original = concrete_functions(found.step, found.name)[0]
-        rewritten, variables = load_exported(values["rewritten"].value, found.name)
+        model = as_saved_model(text)
+        if model is not None:
+            folder, name = model
+            if name is None:
+                raise UsageError(f"{text}: name one function or signature to verify, as {text}:step")
+            original, _ = load_function(folder, name)
+            rewritten, variables = load_function(values["rewritten"].value, name)
+        else:
+            found = find_step(text, values["module"].value)
+            original = concrete_functions(found.step, found.name)[0]
+            rewritten, variables = load_exported(values["rewritten"].value, found.name)
         verification = verify(
             original,
             rewritten,
@@ -277,9 +337,15 @@ _FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "html": as_html,
 }
 
+_DESCRIPTIONS: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
+    "table": decays_as_table,
+    "json": decays_as_json,
+    "html": decays_as_html,
+}
+
 COMMANDS: Mapping[str, _Command] = {
     "rewrite": _Command(
-        "rewrite --policy policy.yaml [--output DIR] STEP_FN",
+        "rewrite --policy policy.yaml [--output DIR] [--overwrite] STEP_FN",
         f"Writes a SavedModel that holds STEP_FN with weight decay, and prints what was done.\n\n{_STEP_FN}",
         _define_rewrite,
         _rewrite,
@@ -287,7 +353,8 @@ COMMANDS: Mapping[str, _Command] = {
     "plan": _Command(
         "plan --policy policy.yaml [--format table|json|html] STEP_FN",
         "Shows what rewrite would do: every trainable variable, its rule, its updates. Writes nothing. Exits with 1\n"
-        f"where rewrite would refuse.\n\n{_STEP_FN}",
+        "where rewrite would refuse. Of a SavedModel that graphwd has rewritten it says how; that needs no policy.\n\n"
+        f"{_STEP_FN}",
         _define_plan,
         _plan,
     ),
@@ -297,6 +364,12 @@ COMMANDS: Mapping[str, _Command] = {
         f"the formula of its rule. Exits with 1 where one is wrong.\n\n{_STEP_FN}",
         _define_verify,
         _verify,
+    ),
+    "strip": _Command(
+        "strip [--output DIR] [--overwrite] DIR",
+        "Writes a SavedModel without the decay that graphwd has put into DIR; its graph equals the one before.\n",
+        _define_strip,
+        _strip,
     ),
     "help": _Command("help TOPIC", "Shows a page of the documentation.\n", _define_nothing, _help),
 }

@@ -20,16 +20,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from graphwd.graph import DTYPE_NUMBERS
+from graphwd.graph import DTYPE_NUMBERS, MARK
 from graphwd.injection import EPSILON, Injection
 from graphwd.update_ops import WRITE_OPS
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
-
-MARK = "_graphwd"
-"""The attribute that every injected node carries; its value is the node's role."""
 
 MAX_RATE_ERROR = 0.01
 """By how much, relatively, rounding the factor may change the rate (design: 1 %)."""
@@ -43,11 +40,13 @@ class Added:
         function: the body.
         taken: the names in use.
         shared: the tensors made once, by device and what they hold.
+        last_read: the read of the decay that was added last.
     """
 
     function: FunctionDef
     taken: set[str] = field(default_factory=set)
     shared: dict[tuple[object, ...], str] = field(default_factory=dict)
+    last_read: NodeDef | None = None
 
     def __post_init__(self) -> None:
         """Takes the names of the body's own nodes."""
@@ -92,8 +91,8 @@ class DecayNodes:
                 nodes[use.node].input[use.position] = f"{reread}:{output}"
         return decay
 
-    def in_gradient(self, nodes: Mapping[str, NodeDef]) -> None:
-        """Adds a decay to the gradient and leads the result to where the gradient went.
+    def in_gradient(self, nodes: Mapping[str, NodeDef]) -> str:
+        """Adds a decay to the gradient and leads the result to where the gradient went; returns the node it is of.
 
         Args:
             nodes: the nodes of the body, by name.
@@ -113,6 +112,7 @@ class DecayNodes:
             total = f"{self._add('decay', 'Cast', [total], SrcT=self._wide, DstT=self._dtype)}:y:0"
         for use in entry.uses:
             nodes[use.node].input[use.position] = total
+        return total.partition(":")[0]
 
     @property
     def _last(self) -> str:
@@ -229,6 +229,8 @@ class DecayNodes:
             number = DTYPE_NUMBERS[dtype] if isinstance(dtype, str) else dtype
             node.attr[key].type = number  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
         node.attr[MARK].s = role.encode()
+        if role == "read":
+            self._added.last_read = node
         return name
 
     def _copy(self, role: str, original: NodeDef, wait: str) -> str:

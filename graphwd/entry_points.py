@@ -151,16 +151,16 @@ def view(meta_graph: MetaGraphDef, entries: Sequence[EntryPoint]) -> Graph:
     Raises:
         StepError: an entry point does not fit its function.
     """
-    from tensorflow.core.framework import function_pb2
+    from tensorflow.core.framework.function_pb2 import FunctionDef
 
     library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
-    root = function_pb2.FunctionDef()
+    root = FunctionDef()
     root.signature.name = "graphwd_root"
     arguments: dict[str, None] = {}
     data: list[str] = []
     wrappers: list[FunctionDef] = []
     for number, entry in enumerate(entries):
-        wrapper = function_pb2.FunctionDef()
+        wrapper = FunctionDef()
         wrapper.signature.name = _WRAPPER.format(number)
         call = wrapper.node_def.add(name=entry.name, op="StatefulPartitionedCall")
         call.attr["f"].func.name = entry.function

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import tensorflow as tf
 from graphwd.decorator import with_weight_decay
 from graphwd.emit_function import ConcreteFunction, is_concrete, trace, traces, variables_of
 from graphwd.errors import StepError
+from graphwd.model_files import new_directory, refuse_existing
 from graphwd.pipeline import rewrite_concrete
 from graphwd.planner import Plan
 from graphwd.policy import Policy
@@ -46,7 +45,7 @@ def concrete_functions(step: Any, name: str) -> list[ConcreteFunction]:
     )
 
 
-def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str]) -> Plan:
+def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
     """Rewrites a step and writes it as a SavedModel.
 
     The SavedModel holds the function under its own name, every variable that it uses, and for each trace a signature:
@@ -58,7 +57,8 @@ def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str])
         step: a ``tf.function`` or a ``ConcreteFunction``.
         name: the name under which the function is saved.
         policy: the policy.
-        target: the directory to write. It must not exist; it appears complete or not at all.
+        target: the directory to write. It appears complete or not at all.
+        overwrite: whether a target that exists is replaced, in one step.
 
     Returns:
         The plan of the first trace.
@@ -68,8 +68,7 @@ def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str])
         StepError: the target exists or cannot be written, or the step cannot be saved.
     """
     target = Path(target)
-    if target.exists():
-        raise StepError(f"{target}: exists already; name another --output")
+    refuse_existing(target, None, overwrite=overwrite)
     if hasattr(tf.Module, name) or name == _VARIABLES:
         raise StepError(f"a SavedModel cannot hold a function named '{name}'; give the step another name")
     concretes = concrete_functions(step, name)
@@ -82,7 +81,11 @@ def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str])
         for i, (rewritten, _) in enumerate(results)
         if all(tensor.dtype != tf.resource for tensor in _arguments(rewritten))
     }
-    _write(target, lambda folder: tf.saved_model.save(holder, folder, signatures=signatures))
+    with new_directory(target, overwrite=overwrite) as folder:
+        try:
+            tf.saved_model.save(holder, str(folder), signatures=signatures)
+        except (tf.errors.OpError, AssertionError, ValueError, TypeError) as error:
+            raise StepError(f"{target}: the rewritten step cannot be saved: {error}") from error
     return results[0][1]
 
 
@@ -99,16 +102,47 @@ def load_exported(folder: str | os.PathLike[str], name: str) -> tuple[Any, list[
     Raises:
         StepError: the directory holds no SavedModel, or none of a step of that name.
     """
-    try:
-        loaded = tf.saved_model.load(os.fspath(folder))
-    except (OSError, ValueError, tf.errors.OpError) as error:
-        raise StepError(f"{folder}: cannot be loaded: {error}") from None
+    loaded = _load(folder)
     if not hasattr(loaded, name) or not hasattr(loaded, _VARIABLES):
         raise StepError(f"{folder}: holds no rewritten step '{name}'; name what 'graphwd rewrite' wrote for this step")
     loaded_step = getattr(loaded, name)
     variables = list(getattr(loaded, _VARIABLES))
     loaded_step.graphwd_module = loaded  # a restored function does not keep its variables
     return loaded_step, variables
+
+
+def load_function(folder: str | os.PathLike[str], name: str) -> tuple[ConcreteFunction, list[tf.Variable]]:
+    """Loads a SavedModel for one of its functions.
+
+    Args:
+        folder: the SavedModel directory.
+        name: the object path of a function, or the key of a signature.
+
+    Returns:
+        The function, and the variables that it captures, in order.
+
+    Raises:
+        StepError: the directory holds no SavedModel, or none with such a function.
+    """
+    loaded = _load(folder)
+    found: Any = loaded
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not is_concrete(found) and getattr(found, "concrete_functions", None):
+        found = found.concrete_functions[0]
+    if not is_concrete(found):
+        found = loaded.signatures.get(name) if hasattr(loaded, "signatures") else None
+    if not is_concrete(found):
+        raise StepError(f"{folder}: holds no function or signature '{name}'")
+    found.graphwd_module = loaded  # a restored function does not keep its variables
+    return found, variables_of(found)
+
+
+def _load(folder: str | os.PathLike[str]) -> Any:
+    try:
+        return tf.saved_model.load(os.fspath(folder))
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        raise StepError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
 def _retraced(step: Any, policy: Policy, concretes: Sequence[ConcreteFunction]) -> Any:
@@ -154,26 +188,3 @@ def _signature(step: ConcreteFunction) -> ConcreteFunction:
 
 def _unique(variables: Any) -> list[tf.Variable]:
     return list({id(variable): variable for variable in variables}.values())
-
-
-def _write(target: Path, save: Callable[[str], None]) -> None:
-    """Lets ``save`` fill a directory beside the target, then gives it the target's name."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise StepError(f"{target}: cannot be written: {error.strerror}") from None
-    try:
-        save(folder)
-        os.chmod(folder, 0o777 & ~_umask())
-        os.rename(folder, target)
-    except (OSError, tf.errors.OpError, AssertionError, ValueError, TypeError) as error:
-        raise StepError(f"{target}: the rewritten step cannot be saved: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
 
+MARK = "_graphwd"
+"""The attribute that every injected node carries; its value is the node's role."""
+
+RECORD = "_graphwd_decay"
+"""The attribute of each injected read that says, as JSON, which decay it belongs to and how to take that out again."""
+
 DTYPE_NUMBERS: Mapping[str, int] = {
     "float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int16": 5, "int8": 6, "string": 7, "complex64": 8, "int64": 9,
     "bool": 10, "bfloat16": 14, "uint16": 17, "complex128": 18, "float16": 19, "resource": 20, "variant": 21,

@@ -6,13 +6,14 @@ callers differ, and the result is verified.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from graphwd.decay_nodes import MARK, Added, DecayNodes
+from graphwd.decay_nodes import Added, DecayNodes
 from graphwd.errors import RewriteError
-from graphwd.graph import Body, Graph, is_control
+from graphwd.graph import MARK, RECORD, Body, Graph, is_control
 from graphwd.injection import Injection, Nest, Use, Where, nested
 from graphwd.interpreter import Frame
 
@@ -119,23 +120,89 @@ def _splice(function: FunctionDef, injections: Mapping[str, Injection]) -> None:
     added = Added(function)
     last: dict[str, str] = {}
     for name, injection in injections.items():
-        decay = DecayNodes(added, nodes[name], injection)
+        moved = [(*use, nodes[use.node].input[use.position]) for use in injection.uses]
+        new = DecayNodes(added, nodes[name], injection)
         match injection.where:
             case Where.AFTER:
-                last[name] = decay.after()
+                decay = last[name] = new.after()
             case Where.BEFORE:
-                nodes[name].input.append(f"^{decay.before(nodes)}")
+                decay = new.before(nodes)
+                nodes[name].input.append(f"^{decay}")
             case Where.GRADIENT:
-                decay.in_gradient(nodes)
+                decay = new.in_gradient(nodes)
+        record = {
+            "write": name,
+            "decay": decay,
+            "where": injection.where.value,
+            "rate": injection.rate,
+            "learning_rate": injection.learning_rate and injection.learning_rate.name,
+            "rows": injection.rows,
+            "moved": moved,
+        }
+        assert added.last_read is not None
+        added.last_read.attr[RECORD].s = json.dumps(record).encode()
+    _redirect(function, last)
+
+
+def take_out(function: FunctionDef) -> list[dict[str, Any]]:
+    """Takes graphwd's own nodes out of a function body, in place, so that it equals what was rewritten.
+
+    Args:
+        function: the body.
+
+    Returns:
+        For every decay taken out its record: ``write``, ``decay``, ``where``, ``rate``, ``learning_rate``, ``rows``.
+
+    Raises:
+        RewriteError: a node is marked, but its record is damaged.
+    """
+    records = [decay_of(node) for node in function.node_def if RECORD in node.attr]
+    nodes = {node.name: node for node in function.node_def}
+    original: dict[str, str] = {}
+    try:
+        for record in records:
+            write, decay = nodes[record["write"]], record["decay"]
+            for name, position, text in record["moved"]:
+                nodes[name].input[position] = text
+            if record["where"] == Where.BEFORE.value:
+                write.input.remove(f"^{decay}")
+            elif record["where"] == Where.AFTER.value:
+                original[decay] = write.name
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise RewriteError(f"'{function.signature.name}' holds a damaged record of a decay: {error}") from None
+    _redirect(function, original)
+    kept = [node for node in function.node_def if MARK not in node.attr]
+    del function.node_def[:]
+    function.node_def.extend(kept)
+    return records
+
+
+def decay_of(node: NodeDef) -> dict[str, Any]:
+    """The record of the decay that an injected read belongs to.
+
+    Raises:
+        RewriteError: the record is damaged.
+    """
+    try:
+        record = json.loads(node.attr[RECORD].s)
+        return {key: record[key] for key in ("write", "decay", "where", "rate", "learning_rate", "rows", "moved")}
+    except (ValueError, KeyError, TypeError):
+        raise RewriteError(f"'{node.name}' holds a damaged record of a decay") from None
+
+
+def _redirect(function: FunctionDef, targets: Mapping[str, str]) -> None:
+    """Lets what waited for some nodes wait for others: all nodes but injected ones, and the function's end."""
     for node in function.node_def:
-        if MARK not in node.attr and any(is_control(text) and text[1:] in last for text in node.input):
-            moved = [f"^{last[text[1:]]}" if is_control(text) and text[1:] in last else text for text in node.input]
+        if MARK not in node.attr and any(is_control(text) and text[1:] in targets for text in node.input):
+            moved = [
+                f"^{targets[text[1:]]}" if is_control(text) and text[1:] in targets else text for text in node.input
+            ]
             del node.input[:]
             node.input.extend(moved)
     # Over a copy: a protobuf map that is written while it is iterated skips entries.
     for output, node_name in list(function.control_ret.items()):
-        if node_name in last:
-            function.control_ret[output] = last[node_name]
+        if node_name in targets:
+            function.control_ret[output] = targets[node_name]
 
 
 def _verify(before: FunctionDef, after: FunctionDef, injections: Mapping[str, Injection]) -> None:

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from graphwd.errors import GraphError
-from graphwd.graph import Body, Callee, Graph, Node, Variable, call_kind, state_count
+from graphwd.graph import RECORD, Body, Callee, Graph, Node, Variable, call_kind, state_count
 from graphwd.update_ops import (
     CALL_OPS,
     DATA_OPS,
@@ -168,6 +168,7 @@ class Interpreter:
         python_calls: calls of Python code that get a gradient.
         used_by: for every variable, the op types that read it outside gradient scopes.
         read: the variables that are read.
+        injected: the reads of decays that graphwd injected before, and the variable of each.
     """
 
     graph: Graph
@@ -181,6 +182,7 @@ class Interpreter:
     python_calls: dict[Site, None] = field(default_factory=dict)
     used_by: dict[int, set[str]] = field(default_factory=dict)
     read: set[int] = field(default_factory=set)
+    injected: dict[Site, Variable] = field(default_factory=dict)
     _bits: dict[tuple[Path, str], int] = field(default_factory=dict)
     _visited: int = 0
 
@@ -236,6 +238,8 @@ class Interpreter:
         if op in CALL_OPS:
             return self._call(node, inputs, path)
         if op in READ_OPS:
+            if RECORD in node.proto.attr and inputs[0].handle >= 0:
+                self.injected[Site(path, node.name, op)] = self.graph.variables[inputs[0].handle]
             return [self._read(op, inputs)]
         if op in METADATA_OPS:
             return []

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from graphwd.decay_nodes import MARK
-from graphwd.graph import Body, Graph, Node, is_control, parse_edge
+from graphwd.graph import MARK, Body, Graph, Node, is_control, parse_edge
 from graphwd.update_ops import METADATA_OPS, READ_OPS, WRITE_OPS
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_DECAY_COLUMNS = ("variable", "rate", "where", "update")
 _COLUMNS = ("variable", "shape", "dtype", "decay", "rule", "update")
 
 _PAGE = """<!doctype html>
@@ -47,17 +48,21 @@ def as_table(record: Mapping[str, Any], width: int | None = None) -> str:
     Returns:
         The table, a line that counts the variables, then problems and notes.
     """
+    lines = _table(_COLUMNS, _rows(record), width)
+    messages = [f"problem: {text}" for text in record["problems"]] + [f"note: {text}" for text in record["notes"]]
+    return "\n".join([lines, _summary(record), *messages])
+
+
+def _table(columns: Iterable[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in _COLUMNS:
+    for column in columns:
         table.add_column(column, overflow="fold")
-    for row in _rows(record):
+    for row in rows:
         table.add_row(*map(Text, row))  # as text: rich would read '[then_branch]' as markup
     console = Console(width=width or 10_000, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(table)
-    lines = [line.rstrip() for line in capture.get().splitlines()]
-    messages = [f"problem: {text}" for text in record["problems"]] + [f"note: {text}" for text in record["notes"]]
-    return "\n".join([line for line in lines if line] + [_summary(record)] + messages)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
 
 
 def as_json(record: Mapping[str, Any]) -> str:
@@ -81,15 +86,47 @@ def as_html(record: Mapping[str, Any]) -> str:
     Returns:
         HTML text.
     """
-    rows = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in _rows(record)]
     messages = [f'<p class="problem">{html.escape(text)}</p>' for text in record["problems"]]
     messages += [f"<p>{html.escape(text)}</p>" for text in record["notes"]]
+    return _page(_summary(record), messages, _COLUMNS, _rows(record))
+
+
+def _page(summary: str, messages: Iterable[str], columns: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     return _PAGE.format(
-        summary=html.escape(_summary(record)),
+        summary=html.escape(summary),
         messages="\n".join(messages),
-        head="".join(f"<th>{column}</th>" for column in _COLUMNS),
-        rows="\n".join(rows),
+        head="".join(f"<th>{column}</th>" for column in columns),
+        rows="\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows),
     )
+
+
+def decays_as_table(decays: Sequence[Mapping[str, Any]]) -> str:
+    """The decays of a model that graphwd has rewritten, as a table for a terminal.
+
+    Args:
+        decays: what `describe_saved_model` returns.
+    """
+    return f"{_table(_DECAY_COLUMNS, map(_decay_row, decays))}\n{_count(decays)}"
+
+
+def decays_as_json(decays: Sequence[Mapping[str, Any]]) -> str:
+    """The same as JSON."""
+    return json.dumps({"version": 1, "decays": list(decays)}, indent=2)
+
+
+def decays_as_html(decays: Sequence[Mapping[str, Any]]) -> str:
+    """The same as a page of its own."""
+    return _page(_count(decays), [], _DECAY_COLUMNS, map(_decay_row, decays))
+
+
+def _count(decays: Sequence[Mapping[str, Any]]) -> str:
+    return f"rewritten by graphwd: {len(decays)} decay{'' if len(decays) == 1 else 's'}"
+
+
+def _decay_row(decay: Mapping[str, Any]) -> tuple[str, ...]:
+    rate = f"{decay['rate']:g}" + (f" × {decay['learning_rate']}" if decay["learning_rate"] else "")
+    where = {"gradient": "in the gradient"}.get(decay["where"], f"{decay['where']} the update")
+    return decay["variable"], rate, where + (", rows touched" if decay["rows"] else ""), decay["at"]
 
 
 def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,35 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
 
-from graphwd.entry_points import EntryPoint, choose, is_wrapper, rewritten_functions, signature_call, view
+from graphwd.entry_points import EntryPoint, choose, entry_points, is_wrapper, rewritten_functions, signature_call, view
 from graphwd.errors import StepError
-from graphwd.graph import Graph
-from graphwd.inject import Rewritten, inject, refuse_rewritten
+from graphwd.function_library import new_name, original_name, reachable, rename, set_library
+from graphwd.graph import RECORD, Graph
+from graphwd.inject import Rewritten, decay_of, inject, refuse_rewritten, take_out
+from graphwd.interpreter import Interpreter, Site
 from graphwd.model_files import Files, fill, new_directory, refuse_existing
+from graphwd.placement import place
 from graphwd.planner import Plan, make_plan
 from graphwd.policy import PolicyLike, as_policy
 from graphwd.updates import find_updates
 
 MODEL_FILE = "saved_model.pb"
 FINGERPRINT_FILE = "fingerprint.pb"
-_SUFFIX = "__graphwd"
+
+
+def as_saved_model(text: str) -> tuple[str, str | None] | None:
+    """Reads ``DIR`` or ``DIR:NAME``.
+
+    Args:
+        text: what a user wrote.
+
+    Returns:
+        The directory and the name of a function or signature; None where it names no directory.
+    """
+    if os.path.isdir(text):
+        return text, None
+    folder, _, name = text.rpartition(":")
+    return (folder, name) if folder and os.path.isdir(folder) else None
 
 
 def plan_saved_model(
@@ -92,9 +109,78 @@ def rewrite_saved_model(
     plan = make_plan(find_updates(graph), rules)
     plan.check()
     taken = set(graph.library)
-    _replace(meta_graph, entries, inject(graph, plan.injections, lambda base: _new_name(base, taken)))
+    _replace(meta_graph, entries, inject(graph, plan.injections, lambda base: new_name(base, taken)))
     write_model(model, source, target, overwrite=overwrite, link=link)
     return plan
+
+
+def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Says what graphwd has done to a SavedModel.
+
+    Args:
+        source: a SavedModel directory.
+
+    Returns:
+        For every decay in it, and every way that leads to it: ``variable``, ``at``, ``where``, ``rate``,
+        ``learning_rate``, ``rows``. Empty where graphwd has not rewritten it.
+
+    Raises:
+        GraphwdError: the SavedModel is malformed.
+    """
+    meta_graph = _only_meta_graph(_read(Path(source)), Path(source))
+    if not any(RECORD in node.attr for f in meta_graph.graph_def.library.function for node in f.node_def):
+        return []
+    graph = view(meta_graph, entry_points(meta_graph))
+    run = Interpreter(graph, told_apart=False).run()
+    found = []
+    for site, variable in run.injected.items():
+        function = graph.library[site.path[-1].callee.function]
+        (node,) = (node for node in function.node_def if node.name == site.node)
+        record = decay_of(node)
+        keys = ("where", "rate", "learning_rate", "rows")
+        at = place(Site(site.path, record["write"], ""))
+        found.append({"variable": variable.name, "at": at, **{key: record[key] for key in keys}})
+    return found
+
+
+def strip(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    link: bool = False,
+) -> int:
+    """Takes graphwd's own decay out of a SavedModel again.
+
+    Args:
+        source: a SavedModel that graphwd has rewritten; it is never modified.
+        target: the directory to write. Its graph equals the one that was rewritten.
+        overwrite: whether a target that exists is replaced, in one step.
+        link: whether weights and assets are hard links to those of the source, where they cannot be shared otherwise.
+
+    Returns:
+        How many decays were taken out.
+
+    Raises:
+        GraphwdError: there is none, the model is malformed, or the target cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    model = _read(source)
+    refuse_existing(target, source, overwrite=overwrite)
+    meta_graph = _only_meta_graph(model, source)
+    library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+    count = sum(len(take_out(function)) for function in library.values())
+    renamed = {name: original_name(name) for name in library if original_name(name) != name}
+    if not count:
+        raise StepError(f"{source}: holds no decay of graphwd")
+    rename(meta_graph, renamed)
+    # Where the original had to stay, its copy is the same again.
+    kept: dict[str, FunctionDef] = {}
+    for function in meta_graph.graph_def.library.function:
+        kept.setdefault(function.signature.name, function)
+    set_library(meta_graph, list(kept.values()))
+    write_model(model, source, target, overwrite=overwrite, link=link)
+    return count
 
 
 def write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bool, link: bool) -> None:
@@ -174,26 +260,23 @@ def _view(meta_graph: MetaGraphDef, functions: Iterable[str] | None) -> tuple[Gr
         raise StepError("the model's graph is nested too deeply to be read") from None
 
 
-def _new_name(base: str, taken: set[str]) -> str:
-    number = 1  # TensorFlow's fingerprint wants names that end in one
-    while (name := f"{base}{_SUFFIX}_{number}") in taken:
-        number += 1
-    taken.add(name)
-    return name
-
-
 def _replace(meta_graph: MetaGraphDef, entries: list[EntryPoint], rewritten: Rewritten) -> None:
     """Puts the rewritten functions into the model, and takes out those that nothing refers to any more."""
-    before = _reachable(meta_graph)
+    before = reachable(meta_graph)
     called = rewritten_functions(rewritten.root, rewritten.functions, len(entries))
     library = meta_graph.graph_def.library.function
-    library.extend(function for function in rewritten.functions if not is_wrapper(function.signature.name))
+    copies: dict[str, list[FunctionDef]] = {}
+    for function in rewritten.functions:
+        if not is_wrapper(function.signature.name):
+            copies.setdefault(original_name(function.signature.name), []).append(function)
+    # Beside the original, so that taking the decay out again gives the library in its order.
+    together = [each for function in library for each in (function, *copies.get(function.signature.name, ()))]
+    set_library(meta_graph, together)
     for entry, name in zip(entries, called, strict=True):
         if name != entry.function:
             _refer_to(meta_graph, entry, name)
-    lost = before - _reachable(meta_graph)
-    for function in [function for function in library if function.signature.name in lost]:
-        library.remove(function)
+    lost = before - reachable(meta_graph)
+    set_library(meta_graph, [function for function in library if function.signature.name not in lost])
     for name in lost:
         meta_graph.object_graph_def.concrete_functions.pop(name, None)
         meta_graph.meta_info_def.function_aliases.pop(name, None)
@@ -223,33 +306,3 @@ def _call_instead(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> Non
     for node in meta_graph.graph_def.node:
         if node.name in callers and node.attr["f"].func.name == entry.function:
             node.attr["f"].func.name = name
-
-
-def _reachable(meta_graph: MetaGraphDef) -> set[str]:
-    """The functions that the main graph, the objects or a gradient refer to, by whatever way."""
-    library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
-    gradients = meta_graph.graph_def.library
-    waiting = [name for node in meta_graph.graph_def.node for name in _mentioned(node.attr.values(), library)]
-    for node in meta_graph.object_graph_def.nodes:
-        waiting += [*node.function.concrete_functions, node.bare_concrete_function.concrete_function_name]
-    waiting += [gradient.gradient_func for gradient in gradients.gradient]
-    waiting += [gradient.gradient_func for gradient in gradients.registered_gradients]
-    found: set[str] = set()
-    while waiting:
-        name = waiting.pop()
-        if name in library and name not in found:
-            found.add(name)
-            function = library[name]
-            waiting += _mentioned(function.attr.values(), library)
-            waiting += [other for node in function.node_def for other in _mentioned(node.attr.values(), library)]
-    return found
-
-
-def _mentioned(values: Iterable[Any], library: dict[str, FunctionDef]) -> Iterator[str]:
-    """The functions that attributes name: as functions, or, of gradients, as text."""
-    for value in values:
-        if value.func.name:
-            yield value.func.name
-        yield from (function.name for function in value.list.func)
-        if value.s and (text := value.s.decode("utf-8", "replace")) in library:
-            yield text

@@ -48,8 +48,6 @@ def find_step(text: str, module: str | None = None) -> NamedStep:
         StepError: there is no such file, module or attribute, it does not import, or it is no training step.
     """
     container, colon, attribute = text.rpartition(":")
-    if os.path.isdir(container if colon else text):
-        raise StepError(f"{text}: SavedModel directories cannot be rewritten by this version; name the Python step")
     if text.endswith(".py"):
         raise StepError(f"{text}: names a file but no attribute; write {text}:step_fn")
     if colon and not (container and attribute):

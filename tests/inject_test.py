@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 import graphwd
-from graphwd.decay_nodes import MARK, keeps_rate
+from graphwd.decay_nodes import keeps_rate
 from graphwd.emit_function import read
 from graphwd.errors import RewriteError
-from graphwd.graph import Variable
+from graphwd.graph import MARK, Variable
 from graphwd.inject import _verify, inject
 from graphwd.injection import EPSILON, Injection
 from graphwd.interpreter import Site

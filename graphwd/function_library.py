@@ -1,0 +1,100 @@
+"""The function library of a MetaGraphDef: which functions anything refers to, and their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, MutableSet
+from typing import Any
+
+from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+
+_SUFFIX = "__graphwd"
+_COPY = re.compile(rf"{_SUFFIX}_\d+$")
+
+
+def new_name(base: str, taken: MutableSet[str]) -> str:
+    """A name for a rewritten copy of a function, not among those taken, which it is added to."""
+    number = 1  # TensorFlow's fingerprint wants names that end in one
+    while (name := f"{base}{_SUFFIX}_{number}") in taken:
+        number += 1
+    taken.add(name)
+    return name
+
+
+def original_name(function: str) -> str:
+    """The name of what a function is a rewritten copy of; its own where it is none."""
+    return _COPY.sub("", function)
+
+
+def set_library(meta_graph: MetaGraphDef, functions: Iterable[FunctionDef]) -> None:
+    """Lets the library hold these functions in this order."""
+    library = type(meta_graph.graph_def.library)()
+    library.function.extend(functions)
+    del meta_graph.graph_def.library.function[:]
+    meta_graph.graph_def.library.function.extend(library.function)
+
+
+def rename(meta_graph: MetaGraphDef, names: Mapping[str, str]) -> None:
+    """Gives functions other names, wherever they are named.
+
+    Args:
+        meta_graph: the MetaGraphDef.
+        names: the new name of each, by the old one.
+    """
+    for function in meta_graph.graph_def.library.function:
+        function.signature.name = names.get(function.signature.name, function.signature.name)
+    nodes = [*meta_graph.graph_def.node]
+    nodes += [node for function in meta_graph.graph_def.library.function for node in function.node_def]
+    for node in nodes:
+        for value in node.attr.values():
+            for function in (value.func, *value.list.func) if value.func.name or value.list.func else ():
+                function.name = names.get(function.name, function.name)
+    _rename_in_objects(meta_graph, names)
+
+
+def _rename_in_objects(meta_graph: MetaGraphDef, names: Mapping[str, str]) -> None:
+    objects = meta_graph.object_graph_def
+    for node in objects.nodes:
+        if node.WhichOneof("kind") == "function":
+            node.function.concrete_functions[:] = [names.get(each, each) for each in node.function.concrete_functions]
+        elif node.WhichOneof("kind") == "bare_concrete_function":
+            name = node.bare_concrete_function.concrete_function_name
+            node.bare_concrete_function.concrete_function_name = names.get(name, name)
+    aliases = meta_graph.meta_info_def.function_aliases
+    for old, new in names.items():
+        if old in objects.concrete_functions:
+            objects.concrete_functions[new].CopyFrom(objects.concrete_functions[old])
+            del objects.concrete_functions[old]
+        if old in aliases:
+            aliases[new] = aliases.pop(old)
+
+
+def reachable(meta_graph: MetaGraphDef) -> set[str]:
+    """The functions that the main graph, the objects or a gradient refer to, by whatever way."""
+    library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+    gradients = meta_graph.graph_def.library
+    waiting = [name for node in meta_graph.graph_def.node for name in _mentioned(node.attr.values(), library)]
+    for node in meta_graph.object_graph_def.nodes:
+        waiting += [*node.function.concrete_functions, node.bare_concrete_function.concrete_function_name]
+    waiting += [gradient.gradient_func for gradient in gradients.gradient]
+    waiting += [gradient.gradient_func for gradient in gradients.registered_gradients]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in library and name not in found:
+            found.add(name)
+            function = library[name]
+            waiting += _mentioned(function.attr.values(), library)
+            waiting += [other for node in function.node_def for other in _mentioned(node.attr.values(), library)]
+    return found
+
+
+def _mentioned(values: Iterable[Any], library: dict[str, FunctionDef]) -> Iterator[str]:
+    """The functions that attributes name: as functions, or, of gradients, as text."""
+    for value in values:
+        if value.func.name:
+            yield value.func.name
+        yield from (function.name for function in value.list.func)
+        if value.s and (text := value.s.decode("utf-8", "replace")) in library:
+            yield text
