@@ -32,6 +32,15 @@ MAX_RATE_ERROR = 0.01
 """By how much, relatively, rounding the factor may change the rate (design: 1 %)."""
 
 
+_REFERENCE_FORMS = {
+    "AssignVariableOp": "Assign",
+    "AssignSubVariableOp": "AssignSub",
+    "ResourceScatterUpdate": "ScatterUpdate",
+    "ResourceScatterSub": "ScatterSub",
+}
+"""The ops that do the same to a v1 reference variable."""
+
+
 @dataclass
 class Added:
     """What is added to one body: its names, and the nodes that several decays share.
@@ -103,8 +112,7 @@ class DecayNodes:
         rate = self._constant("rate", self._injection.rate, self._wide)
         gradient = self._cast("widened_gradient", entry.tensor, self._dtype, self._wide)
         if entry.indices is None:
-            read = self._add("read", "ReadVariableOp", [self._handle, *waits], dtype=self._dtype)
-            decay = self._multiply("scaled", self._cast("widened", f"{read}:value:0", self._dtype, self._wide), rate)
+            decay = self._multiply("scaled", self._cast("widened", self._read(waits), self._dtype, self._wide), rate)
             total = f"{self._add(self._last, 'AddV2', [gradient, decay], T=self._wide)}:z:0"
         else:
             total = self._add_rows(gradient, entry.indices, waits, rate)
@@ -130,12 +138,20 @@ class DecayNodes:
             op, where = ("ResourceScatterUpdate" if multiplies else "ResourceScatterSub"), [self._handle, rows]
             index: dict[str, str | int] = {"Tindices": self._index}
         else:
-            value = f"{self._add('read', 'ReadVariableOp', [self._handle, *waits], dtype=self._dtype)}:value:0"
+            value = self._read(waits)
             op, where = ("AssignVariableOp" if multiplies else "AssignSubVariableOp"), [self._handle]
             index = {}
         wide = self._cast("widened", value, self._dtype, self._wide)
         scaled = self._cast("narrowed", self._multiply("scaled", wide, rate), self._wide, self._dtype)
+        if self._injection.variable.reference:
+            return self._add("decay", _REFERENCE_FORMS[op], [*where, scaled], T=self._dtype, **index)
         return self._add("decay", op, [*where, scaled], dtype=self._dtype, **index)
+
+    def _read(self, waits: Sequence[str]) -> str:
+        inputs = [self._handle, *waits]
+        if self._injection.variable.reference:
+            return f"{self._add('read', 'Identity', inputs, T=self._dtype)}:output:0"
+        return f"{self._add('read', 'ReadVariableOp', inputs, dtype=self._dtype)}:value:0"
 
     def _factor(self) -> tuple[str, bool]:
         """What the weight is multiplied by, and whether the product is the new weight rather than what it loses."""
@@ -167,6 +183,9 @@ class DecayNodes:
 
     def _gather(self, rows: str, waits: Sequence[str]) -> str:
         inputs = [self._handle, rows, *waits]
+        if self._injection.variable.reference:
+            types: dict[str, str | int] = {"Tparams": self._dtype, "Tindices": self._index}
+            return f"{self._add('read', 'Gather', inputs, **types)}:output:0"
         return f"{self._add('read', 'ResourceGather', inputs, dtype=self._dtype, Tindices=self._index)}:output:0"
 
     def _add_rows(self, gradient: str, indices: str, waits: Sequence[str], rate: str) -> str:

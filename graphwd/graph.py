@@ -46,6 +46,7 @@ class Variable:
         dtype: the name of its dtype, such as ``float32``.
         trainable: whether it is trained.
         path: its path in the object graph, where one is known.
+        reference: whether it is a v1 reference variable, whose handle is the variable itself.
     """
 
     id: int
@@ -54,6 +55,7 @@ class Variable:
     dtype: str
     trainable: bool
     path: str | None = None
+    reference: bool = False
 
     @property
     def rank(self) -> int | None:

@@ -144,6 +144,11 @@ def _splice(function: FunctionDef, injections: Mapping[str, Injection]) -> None:
     _redirect(function, last)
 
 
+def is_injected(node: NodeDef) -> bool:
+    """Whether graphwd has injected a node."""
+    return MARK in node.attr
+
+
 def take_out(function: FunctionDef) -> list[dict[str, Any]]:
     """Takes graphwd's own nodes out of a function body, in place, so that it equals what was rewritten.
 

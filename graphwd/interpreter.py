@@ -6,6 +6,7 @@ variable. What is known of a tensor is a `Value`; what is learnt on the way is k
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from graphwd.graph import RECORD, Body, Callee, Graph, Node, Variable, call_kind
 from graphwd.update_ops import (
     CALL_OPS,
     DATA_OPS,
+    MERGE_OPS,
     METADATA_OPS,
     PASS_THROUGH_OPS,
     READ_OPS,
+    REFERENCE_OPS,
+    SWITCH_OPS,
     WRITE_OPS,
     CallKind,
     Form,
@@ -185,6 +189,11 @@ class Interpreter:
     injected: dict[Site, Variable] = field(default_factory=dict)
     _bits: dict[tuple[Path, str], int] = field(default_factory=dict)
     _visited: int = 0
+    _references: bool = False
+
+    def __post_init__(self) -> None:
+        """Notes whether there are v1 references at all."""
+        self._references = any(variable.reference for variable in self.graph.variables)
 
     def run(self) -> Interpreter:
         """Runs the step once and returns itself."""
@@ -233,6 +242,8 @@ class Interpreter:
     def _node(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
         """The outputs of a node: one value for all of them where only one is given, none where nothing is known."""
         op = node.op
+        if self._references:
+            inputs = self._dereferenced(op, inputs)
         if op in WRITE_OPS:
             return self._write(node, WRITE_OPS[op], inputs, path)
         if op in CALL_OPS:
@@ -243,11 +254,23 @@ class Interpreter:
             return [self._read(op, inputs)]
         if op in METADATA_OPS:
             return []
-        if op in PASS_THROUGH_OPS:
-            return inputs
+        if op in _ALIASES:
+            return _ALIASES[op](inputs)
         if op in self.graph.library:
             raise GraphError(f"the node '{node.name}' calls the function '{op}' as an op, as v1 Defun did")
         return self._compute(node, inputs, path)
+
+    def _dereferenced(self, op: str, inputs: list[Value]) -> list[Value]:
+        """Inputs of an op with v1 references replaced by what they refer to, unless the op takes references."""
+        if op in REFERENCE_OPS or op in METADATA_OPS or op in CALL_OPS:
+            return inputs
+        keeps = (0, *WRITE_OPS[op].slots) if op in WRITE_OPS else ()
+        return [
+            self._read("Identity", [value])
+            if value.handle >= 0 and self.graph.variables[value.handle].reference and position not in keeps
+            else value
+            for position, value in enumerate(inputs)
+        ]
 
     def _compute(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
         for value in inputs:
@@ -291,7 +314,7 @@ class Interpreter:
         if not self.graph.variables[handle].trainable:
             return self.memory.get(handle, NOTHING)
         self.read.add(handle)
-        if op != "ReadVariableOp":
+        if op not in ("ReadVariableOp", "Identity"):
             self.used_by.setdefault(handle, set()).add(op)
         return Value(source=handle, content=Content.EXACT)
 
@@ -398,6 +421,12 @@ def _result(values: Mapping[str, list[Value]], source: str, index: int) -> Value
         return NOTHING
     return known[index] if index < len(known) else known[0]
 
+
+_ALIASES: Mapping[str, Callable[[list[Value]], list[Value]]] = {
+    **dict.fromkeys(PASS_THROUGH_OPS, list),
+    **dict.fromkeys(SWITCH_OPS, lambda inputs: inputs[:1]),
+    **dict.fromkeys(MERGE_OPS, lambda inputs: [functools.reduce(join, inputs), NOTHING]),
+}
 
 _ARITHMETIC: Mapping[str, Callable[[list[Value]], Value]] = {
     "Mul": scale,

@@ -10,7 +10,7 @@ from graphwd.gradient_entry import find_entry, find_readiness
 from graphwd.injection import EPSILON, Injection, LearningRate, Where
 from graphwd.interpreter import Path, Site, Write, observe
 from graphwd.learning_rate import find_learning_rate
-from graphwd.policy import Mode, Order, Rule, Scale, Sparse, Updates
+from graphwd.policy import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
 from graphwd.update_ops import Form
 from graphwd.updates import Analysis, Update, VariableWrites
 
@@ -116,10 +116,12 @@ def _check_supported(rule: Rule, writes: VariableWrites, updates: Sequence[Updat
             f"its update ({updates[0].site.op}) writes elements or a slice, not rows; write 'sparse: all' to decay the "
             "whole variable"
         )
-    if any(write.op.reference for update in updates for write in update.writes):
+    plain = rule.semantics == Semantics()
+    whole = all(len(update.writes) == 1 and update.writes[0].op.form is Form.APPLY for update in updates)
+    if writes.variable.reference and not plain and not whole:
         raise RefusedError(
-            "a v1 reference variable, which this version finds but does not decay; make it a resource variable "
-            "(use_resource=True)"
+            f"a v1 reference variable, updated by plain arithmetic ({updates[0].site.op}), which can be decayed by "
+            "'semantics: decoupled' only"
         )
     if dtype not in EPSILON:
         raise RefusedError(

@@ -190,6 +190,17 @@ PASS_THROUGH_OPS = frozenset(
 )  # fmt: skip
 """Ops whose output i is their input i."""
 
+SWITCH_OPS = frozenset({"Switch", "RefSwitch"})
+"""Ops of v1 control flow whose outputs are both their first input."""
+
+MERGE_OPS = frozenset({"Merge", "RefMerge"})
+"""Ops of v1 control flow whose first output is one of their inputs."""
+
+REFERENCE_OPS = frozenset(
+    {"RefIdentity", "RefEnter", "RefExit", "RefNextIteration", "RefSwitch", "RefMerge", "RefSelect"}
+)
+"""Ops that hand a v1 reference on, where every op but these and writes takes the content."""
+
 DATA_OPS = frozenset(
     {
         "IteratorGetNext", "IteratorGetNextSync", "IteratorGetNextAsOptional", "OptionalGetValue", "Placeholder",
