@@ -10,12 +10,9 @@ import tensorflow as tf
 from graphwd.emit_function import read
 from graphwd.errors import PlanError
 from graphwd.graph import Graph, Variable
-from graphwd.interpreter import Site, Write
 from graphwd.planner import Outcome, make_plan
 from graphwd.policy import Policy, load_policy
-from graphwd.update_ops import WRITE_OPS
-from graphwd.updates import Analysis, Update, VariableWrites, find_updates
-from graphwd.values import NOTHING
+from graphwd.updates import find_updates
 from tests.graphs import function, gradient_of, variable
 
 
@@ -214,14 +211,26 @@ def test_the_record_has_the_documented_keys(net):
     }
 
 
-def test_a_v1_reference_variable_is_found_and_refused():
-    root = function("w VariableV2", "u ApplyGradientDescent w alpha:0 a", "alpha Const", name="root")
-    w = Variable(0, "w", (1,), "float32", trainable=True)
-    site = Site((), "u", "ApplyGradientDescent")
-    assert [node.op for node in Graph(root, [], {}, []).root.nodes if node.op in WRITE_OPS] == [site.op]
-    writes = VariableWrites(w, (Update(w, (Write(w, site, NOTHING, 0),)),), (), (), frozenset())
-    plan = make_plan(Analysis((writes,), (), ()), Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.1}]}))
-    assert "'w': a v1 reference variable, which this version finds but does not decay" in plan.problems[0]
+@pytest.mark.parametrize(
+    ("op", "semantics", "refused"),
+    [
+        ("ApplyGradientDescent", "decoupled", False),
+        ("ApplyGradientDescent", "l2", False),
+        ("AssignSub", "decoupled", False),
+        ("AssignSub", "tfa", True),
+    ],
+)
+def test_a_v1_reference_variable_updated_by_arithmetic_is_decayed_after_only(op, semantics, refused):
+    operands = {"ApplyGradientDescent": "w alpha:0 gradients/g:0", "AssignSub": "w gradients/g:0"}[op]
+    root = function("alpha Const", "gradients/g Square a", f"u {op} {operands}", name="root", arguments=("w", "a"))
+    w = Variable(0, "w", (1,), "float32", trainable=True, reference=True)
+    rules = [{"weight_decay": 0.1, "semantics": semantics}]
+    plan = make_plan(find_updates(Graph(root, [], {"w": w}, ["a"])), Policy.from_dict({"version": 1, "rules": rules}))
+    message = (
+        "policy: rules[0]: 'w': a v1 reference variable, updated by plain arithmetic (AssignSub), which can be decayed "
+        "by 'semantics: decoupled' only"
+    )
+    assert plan.problems == ((message,) if refused else ())
 
 
 def step_with(write):

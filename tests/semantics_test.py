@@ -233,3 +233,40 @@ def test_half_precision(library, optimizer, dtype, meaning, sparse):
     gradient, rows = next(batches(library, sparse is not None))
     arguments = (tf.cast(gradient, dtype), tf.constant(rows, tf.int32))
     verify(case.step, graphwd.rewrite(case.step, rule), rule, *arguments, runs=8, tolerance=1).check()
+
+
+def coupled_decay(prepare: Callable[[tf.Tensor], Any]) -> np.ndarray:
+    """A float64 weight that heavy ball trains with coupled decay, its learning rate being a float32 variable."""
+    keras.backend.set_floatx("float32")
+    weight = tf.Variable(np.random.default_rng(1).normal(size=SHAPE), name="w")
+    optimizer = keras.optimizers.SGD(LEARNING_RATE, momentum=0.875)
+    optimizer.build([weight])
+
+    @tf.function(input_signature=[tf.TensorSpec(SHAPE, tf.float64)])
+    def step(gradient):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(weight * gradient)
+        optimizer.apply_gradients([(prepare(tape.gradient(loss, weight)), weight)])
+
+    decayed = graphwd.rewrite(step.get_concrete_function(), policy("coupled", "touched"))
+    for gradient, _ in batches("keras", False):
+        decayed(tf.constant(gradient))
+    return weight.numpy()
+
+
+def expected_coupled_decay(prepare: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    training = Training(references.HeavyBall(SHAPE, LEARNING_RATE), "coupled", RATE)
+    w = np.random.default_rng(1).normal(size=SHAPE)
+    for gradient, _ in batches("keras", False):
+        w = training.step(w, prepare(gradient))
+    return w
+
+
+def test_coupled_decay_where_the_learning_rate_is_cast_to_the_dtype_of_the_weight():
+    np.testing.assert_allclose(coupled_decay(lambda g: g), expected_coupled_decay(lambda g: g), rtol=1e-12)
+
+
+def test_coupled_decay_is_added_after_clipping_by_global_norm():
+    actual = coupled_decay(lambda g: tf.clip_by_global_norm([g], 0.5)[0][0])
+    target = expected_coupled_decay(lambda g: 0.5 * g / np.sqrt(np.sum(g**2)))
+    np.testing.assert_allclose(actual, target, rtol=1e-12)
