@@ -29,6 +29,9 @@ def original_name(function: str) -> str:
 
 def set_library(meta_graph: MetaGraphDef, functions: Iterable[FunctionDef]) -> None:
     """Lets the library hold these functions in this order."""
+    functions = list(functions)
+    if not functions and not meta_graph.graph_def.HasField("library"):
+        return  # a field that is merely touched would be there
     library = type(meta_graph.graph_def.library)()
     library.function.extend(functions)
     del meta_graph.graph_def.library.function[:]

@@ -15,7 +15,7 @@ from graphwd.decay_nodes import Added, DecayNodes
 from graphwd.errors import RewriteError
 from graphwd.graph import MARK, RECORD, Body, Graph, is_control
 from graphwd.injection import Injection, Nest, Use, Where, nested
-from graphwd.interpreter import Frame
+from graphwd.interpreter import Frame, Interpreter, Site
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
@@ -144,11 +144,6 @@ def _splice(function: FunctionDef, injections: Mapping[str, Injection]) -> None:
     _redirect(function, last)
 
 
-def is_injected(node: NodeDef) -> bool:
-    """Whether graphwd has injected a node."""
-    return MARK in node.attr
-
-
 def take_out(function: FunctionDef) -> list[dict[str, Any]]:
     """Takes graphwd's own nodes out of a function body, in place, so that it equals what was rewritten.
 
@@ -193,6 +188,29 @@ def decay_of(node: NodeDef) -> dict[str, Any]:
         return {key: record[key] for key in ("write", "decay", "where", "rate", "learning_rate", "rows", "moved")}
     except (ValueError, KeyError, TypeError):
         raise RewriteError(f"'{node.name}' holds a damaged record of a decay") from None
+
+
+def decay_records(graph: Graph) -> list[dict[str, Any]]:
+    """Says what graphwd has done to a step.
+
+    Args:
+        graph: a step that graphwd has rewritten.
+
+    Returns:
+        For every decay, and every way that leads to it: ``variable``, ``at``, ``where``, ``rate``, ``learning_rate``,
+        ``rows``.
+
+    Raises:
+        RewriteError: the record of one is damaged.
+    """
+    found: list[dict[str, Any]] = []
+    for site, variable in Interpreter(graph, told_apart=False).run().injected.items():
+        function = graph.library[site.path[-1].callee.function] if site.path else graph.root_function
+        record = next(decay_of(node) for node in function.node_def if node.name == site.node)
+        at = str(Site(site.path, record["write"], ""))
+        keys = ("where", "rate", "learning_rate", "rows")
+        found.append({"variable": variable.name, "at": at, **{key: record[key] for key in keys}})
+    return found
 
 
 def _redirect(function: FunctionDef, targets: Mapping[str, str]) -> None:

@@ -81,6 +81,10 @@ class Site:
     node: str
     op: str
 
+    def __str__(self) -> str:
+        """A site as people read it: the calls that lead to it, then the node."""
+        return " > ".join([*(f"{frame.node} [{frame.callee.attribute}]" for frame in self.path), self.node])
+
     def excludes(self, other: Site) -> bool:
         """Whether the two lie in different branches of one conditional, so that a run meets only one of them."""
         for mine, theirs in zip(self.path, other.path, strict=False):
@@ -242,6 +246,8 @@ class Interpreter:
     def _node(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
         """The outputs of a node: one value for all of them where only one is given, none where nothing is known."""
         op = node.op
+        if RECORD in node.proto.attr and inputs[0].handle >= 0:
+            self.injected[Site(path, node.name, op)] = self.graph.variables[inputs[0].handle]
         if self._references:
             inputs = self._dereferenced(op, inputs)
         if op in WRITE_OPS:
@@ -249,8 +255,6 @@ class Interpreter:
         if op in CALL_OPS:
             return self._call(node, inputs, path)
         if op in READ_OPS:
-            if RECORD in node.proto.attr and inputs[0].handle >= 0:
-                self.injected[Site(path, node.name, op)] = self.graph.variables[inputs[0].handle]
             return [self._read(op, inputs)]
         if op in METADATA_OPS:
             return []

@@ -8,7 +8,7 @@ from graphwd.errors import UnclearError
 from graphwd.flow import Flow
 from graphwd.gradient_entry import find_entry, find_readiness
 from graphwd.injection import EPSILON, Injection, LearningRate, Where
-from graphwd.interpreter import Path, Site, Write, observe
+from graphwd.interpreter import Path, Write, observe
 from graphwd.learning_rate import find_learning_rate
 from graphwd.policy import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
 from graphwd.update_ops import Form
@@ -17,11 +17,6 @@ from graphwd.updates import Analysis, Update, VariableWrites
 
 class RefusedError(Exception):
     """Why a variable cannot be decayed as asked; said once for all variables of a rule that have the same reason."""
-
-
-def place(site: Site) -> str:
-    """A site as people read it: the calls that lead to it, then the node."""
-    return " > ".join([*(f"{frame.node} [{frame.callee.attribute}]" for frame in site.path), site.node])
 
 
 class Flows:
@@ -87,16 +82,14 @@ def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
     if writes.updates:
         return writes.updates
     if not writes.guesses:
-        places = ", ".join(
-            f"{place(write.site)} ({write.site.op})" for write in (*writes.others, *writes.native_decays)
-        )
+        places = ", ".join(f"{write.site} ({write.site.op})" for write in (*writes.others, *writes.native_decays))
         raise RefusedError(
             f"the step writes it, but no write is seen to come from a gradient: {places}; if that is right, write "
             "'weight_decay: 0' for it"
         )
     if rule.updates is not Updates.ONE:
         return writes.guesses
-    places = ", ".join(f"{place(update.site)} ({update.site.op})" for update in writes.guesses)
+    places = ", ".join(f"{update.site} ({update.site.op})" for update in writes.guesses)
     raise RefusedError(
         f"written from the step's data, while other variables are updated from gradients: {places}; if it is a "
         "statistic, write 'weight_decay: 0' for it (or make it not trainable); if it is an update, 'updates: each'"
@@ -128,7 +121,7 @@ def _check_supported(rule: Rule, writes: VariableWrites, updates: Sequence[Updat
             f"the dtype {dtype} cannot be decayed ({', '.join(EPSILON)} can); write 'weight_decay: 0' for it"
         )
     if writes.native_decays and not rule.allow_double_decay:
-        places = ", ".join(f"{place(write.site)} ({write.site.op})" for write in writes.native_decays)
+        places = ", ".join(f"{write.site} ({write.site.op})" for write in writes.native_decays)
         raise RefusedError(
             f"the step already decays it, at {places}; switch that off, write 'weight_decay: 0' for it, or write "
             "'double_decay: allow' to decay it twice"
@@ -147,7 +140,7 @@ def _choose(rule: Rule, updates: Sequence[Update]) -> Sequence[Update]:
         case Updates.ONE:
             if all(u.site.excludes(v.site) for i, u in enumerate(updates) for v in updates[:i]):
                 return updates
-            places = "".join(f"\n  {place(update.site)} ({update.site.op})" for update in updates)
+            places = "".join(f"\n  {update.site} ({update.site.op})" for update in updates)
             raise RefusedError(
                 f"updated {len(updates)} times in one step, so where the decay belongs is ambiguous; write "
                 f"'updates: each', 'last' or 'first' in the rule:{places}"
@@ -173,7 +166,7 @@ def _injection(rule: Rule, update: Update, flows: Flows) -> Injection:
     readiness = find_readiness(flows.at(first.site.path), update.variable, names)
     if first.op.form is Form.ASSIGN and not readiness.rereads:
         raise RefusedError(
-            f"its update ({place(first.site)}) overwrites the weight without reading it, so a decay before it has no "
+            f"its update ({first.site}) overwrites the weight without reading it, so a decay before it has no "
             "effect; write 'order: after'"
         )
     return Injection(

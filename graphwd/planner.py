@@ -12,7 +12,7 @@ from graphwd.errors import PlanError
 from graphwd.graph import Variable
 from graphwd.injection import EPSILON, Injection, Where
 from graphwd.matching import Subject
-from graphwd.placement import Flows, RefusedError, place, place_decay
+from graphwd.placement import Flows, RefusedError, place_decay
 from graphwd.policy import Policy, Rule
 from graphwd.report import as_table
 from graphwd.update_ops import Form
@@ -111,7 +111,7 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     ]
     notes = [*policy.notes, *_notes(decisions, policy, flows)]
     notes += [
-        f"{place(site)} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
+        f"{site} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
         for site in analysis.python_calls
     ]
     return Plan(decisions, tuple(problems), tuple(notes))
@@ -156,17 +156,17 @@ def _record(decision: Decision) -> dict[str, Any]:
         "rows": "touched" if any(injection.rows for injection in decision.injections) else "all",
         "updates": [
             {
-                "at": place(update.site),
+                "at": str(update.site),
                 "op": update.site.op,
                 "functions": [frame.callee.function for frame in update.site.path],
                 "evidence": update.evidence.value,
-                "writes": [place(write.site) for write in update.writes],
+                "writes": [str(write.site) for write in update.writes],
             }
             for update in (*decision.writes.updates, *decision.writes.guesses)
         ],
         "decays": [_decay_record(injection) for injection in decision.injections],
-        "native_decays": [place(write.site) for write in decision.writes.native_decays],
-        "other_writes": [place(write.site) for write in decision.writes.others],
+        "native_decays": [str(write.site) for write in decision.writes.native_decays],
+        "other_writes": [str(write.site) for write in decision.writes.others],
         "used_by": sorted(decision.writes.used_by),
     }
 
@@ -174,7 +174,7 @@ def _record(decision: Decision) -> dict[str, Any]:
 def _decay_record(injection: Injection) -> dict[str, Any]:
     entry = injection.entry
     return {
-        "at": place(injection.site),
+        "at": str(injection.site),
         "where": injection.where.value,
         "rate": injection.rate,
         "learning_rate": injection.learning_rate and injection.learning_rate.name,
@@ -192,10 +192,10 @@ def _step_problems(analysis: Analysis) -> Iterator[str]:
             f"({_listed(writes.variable.name for writes in analysis.variables)})"
         )
     for site in analysis.unresolved:
-        yield f"it is not known which variable {place(site)} ({site.op}) writes"
+        yield f"it is not known which variable {site} ({site.op}) writes"
     for variable, site in analysis.opaque:
         yield (
-            f"'{variable.name}' goes into a function of {place(site)} ({site.op}) that writes variables; "
+            f"'{variable.name}' goes into a function of {site} ({site.op}) that writes variables; "
             "graphwd does not follow that op"
         )
 

@@ -16,22 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
 
-from graphwd.entry_points import EntryPoint, choose, entry_points, is_wrapper, rewritten_functions, signature_call, view
 from graphwd.errors import StepError
-from graphwd.function_library import new_name, original_name, reachable, rename, set_library
-from graphwd.graph import RECORD, Graph
-from graphwd.inject import Rewritten, decay_of, inject, refuse_rewritten, take_out
-from graphwd.interpreter import Interpreter, Site
+from graphwd.meta_graph_v1 import describe_main_graph, plan_main_graph, rewrite_main_graph, strip_main_graph, trains
+from graphwd.meta_graph_v2 import describe_functions, plan_functions, rewrite_functions, strip_functions
 from graphwd.model_files import Files, fill, new_directory, refuse_existing
-from graphwd.placement import place
-from graphwd.planner import Plan, make_plan
+from graphwd.planner import Plan
 from graphwd.policy import PolicyLike, as_policy
-from graphwd.updates import find_updates
 
 MODEL_FILE = "saved_model.pb"
 FINGERPRINT_FILE = "fingerprint.pb"
@@ -68,9 +62,11 @@ def plan_saved_model(
     Raises:
         GraphwdError: the policy or the SavedModel is malformed, or there is no such function.
     """
-    meta_graph = _only_meta_graph(_read(Path(source)), Path(source))
-    graph, _ = _view(meta_graph, functions)
-    return make_plan(find_updates(graph), as_policy(policy))
+    rules = as_policy(policy)
+    model = read_model(Path(source))
+    if is_v2(model):
+        return plan_functions(model.meta_graphs[0], rules, functions)
+    return plan_main_graph(_training_graphs(model, Path(source), functions)[0], rules)
 
 
 def rewrite_saved_model(
@@ -102,15 +98,15 @@ def rewrite_saved_model(
     """
     source, target = Path(source), Path(target)
     rules = as_policy(policy)
-    model = _read(source)
+    model = read_model(source)
     refuse_existing(target, source, overwrite=overwrite)
-    meta_graph = _only_meta_graph(model, source)
-    graph, entries = _view(meta_graph, functions)
-    plan = make_plan(find_updates(graph), rules)
-    plan.check()
-    taken = set(graph.library)
-    _replace(meta_graph, entries, inject(graph, plan.injections, lambda base: new_name(base, taken)))
-    write_model(model, source, target, overwrite=overwrite, link=link)
+    if is_v2(model):
+        plan = rewrite_functions(model.meta_graphs[0], rules, functions)
+    else:
+        graphs = _training_graphs(model, source, functions)
+        plans = [rewrite_main_graph(meta_graph, rules) for meta_graph in graphs]
+        plan = plans[0]
+    _write_model(model, source, target, overwrite=overwrite, link=link)
     return plan
 
 
@@ -127,20 +123,10 @@ def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]
     Raises:
         GraphwdError: the SavedModel is malformed.
     """
-    meta_graph = _only_meta_graph(_read(Path(source)), Path(source))
-    if not any(RECORD in node.attr for f in meta_graph.graph_def.library.function for node in f.node_def):
-        return []
-    graph = view(meta_graph, entry_points(meta_graph))
-    run = Interpreter(graph, told_apart=False).run()
-    found = []
-    for site, variable in run.injected.items():
-        function = graph.library[site.path[-1].callee.function]
-        (node,) = (node for node in function.node_def if node.name == site.node)
-        record = decay_of(node)
-        keys = ("where", "rate", "learning_rate", "rows")
-        at = place(Site(site.path, record["write"], ""))
-        found.append({"variable": variable.name, "at": at, **{key: record[key] for key in keys}})
-    return found
+    model = read_model(Path(source))
+    if is_v2(model):
+        return describe_functions(model.meta_graphs[0])
+    return [decay for meta_graph in model.meta_graphs for decay in describe_main_graph(meta_graph)]
 
 
 def strip(
@@ -165,37 +151,18 @@ def strip(
         GraphwdError: there is none, the model is malformed, or the target cannot be written.
     """
     source, target = Path(source), Path(target)
-    model = _read(source)
+    model = read_model(source)
     refuse_existing(target, source, overwrite=overwrite)
-    meta_graph = _only_meta_graph(model, source)
-    library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
-    count = sum(len(take_out(function)) for function in library.values())
-    renamed = {name: original_name(name) for name in library if original_name(name) != name}
+    take_out_of = strip_functions if is_v2(model) else strip_main_graph
+    count = sum(take_out_of(meta_graph) for meta_graph in model.meta_graphs)
     if not count:
         raise StepError(f"{source}: holds no decay of graphwd")
-    rename(meta_graph, renamed)
-    # Where the original had to stay, its copy is the same again.
-    kept: dict[str, FunctionDef] = {}
-    for function in meta_graph.graph_def.library.function:
-        kept.setdefault(function.signature.name, function)
-    set_library(meta_graph, list(kept.values()))
-    write_model(model, source, target, overwrite=overwrite, link=link)
+    _write_model(model, source, target, overwrite=overwrite, link=link)
     return count
 
 
-def write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bool, link: bool) -> None:
-    """Writes a changed SavedModel with all other files of the original.
-
-    Args:
-        model: the changed proto.
-        source: the original directory.
-        target: the directory to write.
-        overwrite: whether a target that exists is replaced.
-        link: whether other files are hard links.
-
-    Raises:
-        StepError: a file cannot be read or written.
-    """
+def _write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bool, link: bool) -> None:
+    """Writes a changed SavedModel with all other files of the original."""
     files = Files.LINK if link else Files.COPY
     with new_directory(target, overwrite=overwrite) as folder:
         fill(
@@ -219,10 +186,6 @@ def read_model(source: Path) -> SavedModel:
     Raises:
         StepError: there is none, or it is malformed.
     """
-    return _read(source)
-
-
-def _read(source: Path) -> SavedModel:
     if not source.is_dir():
         raise StepError(f"{source}: no such directory; name a SavedModel directory")
     path = source / MODEL_FILE
@@ -245,64 +208,20 @@ def _read(source: Path) -> SavedModel:
     return model
 
 
-def _only_meta_graph(model: SavedModel, source: Path) -> MetaGraphDef:
-    if len(model.meta_graphs) > 1 or not model.meta_graphs[0].object_graph_def.nodes:
-        raise StepError(f"{source}: a SavedModel of TensorFlow 1, which this version does not rewrite")
-    return model.meta_graphs[0]
+def is_v2(model: SavedModel) -> bool:
+    """Whether a SavedModel has an object graph, as those of TensorFlow 2 have."""
+    return len(model.meta_graphs) == 1 and len(model.meta_graphs[0].object_graph_def.nodes) > 0
 
 
-def _view(meta_graph: MetaGraphDef, functions: Iterable[str] | None) -> tuple[Graph, list[EntryPoint]]:
-    try:
-        refuse_rewritten(view(meta_graph, ()))
-        entries = choose(meta_graph, functions)
-        return view(meta_graph, entries), entries
-    except RecursionError:
-        raise StepError("the model's graph is nested too deeply to be read") from None
-
-
-def _replace(meta_graph: MetaGraphDef, entries: list[EntryPoint], rewritten: Rewritten) -> None:
-    """Puts the rewritten functions into the model, and takes out those that nothing refers to any more."""
-    before = reachable(meta_graph)
-    called = rewritten_functions(rewritten.root, rewritten.functions, len(entries))
-    library = meta_graph.graph_def.library.function
-    copies: dict[str, list[FunctionDef]] = {}
-    for function in rewritten.functions:
-        if not is_wrapper(function.signature.name):
-            copies.setdefault(original_name(function.signature.name), []).append(function)
-    # Beside the original, so that taking the decay out again gives the library in its order.
-    together = [each for function in library for each in (function, *copies.get(function.signature.name, ()))]
-    set_library(meta_graph, together)
-    for entry, name in zip(entries, called, strict=True):
-        if name != entry.function:
-            _refer_to(meta_graph, entry, name)
-    lost = before - reachable(meta_graph)
-    set_library(meta_graph, [function for function in library if function.signature.name not in lost])
-    for name in lost:
-        meta_graph.object_graph_def.concrete_functions.pop(name, None)
-        meta_graph.meta_info_def.function_aliases.pop(name, None)
-
-
-def _refer_to(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
-    """Lets everything that refers to an entry point's function refer to another."""
-    objects = meta_graph.object_graph_def
-    for number in entry.nodes:
-        node = objects.nodes[number]
-        if node.WhichOneof("kind") == "function":
-            names = [name if each == entry.function else each for each in node.function.concrete_functions]
-            node.function.concrete_functions[:] = names
-        else:
-            node.bare_concrete_function.concrete_function_name = name
-    objects.concrete_functions[name].CopyFrom(objects.concrete_functions[entry.function])
-    aliases = meta_graph.meta_info_def.function_aliases
-    if entry.function in aliases:
-        aliases[name] = aliases[entry.function]
-    if entry.signature:
-        _call_instead(meta_graph, entry, name)
-
-
-def _call_instead(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
-    """Lets the main graph run a signature's rewritten function."""
-    callers = set(signature_call(meta_graph, entry.name))
-    for node in meta_graph.graph_def.node:
-        if node.name in callers and node.attr["f"].func.name == entry.function:
-            node.attr["f"].func.name = name
+def _training_graphs(model: SavedModel, source: Path, names: Iterable[str] | None) -> list[MetaGraphDef]:
+    """The MetaGraphDefs of a TensorFlow 1 SavedModel that train, or those of some tags."""
+    by_tags = {",".join(meta_graph.meta_info_def.tags): meta_graph for meta_graph in model.meta_graphs}
+    known = ", ".join(f"'{tags}'" for tags in by_tags)
+    if names is not None:
+        asked = list(names)
+        if missing := [name for name in asked if name not in by_tags]:
+            raise StepError(f"{source}: no graph with the tags '{missing[0]}'; there is {known}")
+        return [by_tags[name] for name in asked]
+    if training := [meta_graph for meta_graph in by_tags.values() if trains(meta_graph)]:
+        return training
+    raise StepError(f"{source}: no graph updates a trainable variable from a gradient; there is {known}")

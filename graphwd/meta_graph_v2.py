@@ -1,0 +1,145 @@
+"""Rewrites the functions of a TensorFlow 2 SavedModel: its object graph, its function library and its signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+
+from graphwd.entry_points import EntryPoint, choose, entry_points, is_wrapper, rewritten_functions, signature_call, view
+from graphwd.errors import StepError
+from graphwd.function_library import new_name, original_name, reachable, rename, set_library
+from graphwd.graph import RECORD, Graph
+from graphwd.inject import Rewritten, decay_records, inject, refuse_rewritten, take_out
+from graphwd.planner import Plan, make_plan
+from graphwd.policy import Policy
+from graphwd.updates import find_updates
+
+
+def plan_functions(meta_graph: MetaGraphDef, policy: Policy, functions: Iterable[str] | None) -> Plan:
+    """Decides what `rewrite_functions` would do.
+
+    Args:
+        meta_graph: the SavedModel's only MetaGraphDef.
+        policy: the policy.
+        functions: names of exported functions or signatures; None for all that train.
+
+    Returns:
+        The plan.
+
+    Raises:
+        GraphwdError: the model is malformed or rewritten already, or there is no such function.
+    """
+    graph, _ = _view(meta_graph, functions)
+    return make_plan(find_updates(graph), policy)
+
+
+def rewrite_functions(meta_graph: MetaGraphDef, policy: Policy, functions: Iterable[str] | None) -> Plan:
+    """Gives functions and signatures weight decay, in place.
+
+    Args:
+        meta_graph: the SavedModel's only MetaGraphDef.
+        policy: the policy.
+        functions: names of exported functions or signatures; None for all that train.
+
+    Returns:
+        The plan.
+
+    Raises:
+        GraphwdError: as `plan_functions`, or the policy does not fit.
+    """
+    graph, entries = _view(meta_graph, functions)
+    plan = make_plan(find_updates(graph), policy)
+    plan.check()
+    taken = set(graph.library)
+    _replace(meta_graph, entries, inject(graph, plan.injections, lambda base: new_name(base, taken)))
+    return plan
+
+
+def strip_functions(meta_graph: MetaGraphDef) -> int:
+    """Takes graphwd's own decay out again, in place.
+
+    Args:
+        meta_graph: the SavedModel's only MetaGraphDef.
+
+    Returns:
+        How many decays were taken out.
+
+    Raises:
+        RewriteError: the record of one is damaged.
+    """
+    library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+    count = sum(len(take_out(function)) for function in library.values())
+    rename(meta_graph, {name: original_name(name) for name in library if original_name(name) != name})
+    # Where the original had to stay, its copy is the same again.
+    kept: dict[str, FunctionDef] = {}
+    for function in meta_graph.graph_def.library.function:
+        kept.setdefault(function.signature.name, function)
+    set_library(meta_graph, list(kept.values()))
+    return count
+
+
+def describe_functions(meta_graph: MetaGraphDef) -> list[dict[str, Any]]:
+    """Says what graphwd has done to the model: as `describe_saved_model` does."""
+    if not any(RECORD in node.attr for f in meta_graph.graph_def.library.function for node in f.node_def):
+        return []
+    return decay_records(view(meta_graph, entry_points(meta_graph)))
+
+
+def _view(meta_graph: MetaGraphDef, functions: Iterable[str] | None) -> tuple[Graph, list[EntryPoint]]:
+    try:
+        refuse_rewritten(view(meta_graph, ()))
+        entries = choose(meta_graph, functions)
+        return view(meta_graph, entries), entries
+    except RecursionError:
+        raise StepError("the model's graph is nested too deeply to be read") from None
+
+
+def _replace(meta_graph: MetaGraphDef, entries: list[EntryPoint], rewritten: Rewritten) -> None:
+    """Puts the rewritten functions into the model, and takes out those that nothing refers to any more."""
+    before = reachable(meta_graph)
+    called = rewritten_functions(rewritten.root, rewritten.functions, len(entries))
+    library = meta_graph.graph_def.library.function
+    copies: dict[str, list[FunctionDef]] = {}
+    for function in rewritten.functions:
+        if not is_wrapper(function.signature.name):
+            copies.setdefault(original_name(function.signature.name), []).append(function)
+    # Beside the original, so that taking the decay out again gives the library in its order.
+    together = [each for function in library for each in (function, *copies.get(function.signature.name, ()))]
+    set_library(meta_graph, together)
+    for entry, name in zip(entries, called, strict=True):
+        if name != entry.function:
+            _refer_to(meta_graph, entry, name)
+    lost = before - reachable(meta_graph)
+    set_library(meta_graph, [function for function in library if function.signature.name not in lost])
+    for name in lost:
+        meta_graph.object_graph_def.concrete_functions.pop(name, None)
+        meta_graph.meta_info_def.function_aliases.pop(name, None)
+
+
+def _refer_to(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
+    """Lets everything that refers to an entry point's function refer to another."""
+    objects = meta_graph.object_graph_def
+    for number in entry.nodes:
+        node = objects.nodes[number]
+        if node.WhichOneof("kind") == "function":
+            names = [name if each == entry.function else each for each in node.function.concrete_functions]
+            node.function.concrete_functions[:] = names
+        else:
+            node.bare_concrete_function.concrete_function_name = name
+    objects.concrete_functions[name].CopyFrom(objects.concrete_functions[entry.function])
+    aliases = meta_graph.meta_info_def.function_aliases
+    if entry.function in aliases:
+        aliases[name] = aliases[entry.function]
+    if entry.signature:
+        _call_instead(meta_graph, entry, name)
+
+
+def _call_instead(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
+    """Lets the main graph run a signature's rewritten function."""
+    callers = set(signature_call(meta_graph, entry.name))
+    for node in meta_graph.graph_def.node:
+        if node.name in callers and node.attr["f"].func.name == entry.function:
+            node.attr["f"].func.name = name
