@@ -24,6 +24,7 @@ from graphwd.report import as_html, as_json, as_table, decays_as_html, decays_as
 _STEP_FN = """\
 STEP_FN is one of
   DIR or DIR:NAME           a SavedModel; all its functions and signatures that train, or those of one name
+  path/to/model.meta        a TensorFlow 1 MetaGraph, with its checkpoint beside it
   path/to/file.py:ATTR      an attribute of a Python file
   package.module:ATTR       an attribute of a module, looked for in the current folder first
   NAME                      an attribute of the file or module given by --module, else of ./step_fn.py
@@ -199,11 +200,14 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
     # Only now, with the command line and the policy known to be sound, wait for TensorFlow.
     _import_tensorflow()
     from graphwd.export import export
-    from graphwd.saved_model import as_saved_model, rewrite_saved_model
+    from graphwd.saved_model import as_saved_model, rewrite_meta_graph, rewrite_saved_model
     from graphwd.steps import find_step
 
     model = as_saved_model(text)
-    if model is not None:
+    if text.endswith(".meta"):
+        target = values["output"].value or f"{text.removesuffix('.meta')}_decayed"
+        plan = rewrite_meta_graph(text, target, policy, **options)
+    elif model is not None:
         folder, name = model
         target = values["output"].value or f"{os.path.normpath(folder)}_decayed"
         plan = rewrite_saved_model(folder, target, policy, None if name is None else [name], **options)
@@ -224,11 +228,14 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     _import_tensorflow()
     from graphwd.export import concrete_functions
     from graphwd.pipeline import plan
-    from graphwd.saved_model import as_saved_model, describe_saved_model, plan_saved_model
+    from graphwd.saved_model import as_saved_model, describe_saved_model, plan_meta_graph, plan_saved_model
     from graphwd.steps import find_step
 
     model = as_saved_model(text)
-    if model is not None:
+    if text.endswith(".meta"):
+        assert policy is not None
+        decided = plan_meta_graph(text, policy)
+    elif model is not None:
         folder, name = model
         if decays := describe_saved_model(folder):
             print(_DESCRIPTIONS[str(values["format"].value)](decays))

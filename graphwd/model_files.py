@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 
@@ -91,7 +91,12 @@ def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def fill(
-    folder: Path, source: Path, changed: Mapping[str, bytes], files: Files, *, removed: Iterable[str] = ()
+    folder: Path,
+    source: Path,
+    changed: Mapping[str, bytes],
+    files: Files,
+    *,
+    keep: Callable[[str], bool],
 ) -> None:
     """Fills a new directory with a model of which a few files are changed.
 
@@ -100,19 +105,19 @@ def fill(
         source: the model.
         changed: the content of files that are other or new, by their path in the model.
         files: how all others get there.
-        removed: paths of files that are left out.
+        keep: whether a file that is not changed is there at all, by its path in the model.
 
     Raises:
         StepError: a file of the model cannot be read, or is no file.
         OSError: a file cannot be written.
     """
-    kept = [path for path in _files(source) if path not in changed and path not in set(removed)]
+    kept = [path for path in _files(source) if path not in changed and keep(path)]
     total = sum((source / path).stat().st_size for path in kept)
     with _progress(total) as advance:
         for path in kept:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             _transfer(source / path, folder / path, files, advance)
-    for path in _folders(source):
+    for path in filter(keep, _folders(source)):
         (folder / path).mkdir(parents=True, exist_ok=True)
     for path, content in changed.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
@@ -27,8 +28,57 @@ from graphwd.model_files import Files, fill, new_directory, refuse_existing
 from graphwd.planner import Plan
 from graphwd.policy import PolicyLike, as_policy
 
+_Proto = TypeVar("_Proto", SavedModel, MetaGraphDef)
+
 MODEL_FILE = "saved_model.pb"
 FINGERPRINT_FILE = "fingerprint.pb"
+
+
+def rewrite_meta_graph(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    policy: PolicyLike,
+    *,
+    overwrite: bool = False,
+    link: bool = False,
+) -> Plan:
+    """Gives a TensorFlow 1 MetaGraph weight decay.
+
+    Args:
+        source: a ``.meta`` file; it is never modified.
+        target: the directory to write; it gets the changed ``.meta`` file and its checkpoint, under their own names.
+        policy: a `Policy`, a path or a mapping.
+        overwrite: whether a target that exists is replaced, in one step.
+        link: whether the checkpoint's files are hard links, where they cannot be shared otherwise.
+
+    Returns:
+        The plan.
+
+    Raises:
+        GraphwdError: the policy does not fit, the file is malformed, or the target cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    rules = as_policy(policy)
+    meta_graph = _read_proto(source, MetaGraphDef())
+    refuse_existing(target, None, overwrite=overwrite)
+    if not trains(meta_graph):
+        raise StepError(f"{source}: updates no trainable variable from a gradient")
+    plan = rewrite_main_graph(meta_graph, rules)
+    checkpoint = re.compile(rf"{re.escape(source.stem)}\.(index|data-\d+-of-\d+)")
+    with new_directory(target, overwrite=overwrite) as folder:
+        fill(
+            folder,
+            source.parent,
+            {source.name: meta_graph.SerializeToString(deterministic=True)},
+            Files.LINK if link else Files.COPY,
+            keep=lambda path: checkpoint.fullmatch(path) is not None,
+        )
+    return plan
+
+
+def plan_meta_graph(source: str | os.PathLike[str], policy: PolicyLike) -> Plan:
+    """Decides what `rewrite_meta_graph` would do, and writes nothing."""
+    return plan_main_graph(_read_proto(Path(source), MetaGraphDef()), as_policy(policy))
 
 
 def as_saved_model(text: str) -> tuple[str, str | None] | None:
@@ -164,10 +214,9 @@ def strip(
 def _write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bool, link: bool) -> None:
     """Writes a changed SavedModel with all other files of the original."""
     files = Files.LINK if link else Files.COPY
+    changed = {MODEL_FILE: model.SerializeToString(deterministic=True)}
     with new_directory(target, overwrite=overwrite) as folder:
-        fill(
-            folder, source, {MODEL_FILE: model.SerializeToString(deterministic=True)}, files, removed=[FINGERPRINT_FILE]
-        )
+        fill(folder, source, changed, files, keep=lambda path: path != FINGERPRINT_FILE)
         if (source / FINGERPRINT_FILE).exists():
             # Without one TensorFlow makes do; with a wrong one it would not.
             with contextlib.suppress(fingerprinting.FingerprintException):
@@ -194,18 +243,22 @@ def read_model(source: Path) -> SavedModel:
             if (source / other).exists():
                 raise StepError(f"{source / other}: a SavedModel {what} is not supported; save it as {MODEL_FILE}")
         raise StepError(f"{source}: holds no {MODEL_FILE}, so it is no SavedModel")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise StepError(f"{path}: cannot be read: {error.strerror}") from None
-    model = SavedModel()
-    try:
-        model.ParseFromString(content)
-    except DecodeError:
-        raise StepError(f"{path}: is truncated or damaged: it does not parse as a SavedModel") from None
+    model = _read_proto(path, SavedModel())
     if not model.meta_graphs:
         raise StepError(f"{path}: is empty: it holds no graph")
     return model
+
+
+def _read_proto(path: Path, message: _Proto) -> _Proto:
+    """Reads a file into a message and returns that."""
+    try:
+        message.ParseFromString(path.read_bytes())
+    except OSError as error:
+        raise StepError(f"{path}: cannot be read: {error.strerror}") from None
+    except DecodeError:
+        kind = type(message).__name__
+        raise StepError(f"{path}: is truncated or damaged: it does not parse as a {kind}") from None
+    return message
 
 
 def is_v2(model: SavedModel) -> bool:

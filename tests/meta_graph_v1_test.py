@@ -7,7 +7,15 @@ import pytest
 import tensorflow as tf
 
 import graphwd
-from graphwd.saved_model import describe_saved_model, plan_saved_model, read_model, rewrite_saved_model, strip
+from graphwd.saved_model import (
+    describe_saved_model,
+    plan_meta_graph,
+    plan_saved_model,
+    read_model,
+    rewrite_meta_graph,
+    rewrite_saved_model,
+    strip,
+)
 from tests import v1_models
 from tests.lockstep import assert_within_ulps
 
@@ -142,3 +150,25 @@ def test_several_tagged_graphs(tmp_path):
     assert before[1 - serving] != after[1 - serving]
     with pytest.raises(graphwd.StepError, match="no graph with the tags 'nope'; there is 'train', '"):
         plan_saved_model(tmp_path / "model", policy(), ["nope"])
+
+
+@pytest.mark.parametrize("resource", [False, True], ids=["reference", "resource"])
+def test_a_meta_graph_with_its_checkpoint(tmp_path, resource):
+    (tmp_path / "model").mkdir()
+    v1_models.save_meta(tmp_path / "model" / "net", OPTIMIZERS["Adam"], resource=resource)
+    (tmp_path / "model" / "other.index").write_bytes(b"of another checkpoint")
+    plan = plan_meta_graph(tmp_path / "model" / "net.meta", policy())
+    assert [d.variable.name for d in plan.decisions if d.injections] == ["net/kernel"]
+    rewrite_meta_graph(tmp_path / "model" / "net.meta", tmp_path / "decayed", policy())
+    assert sorted(path.name for path in (tmp_path / "decayed").iterdir()) == [
+        "net.data-00000-of-00001",
+        "net.index",
+        "net.meta",
+    ]
+    by_hand = v1_models.run(
+        v1_models.from_meta(tmp_path / "model" / "net"), set_kernel=lambda kernel: kernel * np.float32(1 - RATE)
+    )
+    check_decayed_by_hand(v1_models.run(v1_models.from_meta(tmp_path / "decayed" / "net")), by_hand)
+    (tmp_path / "model" / "net.meta").write_bytes(b"no proto")
+    with pytest.raises(graphwd.StepError, match="does not parse as a MetaGraphDef"):
+        plan_meta_graph(tmp_path / "model" / "net.meta", policy())
