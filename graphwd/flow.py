@@ -5,6 +5,7 @@ A tensor is written as in the body, ``node:output:index`` or the name of an argu
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -134,12 +135,29 @@ class Flow:
 
     def carries(self, tensor: str) -> bool:
         """Whether a tensor brings gradient on: this run's, or what a slot variable has of earlier ones."""
-        variable = self.read(tensor)
-        if variable is not None and self.is_slot(variable):
-            return True
         node = self.producer(tensor)
+        if node is not None and node.name in self.fed_by_slots:
+            return True
         shape = node is not None and node.op == "Const" and node.proto.attr["dtype"].type in _INTEGERS
         return self.value(tensor).from_gradient and not shape and self.origin(tensor) not in self._indices
+
+    @functools.cached_property
+    def fed_by_slots(self) -> frozenset[str]:
+        """The nodes that compute with what slot variables have of earlier runs."""
+        found: set[str] = set()
+        for node in self.nodes.values():
+            variable = self.read(node.name)
+            if (variable is not None and self.is_slot(variable)) or any(
+                parse_edge(source).node in found for _, source in self.contents(node)
+            ):
+                found.add(node.name)
+        return frozenset(found)
+
+    def contents(self, node: Node) -> Iterator[tuple[int, str]]:
+        """The inputs of a node that say what its outputs are, not where: position and tensor."""
+        for position, source in self.inputs(node):
+            if position == 0 or node.op not in _FIRST_ONLY:
+                yield position, source
 
     def behind(self, tensor: str) -> Iterator[tuple[Use, str]]:
         """The tensors that one is made of, each with the input through which it comes: a slot's are its writes."""
@@ -150,9 +168,8 @@ class Flow:
         if variable is not None and not variable.trainable:
             for write, op, value in self.written(variable):
                 yield Use(write.name, op.value), self.origin(value)
-        for position, source in self.inputs(node):
-            if position == 0 or node.op not in _FIRST_ONLY:
-                yield Use(node.name, position), self.origin(source)
+        for position, source in self.contents(node):
+            yield Use(node.name, position), self.origin(source)
 
     @property
     def forward(self) -> frozenset[str]:
