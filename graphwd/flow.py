@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from graphwd.graph import DTYPE_NUMBERS, Body, Graph, Node, Variable, is_control, parse_edge
 from graphwd.injection import Use
 from graphwd.interpreter import BodyValues, in_gradient_scope
-from graphwd.update_ops import READ_OPS, WRITE_OPS, Form, WriteOp
+from graphwd.update_ops import READ_OPS, SHAPE_OPS, WRITE_OPS, Form, WriteOp
 from graphwd.values import NO_VARIABLE, NOTHING, Value
 
 _SAME = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot"})
@@ -55,6 +55,7 @@ class Flow:
         self._origins: dict[str, str] = {}
         self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
         self._forward: frozenset[str] | None = None
+        self._slotted: frozenset[str] | None = None
         self._indices: set[str] = set()
         for node in body.nodes:
             if node.op in WRITE_OPS:
@@ -132,7 +133,32 @@ class Flow:
             return True
         node = self.producer(tensor)
         shape = node is not None and node.op == "Const" and node.proto.attr["dtype"].type in _INTEGERS
-        return self.value(tensor).from_gradient and not shape and self.origin(tensor) not in self._indices
+        carried = self.value(tensor).from_gradient or parse_edge(tensor).node in self.slotted
+        return carried and not shape and self.origin(tensor) not in self._indices
+
+    @property
+    def slotted(self) -> frozenset[str]:
+        """The nodes whose outputs are made of what slot variables have of earlier gradients."""
+        if self._slotted is None:
+            found: set[str] = set()
+            for node in self.nodes.values():
+                if node.op in READ_OPS:
+                    handle = self.value(node.proto.input[0]).handle
+                    made = handle >= 0 and self.is_slot(self._variables[handle])
+                else:
+                    made = (
+                        node.op not in SHAPE_OPS
+                        and not in_gradient_scope(node.name)
+                        and any(
+                            parse_edge(tensor).node in found
+                            for position, tensor in self.inputs(node)
+                            if position == 0 or node.op not in _FIRST_ONLY
+                        )
+                    )
+                if made:
+                    found.add(node.name)
+            self._slotted = frozenset(found)
+        return self._slotted
 
     def behind(self, tensor: str) -> Iterator[tuple[Use, str]]:
         """The tensors that one is made of, each with the input through which it comes: a slot's are its writes."""

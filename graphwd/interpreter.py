@@ -20,6 +20,7 @@ from graphwd.update_ops import (
     METADATA_OPS,
     PASS_THROUGH_OPS,
     READ_OPS,
+    SHAPE_OPS,
     WRITE_OPS,
     CallKind,
     Form,
@@ -252,6 +253,8 @@ class Interpreter:
             if value.handle != NO_VARIABLE:
                 self._note_opaque(node, value, path)
         result = _ARITHMETIC.get(node.op, combine)(inputs)
+        if node.op in SHAPE_OPS:
+            result = Value(taint=result.taint & DATA)
         if node.op in DATA_OPS:
             result = result._replace(taint=result.taint | DATA)
         elif in_gradient_scope(node.name):
