@@ -14,7 +14,7 @@ from graphwd.interpreter import BodyValues, in_gradient_scope
 from graphwd.update_ops import READ_OPS, SHAPE_OPS, WRITE_OPS, Form, WriteOp
 from graphwd.values import NO_VARIABLE, NOTHING, Value
 
-_SAME = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot"})
+SAME_OPS = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot"})
 """Ops whose outputs are their inputs, one by one."""
 
 _FIRST_ONLY = frozenset(
@@ -86,7 +86,7 @@ class Flow:
         """The tensor that this one is a mere alias of; itself where it is none."""
         if tensor not in self._origins:
             node = self.producer(tensor)
-            alias = node is not None and node.op in _SAME
+            alias = node is not None and node.op in SAME_OPS
             self._origins[tensor] = (
                 self.origin(node.proto.input[parse_edge(tensor).index]) if node is not None and alias else tensor
             )

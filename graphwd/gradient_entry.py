@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from enum import IntEnum
 
 from graphwd.errors import UnclearError
-from graphwd.flow import Flow, is_apply, sinks
+from graphwd.flow import SAME_OPS, Flow, is_apply, sinks
 from graphwd.graph import Node, Variable, parse_edge
 from graphwd.injection import Entry, LearningRate, Readiness, Use
 from graphwd.update_ops import CALL_OPS, READ_OPS, WRITE_OPS
@@ -37,13 +37,19 @@ _RECIPROCALS = frozenset({"Reciprocal", "Inv", *_QUOTIENTS})
 _STATISTICS = frozenset({"All", "Any", "EuclideanNorm", "L2Loss", "Max", "Mean", "Min", "Prod", "Sum"})
 """Ops that make a number, or a few, of a whole gradient: what it is clipped by, or centred."""
 
-_CURVED = frozenset(
+_PREPARATIONS = frozenset(
     {
-        "Abs", "Exp", "Log", "Log1p", "Pow", "Rsqrt", "Sigmoid", "Sign", "Sqrt", "Square", "SquaredDifference", "Tanh",
-        *_RECIPROCALS,
+        "Add", "AddN", "AddV2", "All", "Any", "BroadcastTo", "Cast", "ClipByValue", "CollectiveReduceV2",
+        "CollectiveReduceV3", "Concat", "ConcatV2", "DeepCopy", "Div", "EnsureShape", "Equal",
+        "EuclideanNorm", "ExpandDims", "Gather", "GatherNd", "GatherV2", "Greater", "GreaterEqual",
+        "IsFinite", "IsInf", "IsNan", "L2Loss", "Less", "LessEqual", "LogicalAnd", "LogicalNot", "LogicalOr",
+        "Max", "Maximum", "Mean", "Min", "Minimum", "Mul", "MulNoNan", "NcclAllReduce", "Neg", "Pack", "Pad",
+        "PadV2", "Prod", "RealDiv", "Reshape", "Select", "SelectV2", "Slice", "Split", "SplitV", "Squeeze",
+        "StridedSlice", "Sub", "Sum", "Tile", "Transpose", "Unpack", "UnsortedSegmentSum", "Where", *SAME_OPS,
+        *CALL_OPS, *READ_OPS,
     }
 )  # fmt: skip
-"""Ops that an optimizer may apply to every element of a gradient."""
+"""Ops that sum, unscale, clip, centre, cast or rearrange a gradient; an optimizer bends it by others."""
 
 
 class _State(IntEnum):
@@ -190,10 +196,6 @@ class _Entrance:
         if not frontier:
             raise UnclearError("it cannot be told where its gradient enters the optimizer's arithmetic")
         (tensor,) = frontier
-        rows = self._rows[tensor] - {_UNKNOWN}
-        if len(rows) != 1:
-            raise UnclearError(f"it cannot be told which rows of '{variable.name}' its gradient is of")
-        (indices,) = rows
         uses = tuple(dict.fromkeys(self._uses[tensor]))
         if self._rate is None and not self._is_sum(tensor):
             raise UnclearError("it cannot be told whether its learning rate is in its gradient already")
@@ -202,6 +204,10 @@ class _Entrance:
                 f"its gradient is first of all {what}, and it cannot be told whether the optimizer does that or what "
                 "comes before it; to unscale a gradient divide it, or write a decoupled 'semantics'"
             )
+        rows = self._rows[tensor] - {_UNKNOWN}
+        if len(rows) != 1:
+            raise UnclearError(f"it cannot be told which rows of '{variable.name}' its gradient is of")
+        (indices,) = rows
         later = flow.downstream([use.node for use in uses], flow.nodes)
         waits = _order(flow, writes[0], list(later))
         return Entry(tensor, uses, indices or None, _before(flow, tensor), waits)
@@ -230,13 +236,26 @@ class _Entrance:
     def _refuse_late_scaling(self, tensor: str) -> None:
         """Refuses what clips a gradient only when the learning rate or a slot variable is already in it."""
         operands = self._operands(tensor)
-        early = [each for each in operands if self._is_statistic(each) and self._state(each) is not _State.MIXED]
+        scales = [each for each in operands if self._is_statistic(each)]
+        early = [each for each in scales if self._state(each) is not _State.MIXED]
         if early and any(self._state(each) is _State.MIXED and not self._is_statistic(each) for each in operands):
             raise UnclearError(
                 f"its gradient is scaled by '{early[0].partition(':')[0]}', which is computed from it, only after the "
                 "optimizer's arithmetic began, so a decay would be scaled with it; scale it first, or write a "
                 "decoupled 'semantics'"
             )
+        either = [each for each in scales if self._state(each) is _State.MIXED and not self._is_made_of_rate(each)]
+        if either and any(self._is_pure(each) and not self._is_statistic(each) for each in operands):
+            raise UnclearError(
+                f"its gradient is scaled by '{either[0].partition(':')[0]}', which is computed from it and from the "
+                "weight or a slot variable, and it cannot be told whether that clips it or is a part of the optimizer; "
+                "write a decoupled 'semantics'"
+            )
+
+    def _is_made_of_rate(self, tensor: str) -> bool:
+        if self._rate is None:
+            return False
+        return parse_edge(self._rate).node in self._flow.upstream([parse_edge(tensor).node], control=False)
 
     def _operands(self, tensor: str) -> list[str]:
         """The operands of a product or quotient that carry gradient; none of any other op."""
@@ -325,23 +344,27 @@ class _Entrance:
             if node.op in _QUOTIENTS and flow.origin(node.proto.input[0]) in whole:
                 return _State.PURE  # clipping by norm: what both sides were multiplied by is gone
             return max(states[each] for each in whole)
-        if node.op == "Neg" or self._coefficient(node) is not None or self._is_curved(node):
+        if carried and (node.op == "Neg" or self._coefficient(node) is not None or self._is_curved(node)):
             return _State.SCALED
         return max(states.values(), default=_State.PURE)
 
     def _is_curved(self, node: Node) -> bool:
-        """Whether a node bends a gradient, element by element."""
+        """Whether a node does more to a gradient than to sum, unscale, clip, centre, cast or rearrange it."""
         if node.op in _QUOTIENTS and not self._flow.carries(self._flow.origin(node.proto.input[1])):
             return False
         product = node.op in _PRODUCTS and all(self._flow.carries(self._flow.origin(x)) for x in node.proto.input[:2])
-        return product or node.op in _CURVED
+        return product or node.op not in _PREPARATIONS
 
     def _first(self, use: Use) -> str | None:
         """What a node does to a gradient that both an optimizer and what comes before it may do; None for all else."""
         node = self._flow.nodes[use.node]
         if coefficient := self._coefficient(node):
             return None if self._is_of_rate(coefficient) else f"multiplied by '{coefficient.partition(':')[0]}'"
-        return f"put through '{node.name}' ({node.op})" if self._is_curved(node) else None
+        if node.op == "Neg" or node.op in WRITE_OPS:
+            return None
+        made = next((each for each in self._uses if self._flow.producer(each) == node), None)
+        bent = made is not None and self._state(made) is _State.SCALED
+        return f"put through '{node.name}' ({node.op})" if bent or self._is_curved(node) else None
 
     def _is_of_rate(self, tensor: str) -> bool:
         """Whether a coefficient is computed from the learning rate."""

@@ -73,6 +73,11 @@ def find_learning_rate(
     if len(found) == 1 and not (search.named and search.scheduled) and not search.divided:
         if exact and (changed := search.changed(found[0])):
             name, last = search.name(search.tensor(found[0])), changed.partition(":")[0]
+            if flow.carries(changed):
+                raise UnclearError(
+                    f"its learning rate '{name}' is not all that its gradient is multiplied by: '{last}' changes it "
+                    f"further; make that a part of the learning rate, or write 'learning_rate: {name}'"
+                )
             raise UnclearError(
                 f"its learning rate '{name}' is changed before it meets the gradient; write 'learning_rate: {last}' "
                 f"for what it then is, or 'learning_rate: {name}'"
@@ -174,7 +179,7 @@ class _Search:
         return tensor.partition(":")[0] if variable is None else variable.name
 
     def changed(self, use: Use) -> str | None:
-        """What becomes of a learning rate before it meets the gradient; None where it meets it as it is.
+        """What becomes of a learning rate before it meets the gradient, or right after; None where it stays as it is.
 
         Adam's bias correction and a factor computed from the weight, as a trust ratio is, are no change of it.
         """
@@ -187,9 +192,10 @@ class _Search:
             for user in self._users[parse_edge(tensor).node]:
                 made = self._users.get(user.node, {})
                 if any(map(self._flow.carries, made.values())) or user.node in self._writes:
-                    if changed is None:
+                    changed_here = changed or self._changed_later(user.node)
+                    if changed_here is None:
                         return None
-                    last = changed
+                    last = changed_here
                     continue
                 for each in made.values():
                     further = (each, changed if self._keeps(user) else each)
@@ -197,6 +203,23 @@ class _Search:
                         seen.add(further)
                         waiting.append(further)
         return last
+
+    def _changed_later(self, node: str) -> str | None:
+        """What multiplies or divides all of what a node made of learning rate and gradient; None where nothing does."""
+        while len(users := self._users.get(node, {})) == 1:
+            ((user, tensor),) = users.items()
+            proto = self._flow.nodes[user.node]
+            others = [
+                self._flow.origin(each) for position, each in self._flow.inputs(proto) if position != user.position
+            ]
+            if proto.op in _PRODUCTS | _QUOTIENTS and not self._flow.carries(others[0]):
+                number = _number(self._flow.producer(others[0]))
+                if self._flow.value(others[0]).content is Content.NONE and (number is None or abs(number) != 1):
+                    return next(iter(self._users.get(user.node, {}).values()), tensor)
+            elif proto.op not in _LINEAR | _PRODUCTS | _QUOTIENTS:
+                return None
+            node = user.node
+        return None
 
     def _keeps(self, use: Use) -> bool:
         """Whether a node makes of its learning rate what is still the learning rate, for weight decay."""

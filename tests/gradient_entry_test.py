@@ -98,9 +98,22 @@ def test_what_goes_into_a_slot_only_after_it_was_read_is_not_forgotten():
             lambda w, g: w.assign_sub(RATE * g * tf.minimum(1.0, 0.3 / tf.norm(g))),
             "scaled by 'Minimum', which is computed from it, only after the optimizer's arithmetic began",
         ),
+        (momentum(lambda g: tf.linalg.matvec(tf.eye(2), g)), r"put through 'MatVec/MatMul' \(MatMul\)"),
+        (
+            lambda w, g: momentum(lambda g: g * tf.minimum(1.0, tf.norm(w) / tf.norm(g)))(w, g),
+            "scaled by 'Minimum', which is computed from it and from the weight or a slot variable",
+        ),
         (lambda w, g: w.assign_sub(RATE * g / tf.norm(g)), "scaled by 'norm/Squeeze', which is computed from it, only"),
     ],
-    ids=["coefficient", "sign", "tanh", "clipped too late", "normalized too late"],
+    ids=[
+        "coefficient",
+        "sign",
+        "tanh",
+        "clipped too late",
+        "preconditioned",
+        "clipped by the weight",
+        "normalized too late",
+    ],
 )
 def test_what_may_be_either_is_refused(update, message):
     with pytest.raises(UnclearError, match=message):

@@ -138,6 +138,21 @@ def test_a_learning_rate_that_is_changed_on_the_way_is_not_taken_for_the_one_use
     assert found(update, exact=False).name == "opt/learning_rate"
 
 
+@pytest.mark.parametrize(
+    ("update", "op"),
+    [
+        (lambda w, g: w.assign_sub(RATE * g / T), "truediv"),
+        (lambda w, g: w.assign_sub(0.5 * (RATE * g)), "mul_2"),
+        (lambda w, g: w.assign(w - tf.minimum(1.0, T / 5.0) * (RATE * g)), "mul_2"),
+    ],
+)
+def test_what_multiplies_the_update_further_changes_it_too(update, op):
+    assert refusal(update) == (
+        f"its learning rate 'opt/learning_rate' is not all that its gradient is multiplied by: '{op}' changes it "
+        "further; make that a part of the learning rate, or write 'learning_rate: opt/learning_rate'"
+    )
+
+
 def test_bias_correction_and_trust_ratios_do_not_change_it():
     def adam(w, g):
         power = tf.pow(0.9, T)
