@@ -16,7 +16,7 @@ from graphwd.flow import SAME_OPS, Flow, is_apply, sinks
 from graphwd.graph import Node, Variable, parse_edge
 from graphwd.injection import Entry, LearningRate, Readiness, Use
 from graphwd.update_ops import CALL_OPS, READ_OPS, WRITE_OPS
-from graphwd.values import NO_VARIABLE
+from graphwd.values import MANY, NO_VARIABLE
 
 _ELEMENTWISE = frozenset(
     {
@@ -127,7 +127,8 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
                 )
             continue
         seen.add(tensor)
-        if node.op in CALL_OPS and any(flow.value(text).handle == variable.id for text in node.proto.input):
+        own = flow.value(tensor).source in (variable.id, MANY)  # else it is the gradient that is computed there
+        if own and node.op in CALL_OPS and any(flow.value(text).handle == variable.id for text in node.proto.input):
             raise UnclearError(f"its update reads the weight inside a function that '{node.name}' calls")
         waiting.extend(flow.behind(tensor))
     first = writes[0]
@@ -329,8 +330,12 @@ class _Entrance:
         if variable is not None and (variable.trainable or flow.is_slot(variable)):
             return _State.MIXED
         node = flow.producer(tensor)
-        if node is None:
+        if node is None or node.name in flow.forward:
             return _State.PURE if flow.value(tensor).source == NO_VARIABLE else _State.MIXED
+        return self._state_of_output(tensor, node)
+
+    def _state_of_output(self, tensor: str, node: Node) -> _State:
+        flow = self._flow
         handles = any(flow.value(text).handle != NO_VARIABLE for text in node.proto.input)
         if node.op in CALL_OPS and handles and flow.value(tensor).from_gradient:
             return _State.MIXED  # what it reads inside is not looked at
@@ -353,7 +358,7 @@ class _Entrance:
         if node.op in _QUOTIENTS and not self._flow.carries(self._flow.origin(node.proto.input[1])):
             return False
         product = node.op in _PRODUCTS and all(self._flow.carries(self._flow.origin(x)) for x in node.proto.input[:2])
-        return product or node.op not in _PREPARATIONS
+        return product or node.op not in _PREPARATIONS or self._flow.calls_more_than(node, _PREPARATIONS | {"Const"})
 
     def _first(self, use: Use) -> str | None:
         """What a node does to a gradient that both an optimizer and what comes before it may do; None for all else."""

@@ -169,3 +169,56 @@ def test_what_update_and_forward_pass_share_of_the_weight_is_refused():
         UnclearError, match=r"its update uses 'norm/Sqrt', which the forward pass computes of the weight"
     ):
         find_readiness(flow, target, writes)
+
+
+def test_a_forward_pass_in_a_function_is_no_part_of_the_update():
+    w = variable()
+    forward = tf.function(lambda: tf.reduce_sum(w * w))
+
+    def step():
+        with tf.GradientTape() as tape:
+            loss = forward()
+        w.assign(w - RATE * tape.gradient(loss, w))
+
+    flow, target, writes = update_of(step)
+    assert len(find_readiness(flow, target, writes).rereads) == 1
+    assert find_entry(flow, target, writes, find_learning_rate(flow, writes)).after is None
+
+
+def test_a_gradient_may_come_out_of_a_function_or_loop():
+    w = variable()
+    called = tf.function(lambda: gradient_of(w))
+
+    def looped():
+        total = tf.zeros([2])
+        for _ in tf.range(3):
+            total += gradient_of(w)
+        return total
+
+    for gradient in (called, looped):
+        flow, target, writes = update_of(lambda gradient=gradient: w.assign(w - RATE * gradient()))
+        assert len(find_readiness(flow, target, writes).rereads) == 1
+
+
+def test_a_function_may_hold_clipping_but_no_more():
+    clipped = tf.function(lambda g: tf.clip_by_value(g, tf.negative(1.0), 1.0))
+    assert entry(momentum(lambda g: tf.cond(tf.norm(g) > 1.0, lambda: g / tf.norm(g), lambda: g))).after is not None
+    for held in (tf.sign, lambda g: 0.5 * g):
+        with pytest.raises(UnclearError, match=r"first of all put through 'PartitionedCall' \(PartitionedCall\)"):
+            entry(momentum(tf.function(held)))
+    assert "PartitionedCall" in str(entry(momentum(clipped)).after)
+
+
+def test_a_deep_forward_pass_is_not_walked():
+    w = variable()
+
+    def step():
+        with tf.GradientTape() as tape:
+            loss = w
+            for _ in range(500):
+                loss = tf.sin(loss)
+            loss = tf.reduce_sum(loss)
+        w.assign_sub(RATE * tf.minimum(loss, 1.0) * tape.gradient(loss, w))
+
+    flow, target, writes = update_of(step)
+    assert find_entry(flow, target, writes, find_learning_rate(flow, writes, exact=False)).after is None
