@@ -85,7 +85,7 @@ class DecayNodes:
         return self._decay([f"^{self._write.name}"])
 
     def before(self, nodes: Mapping[str, NodeDef]) -> str:
-        """Adds a decay before the write; returns the node that the write must wait for.
+        """Adds a decay before the write; returns the node that the write must wait for, last.
 
         Args:
             nodes: the nodes of the body, by name. Those of the update that read the weight will read it decayed.
@@ -98,6 +98,7 @@ class DecayNodes:
             output = "value:0" if nodes[name].op == "ReadVariableOp" else "output:0"
             for use in uses:
                 nodes[use.node].input[use.position] = f"{reread}:{output}"
+            self._write.input.append(f"^{reread}")  # not all that is computed from it need be part of what is written
         return decay
 
     def in_gradient(self, nodes: Mapping[str, NodeDef]) -> str:

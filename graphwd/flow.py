@@ -5,17 +5,16 @@ A tensor is written as in the body, ``node:output:index`` or the name of an argu
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from graphwd.graph import DTYPE_NUMBERS, Body, Graph, Node, Variable, is_control, parse_edge
 from graphwd.injection import Use
 from graphwd.interpreter import BodyValues, in_gradient_scope
-from graphwd.update_ops import READ_OPS, WRITE_OPS, Form, WriteOp
+from graphwd.update_ops import CALL_OPS, READ_OPS, SHAPE_OPS, WRITE_OPS, CallKind, Form, WriteOp
 from graphwd.values import NO_VARIABLE, NOTHING, Value
 
-_SAME = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot"})
+SAME_OPS = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot"})
 """Ops whose outputs are their inputs, one by one."""
 
 _FIRST_ONLY = frozenset(
@@ -48,6 +47,7 @@ class Flow:
             body: the body.
             values: what is known of its tensors in the context in question.
         """
+        self._graph = graph
         self._variables = graph.variables
         self._values = values
         self.nodes: dict[str, Node] = {node.name: node for node in body.nodes}
@@ -56,6 +56,7 @@ class Flow:
         self._origins: dict[str, str] = {}
         self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
         self._forward: frozenset[str] | None = None
+        self._slotted: frozenset[str] | None = None
         self._indices: dict[str, int] = {}
         for node in body.nodes:
             if node.op in WRITE_OPS:
@@ -93,7 +94,7 @@ class Flow:
         """The tensor that this one is a mere alias of; itself where it is none."""
         if tensor not in self._origins:
             node = self.producer(tensor)
-            alias = node is not None and node.op in _SAME
+            alias = node is not None and node.op in SAME_OPS
             self._origins[tensor] = (
                 self.origin(node.proto.input[parse_edge(tensor).index]) if node is not None and alias else tensor
             )
@@ -128,30 +129,57 @@ class Flow:
         if not self.value(tensor).from_gradient:
             return False
         node = self.producer(tensor)
-        if node is None or in_gradient_scope(node.name):
+        if node is None or in_gradient_scope(node.name) or self._computes_gradient(tensor):
             return True
         variable = self.read(tensor)
         return variable is not None and not self.is_slot(variable)  # gradients accumulated in earlier runs
 
+    def _computes_gradient(self, tensor: str) -> bool:
+        """Whether a tensor comes out of a call of a function that gives it out as the computation of gradients made it.
+
+        So does what TensorFlow makes of a function that the forward pass calls.
+        """
+        node = self.producer(tensor)
+        if node is None or node.op not in CALL_OPS or CALL_OPS[node.op].kind is not CallKind.CALL:
+            return False
+        for callee in self._graph.callees(node):
+            body = self._graph.body(callee.function)
+            nodes = {each.name: each for each in body.nodes}
+            waiting = [body.results[parse_edge(tensor).index].node]
+            while waiting:
+                made = nodes.get(waiting.pop())
+                if made is None or not (in_gradient_scope(made.name) or made.op in SAME_OPS or made.op == "AddN"):
+                    return False
+                if not in_gradient_scope(made.name):
+                    waiting.extend(edge.node for edge in made.inputs)
+        return True
+
     def carries(self, tensor: str) -> bool:
         """Whether a tensor brings gradient on: this run's, or what a slot variable has of earlier ones."""
         node = self.producer(tensor)
-        if node is not None and node.name in self.fed_by_slots:
-            return True
         shape = node is not None and node.op == "Const" and node.proto.attr["dtype"].type in _INTEGERS
-        return self.value(tensor).from_gradient and not shape and self.origin(tensor) not in self._indices
+        carried = self.value(tensor).from_gradient or parse_edge(tensor).node in self.slotted
+        return carried and not shape and self.origin(tensor) not in self._indices
 
-    @functools.cached_property
-    def fed_by_slots(self) -> frozenset[str]:
-        """The nodes that compute with what slot variables have of earlier runs."""
-        found: set[str] = set()
-        for node in self.nodes.values():
-            variable = self.read(node.name)
-            if (variable is not None and self.is_slot(variable)) or any(
-                parse_edge(source).node in found for _, source in self.contents(node)
-            ):
-                found.add(node.name)
-        return frozenset(found)
+    @property
+    def slotted(self) -> frozenset[str]:
+        """The nodes whose outputs are made of what slot variables have of earlier gradients."""
+        if self._slotted is None:
+            found: set[str] = set()
+            for node in self.nodes.values():
+                if node.op in READ_OPS:
+                    handle = self.value(node.proto.input[0]).handle
+                    made = handle >= 0 and self.is_slot(self._variables[handle])
+                else:
+                    made = (
+                        node.op not in SHAPE_OPS
+                        and not in_gradient_scope(node.name)
+                        and any(parse_edge(tensor).node in found for _, tensor in self.contents(node))
+                    )
+                if made:
+                    found.add(node.name)
+            self._slotted = frozenset(found)
+        return self._slotted
 
     def contents(self, node: Node) -> Iterator[tuple[int, str]]:
         """The inputs of a node that say what its outputs are, not where: position and tensor."""
@@ -171,14 +199,30 @@ class Flow:
         for position, source in self.contents(node):
             yield Use(node.name, position), self.origin(source)
 
+    def calls_more_than(self, node: Node, ops: Collection[str]) -> bool:
+        """Whether a function that a node calls holds other ops than some, or multiplies by a constant."""
+        for callee in self._graph.callees(node):
+            body = self._graph.body(callee.function)
+            constants = {each.name for each in body.nodes if each.op == "Const"}
+            for each in body.nodes:
+                scaled = each.op in ("Mul", "MulNoNan") and any(edge.node in constants for edge in each.inputs)
+                if each.op not in ops or scaled or self.calls_more_than(each, ops):
+                    return True
+        return False
+
     @property
     def forward(self) -> frozenset[str]:
         """The nodes that a gradient was computed from: the forward pass."""
         if self._forward is None:
-            ends = [node.name for node in self.nodes.values() if in_gradient_scope(node.name)]
-            found = self.upstream(ends, control=False)
-            self._forward = frozenset(name for name in found if not in_gradient_scope(name))
+            ends = {node.name for node in self.nodes.values() if self._is_gradient(node)}
+            self._forward = frozenset(self.upstream(ends, control=False) - ends)
         return self._forward
+
+    def _is_gradient(self, node: Node) -> bool:
+        if in_gradient_scope(node.name):
+            return True
+        outputs = (f"{node.name}:output:{number}" for number in range(len(self._values.get(node.name, ()))))
+        return node.op in CALL_OPS and any(self.value(each).from_gradient and self.is_source(each) for each in outputs)
 
     def upstream(self, names: Iterable[str], *, control: bool) -> set[str]:
         """The nodes that must be done before any of some nodes, and these.

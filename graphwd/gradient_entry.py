@@ -8,35 +8,55 @@ the learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from enum import IntEnum
 
 from graphwd.errors import UnclearError
-from graphwd.flow import Flow, is_apply, sinks
+from graphwd.flow import SAME_OPS, Flow, is_apply, sinks
 from graphwd.graph import Node, Variable, parse_edge
 from graphwd.injection import Entry, LearningRate, Readiness, Use
-from graphwd.update_ops import CALL_OPS, WRITE_OPS
-from graphwd.values import NO_VARIABLE
+from graphwd.update_ops import CALL_OPS, READ_OPS, WRITE_OPS
+from graphwd.values import MANY, NO_VARIABLE
 
 _ELEMENTWISE = frozenset(
     {
-        "Abs", "Add", "AddN", "AddV2", "Cast", "Div", "Maximum", "Minimum", "Mul", "MulNoNan", "Neg", "Pow", "RealDiv",
-        "Reciprocal", "Rsqrt", "Select", "SelectV2", "Sign", "Sqrt", "Square", "SquaredDifference", "Sub",
+        "Abs", "Add", "AddN", "AddV2", "Cast", "Div", "Exp", "Log", "Log1p", "Maximum", "Minimum", "Mul", "MulNoNan",
+        "Neg", "Pow", "RealDiv", "Reciprocal", "Rsqrt", "Select", "SelectV2", "Sigmoid", "Sign", "Sqrt", "Square",
+        "SquaredDifference", "Sub", "Tanh",
     }
 )  # fmt: skip
 """Ops whose output has a row for each row of their inputs."""
 
 _PRODUCTS = frozenset({"Mul", "MulNoNan"})
 _QUOTIENTS = frozenset({"RealDiv", "Div"})
+_SUMS = frozenset({"Add", "AddN", "AddV2", "Cast"})
 _RECIPROCALS = frozenset({"Reciprocal", "Inv", *_QUOTIENTS})
 """What unscaling multiplies by; an optimizer's coefficients are none of these."""
+
+
+_STATISTICS = frozenset({"All", "Any", "EuclideanNorm", "L2Loss", "Max", "Mean", "Min", "Prod", "Sum"})
+"""Ops that make a number, or a few, of a whole gradient: what it is clipped by, or centred."""
+
+_PREPARATIONS = frozenset(
+    {
+        "Add", "AddN", "AddV2", "All", "Any", "BroadcastTo", "Cast", "ClipByValue", "CollectiveReduceV2",
+        "CollectiveReduceV3", "Concat", "ConcatV2", "DeepCopy", "Div", "EnsureShape", "Equal",
+        "EuclideanNorm", "ExpandDims", "Gather", "GatherNd", "GatherV2", "Greater", "GreaterEqual",
+        "IsFinite", "IsInf", "IsNan", "L2Loss", "Less", "LessEqual", "LogicalAnd", "LogicalNot", "LogicalOr",
+        "Max", "Maximum", "Mean", "Min", "Minimum", "Mul", "MulNoNan", "NcclAllReduce", "Neg", "Pack", "Pad",
+        "PadV2", "Prod", "RealDiv", "Reshape", "Select", "SelectV2", "Slice", "Split", "SplitV", "Squeeze",
+        "StridedSlice", "Sub", "Sum", "Tile", "Transpose", "Unpack", "UnsortedSegmentSum", "Where", *SAME_OPS,
+        *CALL_OPS, *READ_OPS,
+    }
+)  # fmt: skip
+"""Ops that sum, unscale, clip, centre, cast or rearrange a gradient; an optimizer bends it by others."""
 
 
 class _State(IntEnum):
     """What has become of the gradient in a tensor."""
 
     PURE = 0  # it is gradient alone
-    SCALED = 1  # times a coefficient
+    SCALED = 1  # times a coefficient, or bent
     MIXED = 2  # with a slot, the learning rate or the weight in it
 
 
@@ -51,7 +71,8 @@ def find_entry(flow: Flow, variable: Variable, writes: Sequence[str], rate: Lear
         flow: the body of the update.
         variable: what is updated.
         writes: the names of the update's writes, in order.
-        rate: the learning rate of the update; needed unless an Apply op is the whole update.
+        rate: the learning rate of the update; needed unless an Apply op is the whole update, or the gradient does not
+            meet anything before slot variables.
 
     Returns:
         The place.
@@ -70,13 +91,14 @@ def find_entry(flow: Flow, variable: Variable, writes: Sequence[str], rate: Lear
     return _Entrance(flow, rate).find(variable, writes)
 
 
-def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str]) -> Readiness:
+def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others: Collection[str] = ()) -> Readiness:
     """Finds what must be done before the weight may be decayed ahead of an update.
 
     Args:
         flow: the body of the update.
         variable: what is updated.
         writes: the names of the update's writes, in order.
+        others: the nodes of the body that write the variable and do not belong to the update.
 
     Returns:
         What to wait for: then every read of the forward pass and the gradient is done. Reads of the weight by the
@@ -96,19 +118,36 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str]) -> Rea
         node = flow.producer(tensor)
         if node is None and flow.value(tensor).source == variable.id:
             raise UnclearError("its update reads the weight outside the function that makes the update")
-        if tensor in seen or node is None or flow.is_source(tensor) or node.name in flow.forward:
+        if tensor in seen or node is None or flow.is_source(tensor):
+            continue
+        if node.name in flow.forward:
+            value = flow.value(tensor)
+            if value.source == variable.id and not value.taint:
+                raise UnclearError(
+                    f"its update uses '{node.name}', which the forward pass computes of the weight, so that it would "
+                    "not see the decay; compute it anew for the update, or write 'order: after'"
+                )
             continue
         seen.add(tensor)
-        if node.op in CALL_OPS and any(flow.value(text).handle == variable.id for text in node.proto.input):
+        own = flow.value(tensor).source in (variable.id, MANY)  # else it is the gradient that is computed there
+        if own and node.op in CALL_OPS and any(flow.value(text).handle == variable.id for text in node.proto.input):
             raise UnclearError(f"its update reads the weight inside a function that '{node.name}' calls")
         waiting.extend(flow.behind(tensor))
     first = writes[0]
     before = flow.upstream([first], control=True)
     # A read that comes after the first write of the update sees the decayed weight as it is.
     rereads = {name: uses for name, uses in rereads.items() if name in before}
+    for name in rereads:
+        if between := [other for other in others if other in before and name in flow.upstream([other], control=True)]:
+            raise UnclearError(
+                f"its update starts from what the weight was before '{between[0]}' wrote it, so a decay right before "
+                "the update would be of something else; write 'order: after'"
+            )
     own = flow.downstream([use.node for uses in rereads.values() for use in uses], before) if rereads else set[str]()
     reading = {first, *(own & before)}
-    waits = [need for name in reading for need in flow.needs(name) if need not in reading]
+    # The reads themselves too: what else they go to, an output of the step, must not see the decay.
+    needed = [*rereads, *(need for name in reading for need in flow.needs(name))]
+    waits = [need for need in needed if need not in reading]
     return Readiness(_sorted(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
 
 
@@ -140,6 +179,7 @@ class _Entrance:
         self._flow = flow
         self._rate = None if rate is None else rate.tensor
         self._states: dict[str, _State] = {}
+        self._statistics: dict[str, bool] = {}
         self._rows: dict[str, set[str]] = {}  # for each gradient met, how its rows are told: by which indices
         self._uses: dict[str, list[Use]] = {}
 
@@ -160,19 +200,18 @@ class _Entrance:
         if not frontier:
             raise UnclearError("it cannot be told where its gradient enters the optimizer's arithmetic")
         (tensor,) = frontier
+        uses = tuple(dict.fromkeys(self._uses[tensor]))
+        if self._rate is None and not self._is_sum(tensor):
+            raise UnclearError("it cannot be told whether its learning rate is in its gradient already")
+        if len(first := {self._first(use) for use in uses}) == 1 and (what := first.pop()):
+            raise UnclearError(
+                f"its gradient is first of all {what}, and it cannot be told whether the optimizer does that or what "
+                "comes before it; to unscale a gradient divide it, or write a decoupled 'semantics'"
+            )
         rows = self._rows[tensor] - {_UNKNOWN}
         if len(rows) != 1:
             raise UnclearError(f"it cannot be told which rows of '{variable.name}' its gradient is of")
         (indices,) = rows
-        uses = tuple(dict.fromkeys(self._uses[tensor]))
-        coefficients = [self._coefficient(flow.nodes[use.node]) for use in uses]
-        unknown = [each for each in coefficients if each is not None and self._state(each) is not _State.MIXED]
-        if len(unknown) == len(uses):
-            raise UnclearError(
-                f"its gradient is first of all multiplied by '{unknown[0].partition(':')[0]}', and it cannot be told "
-                "whether the optimizer does that or what comes before it; to unscale a gradient divide it, or write a "
-                "decoupled 'semantics'"
-            )
         later = flow.downstream([use.node for use in uses], flow.nodes)
         waits = _order(flow, writes[0], list(later))
         dtype = flow.index_dtype(indices) if indices else None
@@ -193,10 +232,61 @@ class _Entrance:
                 frontier.add(tensor)
             elif (use, rows) not in done:
                 done.add((use, rows))
+                self._refuse_late_scaling(tensor)
                 for further, each in flow.behind(tensor):
                     if self._flow.carries(each):
                         waiting.append((further, each, self._rows_behind(further, rows)))
         return frontier
+
+    def _refuse_late_scaling(self, tensor: str) -> None:
+        """Refuses what clips a gradient only when the learning rate or a slot variable is already in it."""
+        operands = self._operands(tensor)
+        scales = [each for each in operands if self._is_statistic(each)]
+        early = [each for each in scales if self._state(each) is not _State.MIXED]
+        if early and any(self._state(each) is _State.MIXED and not self._is_statistic(each) for each in operands):
+            raise UnclearError(
+                f"its gradient is scaled by '{early[0].partition(':')[0]}', which is computed from it, only after the "
+                "optimizer's arithmetic began, so a decay would be scaled with it; scale it first, or write a "
+                "decoupled 'semantics'"
+            )
+        either = [each for each in scales if self._state(each) is _State.MIXED and not self._is_made_of_rate(each)]
+        if either and any(self._is_pure(each) and not self._is_statistic(each) for each in operands):
+            raise UnclearError(
+                f"its gradient is scaled by '{either[0].partition(':')[0]}', which is computed from it and from the "
+                "weight or a slot variable, and it cannot be told whether that clips it or is a part of the optimizer; "
+                "write a decoupled 'semantics'"
+            )
+
+    def _is_made_of_rate(self, tensor: str) -> bool:
+        if self._rate is None:
+            return False
+        return parse_edge(self._rate).node in self._flow.upstream([parse_edge(tensor).node], control=False)
+
+    def _operands(self, tensor: str) -> list[str]:
+        """The operands of a product or quotient that carry gradient; none of any other op."""
+        node = self._flow.producer(tensor)
+        if node is None or node.op not in _PRODUCTS | _QUOTIENTS or self._flow.is_source(tensor):
+            return []
+        return [each for each in map(self._flow.origin, node.proto.input[:2]) if self._flow.carries(each)]
+
+    def _is_statistic(self, tensor: str) -> bool:
+        """Whether all of the gradient in a tensor went through an op that makes a number of it."""
+        if tensor not in self._statistics:
+            self._statistics[tensor] = False  # where a slot leads back here
+            node = self._flow.producer(tensor)
+            if node is not None and not self._flow.is_source(tensor) and node.op not in READ_OPS:
+                carried = [each for _, each in self._flow.behind(tensor) if self._flow.carries(each)]
+                self._statistics[tensor] = bool(carried) and (
+                    node.op in _STATISTICS or all(map(self._is_statistic, carried))
+                )
+        return self._statistics[tensor]
+
+    def _is_sum(self, tensor: str) -> bool:
+        """Whether a tensor is a gradient, or a sum of some, to which nothing else was done."""
+        node = self._flow.producer(tensor)
+        if node is None or self._flow.is_source(tensor):
+            return True
+        return node.op in _SUMS and all(self._is_sum(each) for _, each in self._flow.behind(tensor))
 
     def _step_back(self, tensor: str) -> Iterator[str]:
         for use, each in self._flow.behind(tensor):
@@ -244,19 +334,50 @@ class _Entrance:
         if variable is not None and (variable.trainable or flow.is_slot(variable)):
             return _State.MIXED
         node = flow.producer(tensor)
-        if node is None:
+        if node is None or node.name in flow.forward:
             return _State.PURE if flow.value(tensor).source == NO_VARIABLE else _State.MIXED
+        return self._state_of_output(tensor, node)
+
+    def _state_of_output(self, tensor: str, node: Node) -> _State:
+        flow = self._flow
         handles = any(flow.value(text).handle != NO_VARIABLE for text in node.proto.input)
         if node.op in CALL_OPS and handles and flow.value(tensor).from_gradient:
             return _State.MIXED  # what it reads inside is not looked at
-        state = max((self._state(each) for _, each in flow.behind(tensor)), default=_State.PURE)
-        if state is _State.MIXED:
-            return state
-        if node.op == "Neg" or self._coefficient(node) is not None:
+        carried = [each for _, each in flow.behind(tensor) if flow.carries(each)]
+        whole = [each for each in carried if not self._is_statistic(each)]
+        states = {each: self._state(each) for _, each in flow.behind(tensor)}
+        if _State.MIXED in states.values():
+            return _State.MIXED
+        if whole and len(whole) < len(carried):
+            # Clipping, centring: of numbers made of the gradient it does not matter how they were scaled.
+            if node.op in _QUOTIENTS and flow.origin(node.proto.input[0]) in whole:
+                return _State.PURE  # clipping by norm: what both sides were multiplied by is gone
+            return max(states[each] for each in whole)
+        if carried and (node.op == "Neg" or self._coefficient(node) is not None or self._is_curved(node)):
             return _State.SCALED
-        if node.op in _PRODUCTS | _QUOTIENTS and all(flow.carries(flow.origin(text)) for text in node.proto.input[:2]):
-            return _State.PURE  # clipping by a norm, however that was multiplied
-        return state
+        return max(states.values(), default=_State.PURE)
+
+    def _is_curved(self, node: Node) -> bool:
+        """Whether a node does more to a gradient than to sum, unscale, clip, centre, cast or rearrange it."""
+        if node.op in _QUOTIENTS and not self._flow.carries(self._flow.origin(node.proto.input[1])):
+            return False
+        product = node.op in _PRODUCTS and all(self._flow.carries(self._flow.origin(x)) for x in node.proto.input[:2])
+        return product or node.op not in _PREPARATIONS or self._flow.calls_more_than(node, _PREPARATIONS | {"Const"})
+
+    def _first(self, use: Use) -> str | None:
+        """What a node does to a gradient that both an optimizer and what comes before it may do; None for all else."""
+        node = self._flow.nodes[use.node]
+        if coefficient := self._coefficient(node):
+            return None if self._is_of_rate(coefficient) else f"multiplied by '{coefficient.partition(':')[0]}'"
+        if node.op == "Neg" or node.op in WRITE_OPS:
+            return None
+        made = next((each for each in self._uses if self._flow.producer(each) == node), None)
+        bent = made is not None and self._state(made) is _State.SCALED
+        return f"put through '{node.name}' ({node.op})" if bent or self._is_curved(node) else None
+
+    def _is_of_rate(self, tensor: str) -> bool:
+        """Whether a coefficient is computed from the learning rate."""
+        return self._rate is not None and self._state(tensor) is _State.MIXED
 
     def _coefficient(self, node: Node) -> str | None:
         """What a node multiplies a gradient by, where that comes from no gradient and is no reciprocal."""

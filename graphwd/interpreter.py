@@ -23,6 +23,7 @@ from graphwd.update_ops import (
     PASS_THROUGH_OPS,
     READ_OPS,
     REFERENCE_OPS,
+    SHAPE_OPS,
     SWITCH_OPS,
     WRITE_OPS,
     CallKind,
@@ -283,6 +284,8 @@ class Interpreter:
             if value.handle != NO_VARIABLE:
                 self._note_opaque(node, value, path)
         result = _ARITHMETIC.get(node.op, combine)(inputs)
+        if node.op in SHAPE_OPS:
+            result = Value(taint=result.taint & DATA)
         if node.op in DATA_OPS:
             result = result._replace(taint=result.taint | DATA)
         elif in_gradient_scope(node.name):

@@ -14,7 +14,7 @@ import numpy as np
 
 from graphwd.errors import UnclearError
 from graphwd.flow import Flow, sinks
-from graphwd.graph import DTYPE_NAMES, Node
+from graphwd.graph import DTYPE_NAMES, Node, parse_edge
 from graphwd.injection import LearningRate, Use
 from graphwd.update_ops import WRITE_OPS, Form
 from graphwd.values import Content
@@ -23,12 +23,15 @@ _NAMED = re.compile(r"(?:^|/|_)learning_rate(?:_\d+)?$")
 
 _SCHEDULES = re.compile(
     r"^(?P<scope>(?:.*?/)?(?:CosineDecay|CosineDecayRestarts|ExponentialDecay|InverseTimeDecay|PiecewiseConstant"
-    r"|PiecewiseConstantDecay|PolynomialDecay)(?:_\d+)?)/"
+    r"|PiecewiseConstantDecay|PolynomialDecay|SGDRDecay)(?:_\d+)?)/"
 )
 """The name scopes that the schedules of Keras 3 and tf_keras open."""
 
 _DECAY_HYPERPARAMETER = re.compile(r"(?:^|/)decay(?:_\d+)?$")
 """tf_keras legacy optimizers divide their learning rate by 1 + decay * iterations, in place."""
+
+_POWER = re.compile(r"(?:^|/|_)beta_?\d?_power(?:_\d+)?$")
+"""The variables in which v1 optimizers keep the powers that Adam's bias correction needs."""
 
 _ADDITIVE = frozenset({"Add", "AddV2", "AddN", "Sub"})
 _LINEAR = frozenset({"Neg", "Cast", "Reshape", "UnsortedSegmentSum"})
@@ -42,13 +45,16 @@ None for what is zero so far, a multiple of anything."""
 _FLIPPED = {"+": "-", "-": "+"}
 
 
-def find_learning_rate(flow: Flow, writes: Sequence[str], asked: str | None = None) -> LearningRate:
+def find_learning_rate(
+    flow: Flow, writes: Sequence[str], asked: str | None = None, *, exact: bool = True
+) -> LearningRate:
     """Finds the learning rate of an update.
 
     Args:
         flow: the body of the update.
         writes: the names of its writes.
         asked: the name of a variable or node, where a rule says it.
+        exact: whether it must be the very number that the update uses; else what that is computed from will do.
 
     Returns:
         The learning rate.
@@ -65,6 +71,17 @@ def find_learning_rate(flow: Flow, writes: Sequence[str], asked: str | None = No
             return search.at(Use(name, position))
     found = search.named or search.scheduled
     if len(found) == 1 and not (search.named and search.scheduled) and not search.divided:
+        if exact and (changed := search.changed(found[0])):
+            name, last = search.name(search.tensor(found[0])), changed.partition(":")[0]
+            if flow.carries(changed):
+                raise UnclearError(
+                    f"its learning rate '{name}' is not all that its gradient is multiplied by: '{last}' changes it "
+                    f"further; make that a part of the learning rate, or write 'learning_rate: {name}'"
+                )
+            raise UnclearError(
+                f"its learning rate '{name}' is changed before it meets the gradient; write 'learning_rate: {last}' "
+                f"for what it then is, or 'learning_rate: {name}'"
+            )
         return search.at(found[0])
     if not search.named and not search.scheduled and (common := search.common()):
         return common
@@ -79,6 +96,8 @@ class _Search:
         self._sinks = sinks(flow, writes)
         self._writes = writes
         self._scalars: dict[str, Use] = {}  # by what a user calls them
+        self._users: dict[str, dict[Use, str]] = {}  # by node, the inputs that its outputs go to, and each output
+        self._made: dict[str, None] = {}
         named: dict[str, Use] = {}
         scheduled: dict[str, Use] = {}
         self.divided = False
@@ -87,6 +106,8 @@ class _Search:
         waiting = list(reversed(self._sinks))
         while waiting:
             use, tensor = waiting.pop()
+            self._users.setdefault(parse_edge(tensor).node, {})[use] = tensor
+            self._made[tensor] = None
             scope = self._scope_left(use, tensor)
             if scope:
                 scheduled.setdefault(tensor, use)
@@ -103,6 +124,7 @@ class _Search:
                 self.divided = self.divided or _DECAY_HYPERPARAMETER.search(variable.name) is not None
                 if _NAMED.search(variable.name):
                     named.setdefault(variable.name, use)
+                    continue  # what is written into it, as tf_keras does with a schedule, it has taken up
             waiting.extend(flow.behind(tensor))
         self.named = tuple(named.values())
         self.scheduled = tuple(scheduled.values())
@@ -127,19 +149,20 @@ class _Search:
         )
 
     def _tensors(self) -> Iterator[tuple[str, Use]]:
-        yield from ((self._tensor(use), use) for use in self._scalars.values())
+        yield from ((self.tensor(use), use) for use in self._scalars.values())
         for node in self._flow.nodes.values():
             for position, tensor in self._flow.inputs(node):
                 value = self._flow.value(tensor)
                 if not value.from_gradient and value.content is Content.NONE:
                     yield self._flow.origin(tensor), Use(node.name, position)
 
-    def _tensor(self, use: Use) -> str:
+    def tensor(self, use: Use) -> str:
+        """The tensor that comes in through an input."""
         return self._flow.origin(self._flow.nodes[use.node].proto.input[use.position])
 
     def at(self, use: Use) -> LearningRate:
         """The learning rate that comes in through an input."""
-        tensor = self._tensor(use)
+        tensor = self.tensor(use)
         number = _number(self._flow.producer(tensor))
         node = self._flow.nodes[use.node].proto
         key = next((key for key in ("SrcT", "T", "dtype") if key in node.attr), None)
@@ -155,10 +178,86 @@ class _Search:
         variable = self._flow.read(tensor)
         return tensor.partition(":")[0] if variable is None else variable.name
 
+    def changed(self, use: Use) -> str | None:
+        """What becomes of a learning rate before it meets the gradient, or right after; None where it stays as it is.
+
+        Adam's bias correction and a factor computed from the weight, as a trust ratio is, are no change of it.
+        """
+        start = self.name(self.tensor(use))
+        waiting: list[tuple[str, str | None]] = [(each, None) for each in self._made if self.name(each) == start]
+        seen = set(waiting)
+        last = None
+        while waiting:
+            tensor, changed = waiting.pop()
+            for user in self._users[parse_edge(tensor).node]:
+                made = self._users.get(user.node, {})
+                if any(map(self._flow.carries, made.values())) or user.node in self._writes:
+                    changed_here = changed or self._changed_later(user.node)
+                    if changed_here is None:
+                        return None
+                    last = changed_here
+                    continue
+                for each in made.values():
+                    further = (each, changed if self._keeps(user) else each)
+                    if further not in seen:
+                        seen.add(further)
+                        waiting.append(further)
+        return last
+
+    def _changed_later(self, node: str) -> str | None:
+        """What multiplies or divides all of what a node made of learning rate and gradient; None where nothing does."""
+        while len(users := self._users.get(node, {})) == 1:
+            ((user, tensor),) = users.items()
+            proto = self._flow.nodes[user.node]
+            others = [
+                self._flow.origin(each) for position, each in self._flow.inputs(proto) if position != user.position
+            ]
+            if proto.op in _PRODUCTS | _QUOTIENTS and not self._flow.carries(others[0]):
+                number = _number(self._flow.producer(others[0]))
+                if self._flow.value(others[0]).content is Content.NONE and (number is None or abs(number) != 1):
+                    return next(iter(self._users.get(user.node, {}).values()), tensor)
+            elif proto.op not in _LINEAR | _PRODUCTS | _QUOTIENTS:
+                return None
+            node = user.node
+        return None
+
+    def _keeps(self, use: Use) -> bool:
+        """Whether a node makes of its learning rate what is still the learning rate, for weight decay."""
+        node = self._flow.nodes[use.node]
+        if node.op in WRITE_OPS or node.op in _LINEAR:
+            return True
+        others = [self._flow.origin(each) for position, each in self._flow.inputs(node) if position != use.position]
+        if node.op not in _PRODUCTS | _QUOTIENTS or len(others) != 1:
+            return False
+        (other,) = others
+        if self._flow.value(other).content is not Content.NONE:
+            return True
+        if node.op in _QUOTIENTS:
+            return use.position == 0 and self._is_bias_correction(self._flow.producer(other))
+        return self._is_adam_factor(self._flow.producer(other))
+
+    def _is_adam_factor(self, node: Node | None) -> bool:
+        """Whether a node makes the root of a bias correction, be it divided by another one."""
+        if node is None or node.op not in ("Sqrt", *_QUOTIENTS):
+            return False
+        made = [self._flow.producer(self._flow.origin(each)) for _, each in self._flow.inputs(node)]
+        if node.op == "Sqrt":
+            return self._is_bias_correction(made[0])
+        return self._is_adam_factor(made[0]) and self._is_bias_correction(made[1])
+
+    def _is_bias_correction(self, node: Node | None) -> bool:
+        """Whether a node makes 1 - beta ** step."""
+        if node is None or node.op != "Sub":
+            return False
+        one, power = (self._flow.origin(each) for each in node.proto.input[:2])
+        made, variable = self._flow.producer(power), self._flow.read(power)
+        is_power = _POWER.search(variable.name) is not None if variable else made is not None and made.op == "Pow"
+        return is_power and _number(self._flow.producer(one)) == 1
+
     def candidates(self, most: int = 8) -> str:
         """The scalars that flow into the update, for a message."""
         self._factors_of_update()
-        names = dict.fromkeys([*self._scalars, *(self.name(tensor) for tensor in self.factors)])
+        names = dict.fromkeys([*self._scalars, *(self.name(self._uncorrected(tensor)) for tensor in self.factors)])
         if not names:
             return "the variable or node that holds it (nothing here looks like one)"
         shown = ", ".join(f"'{name}'" for name in list(names)[:most])
@@ -182,7 +281,9 @@ class _Search:
             self._flow.value(tensor).content is Content.NONE
             and "" not in leaves
             and len(leaves) - len(numbers) <= 1
-            and all(number is not None and number > 0 for number in numbers)
+            and (leaves == [tensor] or all(number is not None and number > 0 for number in numbers))
+            and all(number != 0 for number in numbers)
+            and all(variable is None or variable.rank == 0 for variable in map(self._flow.read, leaves))
         )
 
     def _leaves(self, tensor: str) -> Iterator[str]:
@@ -200,6 +301,16 @@ class _Search:
             yield from self._leaves(operands[0])
         else:
             yield tensor
+
+    def _uncorrected(self, tensor: str) -> str:
+        """A factor without Adam's bias correction."""
+        node = self._flow.producer(tensor)
+        if node is None or node.op not in _PRODUCTS | _QUOTIENTS:
+            return tensor
+        for position, each in self._flow.inputs(node):
+            if self._keeps(Use(node.name, position)):
+                return self._uncorrected(self._flow.origin(each))
+        return tensor
 
     def _factors_of_update(self) -> frozenset[str]:
         slots: dict[int, _Factors] = {}
@@ -240,12 +351,22 @@ class _Search:
                 factors_of_terms = ((use, self._factors(each, slots, memo)) for use, each in terms)
                 return _common(_flip(f) if node.op == "Sub" and use.position else f for use, f in factors_of_terms)
         if node.op in _PRODUCTS or (node.op in _QUOTIENTS and inputs[0][1] in carrying):
-            result: _Factors = frozenset({"+"})
-            for use, each in inputs if node.op in _PRODUCTS else inputs[:1]:
-                factors = self._factors(each, slots, memo) if each in carrying else self._factor(use, each)
-                result = None if result is None or factors is None else _times(result, factors)
-            return result
+            return self._product(node.op, inputs, slots, memo)
         return frozenset()
+
+    def _product(
+        self, op: str, inputs: list[tuple[Use, str]], slots: dict[int, _Factors], memo: dict[str, _Factors]
+    ) -> _Factors:
+        flow = self._flow
+        result: _Factors = frozenset({"+"})
+        for use, each in inputs if op in _PRODUCTS else inputs[:1]:
+            factors = self._factors(each, slots, memo) if flow.carries(each) else self._factor(use, each)
+            result = None if result is None or factors is None else _times(result, factors)
+        use, divisor = inputs[-1]
+        if op in _QUOTIENTS and result is not None and result - {"+", "-"} and not flow.carries(divisor):
+            self.factors.setdefault(divisor, use)  # dividing what the learning rate is in divides the learning rate
+            return result | {divisor}
+        return result
 
     def _factor(self, use: Use, tensor: str) -> frozenset[str]:
         """A factor that does not carry the gradient."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from graphwd.errors import UnclearError
 from graphwd.flow import Flow
 from graphwd.gradient_entry import find_entry, find_readiness
-from graphwd.injection import EPSILON, Injection, LearningRate, Where
+from graphwd.injection import EPSILON, Entry, Injection, LearningRate, Where
 from graphwd.interpreter import Path, Write, observe
 from graphwd.learning_rate import find_learning_rate
 from graphwd.policy import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
@@ -72,7 +73,7 @@ def place_decay(rule: Rule, writes: VariableWrites, flows: Flows) -> tuple[Injec
     try:
         updates = _certain_updates(rule, writes)
         _check_supported(rule, writes, updates)
-        return tuple(_injection(rule, update, flows) for update in _choose(rule, updates))
+        return tuple(_injection(rule, update, writes, flows) for update in _choose(rule, updates))
     except UnclearError as reason:
         raise RefusedError(str(reason)) from None
 
@@ -147,7 +148,7 @@ def _choose(rule: Rule, updates: Sequence[Update]) -> Sequence[Update]:
             )
 
 
-def _injection(rule: Rule, update: Update, flows: Flows) -> Injection:
+def _injection(rule: Rule, update: Update, writes: VariableWrites, flows: Flows) -> Injection:
     """What a rule injects at an update."""
     meaning = rule.semantics
     names = [write.site.node for write in update.writes]
@@ -163,7 +164,7 @@ def _injection(rule: Rule, update: Update, flows: Flows) -> Injection:
             update.variable, update.site, rate, Where.AFTER, _rows_only(update.writes[-1], rule), learning_rate
         )
     first = update.writes[0]
-    readiness = find_readiness(flows.at(first.site.path), update.variable, names)
+    readiness = find_readiness(flows.at(first.site.path), update.variable, names, _other_writes(writes, update))
     if first.op.form is Form.ASSIGN and not readiness.rereads:
         raise RefusedError(
             f"its update ({first.site}) overwrites the weight without reading it, so a decay before it has no "
@@ -172,6 +173,19 @@ def _injection(rule: Rule, update: Update, flows: Flows) -> Injection:
     return Injection(
         update.variable, first.site, rate, Where.BEFORE, _rows_only(first, rule), learning_rate, readiness=readiness
     )
+
+
+def _other_writes(writes: VariableWrites, update: Update) -> list[str]:
+    """The nodes of an update's body in which the variable is written otherwise, be it in a function that they call."""
+    path = update.site.path
+    every = [*writes.others, *writes.native_decays]
+    every += [write for each in (*writes.updates, *writes.guesses) if each is not update for write in each.writes]
+    nodes = [
+        [frame.node for frame in write.site.path] + [write.site.node]
+        for write in every
+        if write.site.path[: len(path)] == path
+    ]
+    return [names[len(path)] for names in nodes]
 
 
 def _constant_rate(rate: float, learning_rate: LearningRate) -> float:
@@ -185,11 +199,24 @@ def _constant_rate(rate: float, learning_rate: LearningRate) -> float:
     return scaled
 
 
+def _entry(update: Update, flow: Flow, names: Sequence[str], asked: str | None) -> Entry:
+    """Where the gradient enters; that can be told without the learning rate where the gradient is but summed before."""
+    try:
+        learning_rate = find_learning_rate(flow, names, asked, exact=False)
+    except UnclearError as reason:
+        if asked is None:
+            with contextlib.suppress(UnclearError):
+                return find_entry(flow, update.variable, names, None)
+        raise reason
+    return find_entry(flow, update.variable, names, learning_rate)
+
+
 def _coupled(rule: Rule, update: Update, flow: Flow, names: Sequence[str]) -> Injection:
     first = update.writes[0]
-    whole = len(names) == 1 and first.op.form is Form.APPLY
-    learning_rate = None if whole else find_learning_rate(flow, names, rule.learning_rate)
-    entry = find_entry(flow, update.variable, names, learning_rate)
+    if len(names) == 1 and first.op.form is Form.APPLY:
+        entry = find_entry(flow, update.variable, names, None)
+    else:
+        entry = _entry(update, flow, names, rule.learning_rate)
     if entry.indices is not None and rule.sparse is Sparse.ALL:
         raise RefusedError(
             "its gradient is sparse and holds the rows it touches only, so a coupled decay cannot reach the others; "

@@ -179,6 +179,9 @@ READ_OPS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd"})
 METADATA_OPS = frozenset({"VarIsInitializedOp", "VariableShape", "IsVariableInitialized", "DestroyResourceOp"})
 """Ops that take a variable but neither read nor write its content."""
 
+SHAPE_OPS = frozenset({"OnesLike", "Rank", "Shape", "ShapeN", "Size", "ZerosLike"})
+"""Ops whose outputs depend on the shapes of their inputs alone."""
+
 HANDLE_OPS = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 """Ops that make a variable's handle (or v1 reference) inside the graph."""
 

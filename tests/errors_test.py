@@ -30,5 +30,7 @@ def test_exit_status(name, exit_status):
 def test_every_error_has_one_parent():
     tree = {name: cls.__bases__ for name, cls in inspect.getmembers(errors, inspect.isclass)}
     assert tree.pop("GraphwdError") == (Exception,)
-    assert set(tree) == {"UsageError", "PolicyError", "StepError", "GraphError", "PlanError", "RewriteError"}
+    assert set(tree) == {
+        *("UsageError", "PolicyError", "StepError", "GraphError", "PlanError", "UnclearError", "RewriteError")
+    }
     assert set(tree.values()) == {(errors.GraphwdError,)}

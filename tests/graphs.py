@@ -5,6 +5,10 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
+from graphwd.emit_function import read
+from graphwd.placement import Flows
+from graphwd.updates import find_updates
+
 
 def function(*nodes: str, name="f", arguments=("a",), results=()):
     """A FunctionDef from lines such as ``sum Add a b:z:0 ^c``."""
@@ -31,3 +35,15 @@ def gradient_of(w):
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.square(w) * 3.0)
     return tape.gradient(loss, w)
+
+
+def update_of(step, *args):
+    """Of the one update of a step's first variable: the flow of its body, the variable, the names of its writes."""
+
+    def quiet(*args):
+        step(*args)
+
+    analysis = find_updates(read(tf.function(quiet).get_concrete_function(*args)))
+    (update,) = analysis.variables[0].updates
+    flow = Flows(analysis).at(update.site.path)
+    return flow, update.variable, [write.site.node for write in update.writes]

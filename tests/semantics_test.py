@@ -106,6 +106,8 @@ def traced(library: str, optimizer: str, dtype: str, sparse: bool) -> Traced:
 
     concrete = step.get_concrete_function()
     variables = variables_of(concrete)
+    keras.backend.set_floatx("float32")
+    tf_keras.backend.set_floatx("float32")
     return Traced(concrete, weight, variables, [v.numpy() for v in variables], (step, made, target))
 
 
