@@ -1,4 +1,4 @@
-"""Finds where the gradient enters an optimizer's arithmetic, and when an update is ready to be done.
+"""Finds where the gradient enters an optimizer's arithmetic.
 
 A coupled decay is added to the gradient before the optimizer sees it and after clipping, unscaling, and the sum over
 accumulated or replicated gradients. An Apply op takes the gradient as an operand. In an update of plain arithmetic it
@@ -8,15 +8,16 @@ the learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
 from graphwd.errors import UnclearError
 from graphwd.flow import SAME_OPS, Flow, is_apply, sinks
 from graphwd.graph import Node, Variable, parse_edge
-from graphwd.injection import Entry, LearningRate, Readiness, Use
+from graphwd.injection import Entry, LearningRate, Use
+from graphwd.readiness import waits_of_read
 from graphwd.update_ops import CALL_OPS, READ_OPS, WRITE_OPS
-from graphwd.values import MANY, NO_VARIABLE
+from graphwd.values import NO_VARIABLE
 
 _ELEMENTWISE = frozenset(
     {
@@ -86,84 +87,9 @@ def find_entry(flow: Flow, variable: Variable, writes: Sequence[str], rate: Lear
         row = WRITE_OPS[flow.nodes[writes[0]].op]
         indices = None if row.rows is None else flow.nodes[writes[0]].proto.input[row.rows]
         dtype = None if indices is None else flow.index_dtype(indices)
-        waits = _order(flow, writes[0], [writes[0]])
+        waits = waits_of_read(flow, writes[0], [writes[0]])
         return Entry(tensor, (use,), indices, dtype, _before(flow, tensor), waits)
     return _Entrance(flow, rate).find(variable, writes)
-
-
-def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others: Collection[str] = ()) -> Readiness:
-    """Finds what must be done before the weight may be decayed ahead of an update.
-
-    Args:
-        flow: the body of the update.
-        variable: what is updated.
-        writes: the names of the update's writes, in order.
-        others: the nodes of the body that write the variable and do not belong to the update.
-
-    Returns:
-        What to wait for: then every read of the forward pass and the gradient is done. Reads of the weight by the
-        optimizer's own arithmetic come later, and see the decayed weight.
-
-    Raises:
-        UnclearError: the arithmetic reads the weight where it cannot be told to read it later.
-    """
-    rereads: dict[str, list[Use]] = {}
-    seen: set[str] = set()
-    waiting = sinks(flow, writes)
-    while waiting:
-        use, tensor = waiting.pop()
-        if flow.read(tensor) == variable:
-            rereads.setdefault(parse_edge(tensor).node, []).append(use)
-            continue
-        node = flow.producer(tensor)
-        if node is None and flow.value(tensor).source == variable.id:
-            raise UnclearError("its update reads the weight outside the function that makes the update")
-        if tensor in seen or node is None or flow.is_source(tensor):
-            continue
-        if node.name in flow.forward:
-            value = flow.value(tensor)
-            if value.source == variable.id and not value.taint:
-                raise UnclearError(
-                    f"its update uses '{node.name}', which the forward pass computes of the weight, so that it would "
-                    "not see the decay; compute it anew for the update, or write 'order: after'"
-                )
-            continue
-        seen.add(tensor)
-        own = flow.value(tensor).source in (variable.id, MANY)  # else it is the gradient that is computed there
-        if own and node.op in CALL_OPS and any(flow.value(text).handle == variable.id for text in node.proto.input):
-            raise UnclearError(f"its update reads the weight inside a function that '{node.name}' calls")
-        waiting.extend(flow.behind(tensor))
-    first = writes[0]
-    before = flow.upstream([first], control=True)
-    # A read that comes after the first write of the update sees the decayed weight as it is.
-    rereads = {name: uses for name, uses in rereads.items() if name in before}
-    for name in rereads:
-        if between := [other for other in others if other in before and name in flow.upstream([other], control=True)]:
-            raise UnclearError(
-                f"its update starts from what the weight was before '{between[0]}' wrote it, so a decay right before "
-                "the update would be of something else; write 'order: after'"
-            )
-    own = flow.downstream([use.node for uses in rereads.values() for use in uses], before) if rereads else set[str]()
-    reading = {first, *(own & before)}
-    # The reads themselves too: what else they go to, an output of the step, must not see the decay.
-    needed = [*rereads, *(need for name in reading for need in flow.needs(name))]
-    waits = [need for need in needed if need not in reading]
-    return Readiness(_sorted(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
-
-
-def _sorted(flow: Flow, names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(names), key=flow.order))
-
-
-def _order(flow: Flow, write: str, later: Sequence[str]) -> tuple[str, ...]:
-    """What a read of the weight ahead of a write waits for: as the write does, but for what comes after the read."""
-    return _sorted(
-        flow, [need for need in flow.needs(write) if need not in later and _is_controlling(flow, write, need)]
-    )
-
-
-def _is_controlling(flow: Flow, write: str, need: str) -> bool:
-    return f"^{need}" in flow.nodes[write].proto.input
 
 
 def _before(flow: Flow, tensor: str) -> str | None:
@@ -213,7 +139,7 @@ class _Entrance:
             raise UnclearError(f"it cannot be told which rows of '{variable.name}' its gradient is of")
         (indices,) = rows
         later = flow.downstream([use.node for use in uses], flow.nodes)
-        waits = _order(flow, writes[0], list(later))
+        waits = waits_of_read(flow, writes[0], list(later))
         dtype = flow.index_dtype(indices) if indices else None
         return Entry(tensor, uses, indices or None, dtype, _before(flow, tensor), waits)
 

@@ -8,11 +8,10 @@ the whole update is a multiple of, where there is exactly one and no part of it 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-
-import numpy as np
+from collections.abc import Iterator, Sequence
 
 from graphwd.errors import UnclearError
+from graphwd.factors import LINEAR, PRODUCTS, QUOTIENTS, Factors, number
 from graphwd.flow import Flow, sinks
 from graphwd.graph import DTYPE_NAMES, Node, parse_edge
 from graphwd.injection import LearningRate, Use
@@ -32,17 +31,6 @@ _DECAY_HYPERPARAMETER = re.compile(r"(?:^|/)decay(?:_\d+)?$")
 
 _POWER = re.compile(r"(?:^|/|_)beta_?\d?_power(?:_\d+)?$")
 """The variables in which v1 optimizers keep the powers that Adam's bias correction needs."""
-
-_ADDITIVE = frozenset({"Add", "AddV2", "AddN", "Sub"})
-_LINEAR = frozenset({"Neg", "Cast", "Reshape", "UnsortedSegmentSum"})
-_PRODUCTS = frozenset({"Mul", "MulNoNan"})
-_QUOTIENTS = frozenset({"RealDiv", "Div"})
-
-_Factors = frozenset[str] | None
-"""The tensors that something is a multiple of, and '+' or '-' for the sign of the gradient in it, where that is known;
-None for what is zero so far, a multiple of anything."""
-
-_FLIPPED = {"+": "-", "-": "+"}
 
 
 def find_learning_rate(
@@ -101,7 +89,7 @@ class _Search:
         named: dict[str, Use] = {}
         scheduled: dict[str, Use] = {}
         self.divided = False
-        self.factors: dict[str, Use] = {}
+        self._factors = Factors(flow, [tensor for _, tensor in self._sinks])
         seen: set[str] = set()
         waiting = list(reversed(self._sinks))
         while waiting:
@@ -163,14 +151,14 @@ class _Search:
     def at(self, use: Use) -> LearningRate:
         """The learning rate that comes in through an input."""
         tensor = self.tensor(use)
-        number = _number(self._flow.producer(tensor))
+        value = number(self._flow.producer(tensor))
         node = self._flow.nodes[use.node].proto
         key = next((key for key in ("SrcT", "T", "dtype") if key in node.attr), None)
         dtype = DTYPE_NAMES.get(node.attr[key].type) if key else None
         if dtype is None:
             raise UnclearError(f"the learning rate '{self.name(tensor)}' is not of a dtype that can be multiplied")
-        if number is not None:
-            return LearningRate(f"{abs(number):g}", tensor, dtype, abs(number))
+        if value is not None:
+            return LearningRate(f"{abs(value):g}", tensor, dtype, abs(value))
         return LearningRate(self.name(tensor), tensor, dtype)
 
     def name(self, tensor: str) -> str:
@@ -212,11 +200,11 @@ class _Search:
             others = [
                 self._flow.origin(each) for position, each in self._flow.inputs(proto) if position != user.position
             ]
-            if proto.op in _PRODUCTS | _QUOTIENTS and not self._flow.carries(others[0]):
-                number = _number(self._flow.producer(others[0]))
-                if self._flow.value(others[0]).content is Content.NONE and (number is None or abs(number) != 1):
+            if proto.op in PRODUCTS | QUOTIENTS and not self._flow.carries(others[0]):
+                value = number(self._flow.producer(others[0]))
+                if self._flow.value(others[0]).content is Content.NONE and (value is None or abs(value) != 1):
                     return next(iter(self._users.get(user.node, {}).values()), tensor)
-            elif proto.op not in _LINEAR | _PRODUCTS | _QUOTIENTS:
+            elif proto.op not in LINEAR | PRODUCTS | QUOTIENTS:
                 return None
             node = user.node
         return None
@@ -224,21 +212,21 @@ class _Search:
     def _keeps(self, use: Use) -> bool:
         """Whether a node makes of its learning rate what is still the learning rate, for weight decay."""
         node = self._flow.nodes[use.node]
-        if node.op in WRITE_OPS or node.op in _LINEAR:
+        if node.op in WRITE_OPS or node.op in LINEAR:
             return True
         others = [self._flow.origin(each) for position, each in self._flow.inputs(node) if position != use.position]
-        if node.op not in _PRODUCTS | _QUOTIENTS or len(others) != 1:
+        if node.op not in PRODUCTS | QUOTIENTS or len(others) != 1:
             return False
         (other,) = others
         if self._flow.value(other).content is not Content.NONE:
             return True
-        if node.op in _QUOTIENTS:
+        if node.op in QUOTIENTS:
             return use.position == 0 and self._is_bias_correction(self._flow.producer(other))
         return self._is_adam_factor(self._flow.producer(other))
 
     def _is_adam_factor(self, node: Node | None) -> bool:
         """Whether a node makes the root of a bias correction, be it divided by another one."""
-        if node is None or node.op not in ("Sqrt", *_QUOTIENTS):
+        if node is None or node.op not in ("Sqrt", *QUOTIENTS):
             return False
         made = [self._flow.producer(self._flow.origin(each)) for _, each in self._flow.inputs(node)]
         if node.op == "Sqrt":
@@ -252,12 +240,14 @@ class _Search:
         one, power = (self._flow.origin(each) for each in node.proto.input[:2])
         made, variable = self._flow.producer(power), self._flow.read(power)
         is_power = _POWER.search(variable.name) is not None if variable else made is not None and made.op == "Pow"
-        return is_power and _number(self._flow.producer(one)) == 1
+        return is_power and number(self._flow.producer(one)) == 1
 
     def candidates(self, most: int = 8) -> str:
         """The scalars that flow into the update, for a message."""
-        self._factors_of_update()
-        names = dict.fromkeys([*self._scalars, *(self.name(self._uncorrected(tensor)) for tensor in self.factors)])
+        self._factors.of_update()
+        names = dict.fromkeys(
+            [*self._scalars, *(self.name(self._uncorrected(tensor)) for tensor in self._factors.uses)]
+        )
         if not names:
             return "the variable or node that holds it (nothing here looks like one)"
         shown = ", ".join(f"'{name}'" for name in list(names)[:most])
@@ -265,24 +255,24 @@ class _Search:
 
     def common(self) -> LearningRate | None:
         """The one tensor that the whole update is a multiple of; None where there is none, or more than one."""
-        found = self._factors_of_update()
+        found = self._factors.of_update()
         # A rate of the wrong sign would make weights grow: the update must be seen to go against the gradient.
         descending = "+" if WRITE_OPS[self._flow.nodes[self._writes[-1]].op].form is Form.SUB else "-"
         if len(found) != 2 or descending not in found:
             return None
         (tensor,) = found - {descending}
-        return self.at(self.factors[tensor]) if self._is_plain(tensor) else None
+        return self.at(self._factors.uses[tensor]) if self._is_plain(tensor) else None
 
     def _is_plain(self, tensor: str) -> bool:
         """Whether a factor is one thing: not, as Adam's step size is, a learning rate times something else."""
         leaves = list(self._leaves(tensor))
-        numbers = [_number(self._flow.producer(leaf)) for leaf in leaves if self._is_constant(leaf)]
+        numbers = [number(self._flow.producer(leaf)) for leaf in leaves if self._is_constant(leaf)]
         return (
             self._flow.value(tensor).content is Content.NONE
             and "" not in leaves
             and len(leaves) - len(numbers) <= 1
-            and (leaves == [tensor] or all(number is not None and number > 0 for number in numbers))
-            and all(number != 0 for number in numbers)
+            and (leaves == [tensor] or all(each is not None and each > 0 for each in numbers))
+            and all(each != 0 for each in numbers)
             and all(variable is None or variable.rank == 0 for variable in map(self._flow.read, leaves))
         )
 
@@ -290,10 +280,10 @@ class _Search:
         """The factors of a product, '' for a divisor that is no constant."""
         node = self._flow.producer(tensor)
         operands = [self._flow.origin(each) for _, each in self._flow.inputs(node)] if node is not None else []
-        if node is not None and node.op in _PRODUCTS:
+        if node is not None and node.op in PRODUCTS:
             for each in operands:
                 yield from self._leaves(each)
-        elif node is not None and node.op in _QUOTIENTS:
+        elif node is not None and node.op in QUOTIENTS:
             yield from self._leaves(operands[0])
             if not self._is_constant(operands[1]):
                 yield ""
@@ -305,114 +295,9 @@ class _Search:
     def _uncorrected(self, tensor: str) -> str:
         """A factor without Adam's bias correction."""
         node = self._flow.producer(tensor)
-        if node is None or node.op not in _PRODUCTS | _QUOTIENTS:
+        if node is None or node.op not in PRODUCTS | QUOTIENTS:
             return tensor
         for position, each in self._flow.inputs(node):
             if self._keeps(Use(node.name, position)):
                 return self._uncorrected(self._flow.origin(each))
         return tensor
-
-    def _factors_of_update(self) -> frozenset[str]:
-        slots: dict[int, _Factors] = {}
-        while True:
-            before = dict(slots)
-            memo: dict[str, _Factors] = {}
-            result = _common(self._factors(tensor, slots, memo) for _, tensor in self._sinks)
-            if slots == before:
-                return result or frozenset()
-
-    def _factors(self, tensor: str, slots: dict[int, _Factors], memo: dict[str, _Factors]) -> _Factors:
-        if tensor not in memo:
-            memo[tensor] = None  # a slot leads back here: it was zero before the first update
-            memo[tensor] = self._compute_factors(tensor, slots, memo)
-        return memo[tensor]
-
-    def _compute_factors(self, tensor: str, slots: dict[int, _Factors], memo: dict[str, _Factors]) -> _Factors:
-        flow = self._flow
-        node = flow.producer(tensor)
-        if node is None or flow.is_source(tensor):
-            return frozenset({"+"})
-        variable = flow.read(tensor)
-        if variable is not None:
-            if variable.trainable or not flow.is_slot(variable):
-                return frozenset()
-            for _, op, value in flow.written(variable):
-                written = self._factors(value, slots, memo) if op.form is not Form.APPLY else frozenset()
-                slots[variable.id] = _common([slots.get(variable.id), written])
-            return slots[variable.id]
-        inputs = [(Use(node.name, position), flow.origin(each)) for position, each in flow.inputs(node)]
-        carrying = [each for _, each in inputs if self._flow.carries(each)]
-        if node.op in _LINEAR and carrying:
-            factors = self._factors(carrying[0], slots, memo)
-            return _flip(factors) if node.op == "Neg" else factors
-        if node.op in _ADDITIVE:
-            terms = [(use, each) for use, each in inputs if not self._is_own(each)]
-            if all(self._flow.carries(each) for _, each in terms):
-                factors_of_terms = ((use, self._factors(each, slots, memo)) for use, each in terms)
-                return _common(_flip(f) if node.op == "Sub" and use.position else f for use, f in factors_of_terms)
-        if node.op in _PRODUCTS or (node.op in _QUOTIENTS and inputs[0][1] in carrying):
-            return self._product(node.op, inputs, slots, memo)
-        return frozenset()
-
-    def _product(
-        self, op: str, inputs: list[tuple[Use, str]], slots: dict[int, _Factors], memo: dict[str, _Factors]
-    ) -> _Factors:
-        flow = self._flow
-        result: _Factors = frozenset({"+"})
-        for use, each in inputs if op in _PRODUCTS else inputs[:1]:
-            factors = self._factors(each, slots, memo) if flow.carries(each) else self._factor(use, each)
-            result = None if result is None or factors is None else _times(result, factors)
-        use, divisor = inputs[-1]
-        if op in _QUOTIENTS and result is not None and result - {"+", "-"} and not flow.carries(divisor):
-            self.factors.setdefault(divisor, use)  # dividing what the learning rate is in divides the learning rate
-            return result | {divisor}
-        return result
-
-    def _factor(self, use: Use, tensor: str) -> frozenset[str]:
-        """A factor that does not carry the gradient."""
-        node = self._flow.producer(tensor)
-        if node is not None and node.op == "Neg":
-            (position, inner), *_ = self._flow.inputs(node)
-            return _flip(self._factor(Use(node.name, position), self._flow.origin(inner))) or frozenset()
-        number = _number(node)
-        sign = frozenset({"-"}) if number is not None and number < 0 else frozenset({"+"})
-        if number is not None and abs(number) == 1:
-            return sign
-        self.factors.setdefault(tensor, use)
-        return sign | {tensor}
-
-    def _is_own(self, tensor: str) -> bool:
-        """Whether a term of a sum is the weight itself, to which the update is added."""
-        return self._flow.value(tensor).content is Content.EXACT
-
-
-def _flip(factors: _Factors) -> _Factors:
-    return factors and frozenset(_FLIPPED.get(each, each) for each in factors)
-
-
-def _times(first: frozenset[str], second: frozenset[str]) -> frozenset[str]:
-    """The factors of a product; its sign is known where both signs are."""
-    tensors = (first | second) - {"+", "-"}
-    signs = [("-" in each) for each in (first, second) if each & {"+", "-"}]
-    return tensors | {"-" if signs[0] != signs[1] else "+"} if len(signs) == 2 else tensors
-
-
-def _common(sets: Iterable[_Factors]) -> _Factors:
-    known = [each for each in sets if each is not None]
-    return frozenset.intersection(*known) if known else None
-
-
-def _number(node: Node | None) -> float | None:
-    """The number that a constant node holds; None for any other node, and for a tensor of several."""
-    if node is None or node.op != "Const":
-        return None
-    tensor = node.proto.attr["value"].tensor
-    if tensor.tensor_shape.dim:
-        return None
-    dtype = DTYPE_NAMES.get(tensor.dtype)
-    fields = {"float32": tensor.float_val, "float64": tensor.double_val}
-    if dtype not in fields:
-        return None
-    if tensor.tensor_content:
-        return float(np.frombuffer(tensor.tensor_content, dtype)[0])
-    return float(fields[dtype][0]) if fields[dtype] else 0.0

@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 
 from graphwd.errors import UnclearError
-from graphwd.gradient_entry import find_entry, find_readiness
+from graphwd.gradient_entry import find_entry
 from graphwd.learning_rate import find_learning_rate
+from graphwd.readiness import find_readiness
 from tests.graphs import gradient_of, update_of, variable
 
 M, V = variable("m", trainable=False), variable("v", trainable=False)

@@ -1,0 +1,88 @@
+"""Finds when an update is ready to be done, and which of its nodes read the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from graphwd.errors import UnclearError
+from graphwd.flow import Flow, sinks
+from graphwd.graph import Variable, parse_edge
+from graphwd.injection import Readiness, Use
+from graphwd.update_ops import CALL_OPS
+from graphwd.values import MANY
+
+
+def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others: Collection[str] = ()) -> Readiness:
+    """Finds what must be done before the weight may be decayed ahead of an update.
+
+    Args:
+        flow: the body of the update.
+        variable: what is updated.
+        writes: the names of the update's writes, in order.
+        others: the nodes of the body that write the variable and do not belong to the update.
+
+    Returns:
+        What to wait for: then every read of the forward pass and the gradient is done. Reads of the weight by the
+        optimizer's own arithmetic come later, and see the decayed weight.
+
+    Raises:
+        UnclearError: the arithmetic reads the weight where it cannot be told to read it later.
+    """
+    rereads: dict[str, list[Use]] = {}
+    seen: set[str] = set()
+    waiting = sinks(flow, writes)
+    while waiting:
+        use, tensor = waiting.pop()
+        if flow.read(tensor) == variable:
+            rereads.setdefault(parse_edge(tensor).node, []).append(use)
+            continue
+        node = flow.producer(tensor)
+        if node is None and flow.value(tensor).source == variable.id:
+            raise UnclearError("its update reads the weight outside the function that makes the update")
+        if tensor in seen or node is None or flow.is_source(tensor):
+            continue
+        if node.name in flow.forward:
+            value = flow.value(tensor)
+            if value.source == variable.id and not value.taint:
+                raise UnclearError(
+                    f"its update uses '{node.name}', which the forward pass computes of the weight, so that it would "
+                    "not see the decay; compute it anew for the update, or write 'order: after'"
+                )
+            continue
+        seen.add(tensor)
+        own = flow.value(tensor).source in (variable.id, MANY)  # else it is the gradient that is computed there
+        if own and node.op in CALL_OPS and any(flow.value(text).handle == variable.id for text in node.proto.input):
+            raise UnclearError(f"its update reads the weight inside a function that '{node.name}' calls")
+        waiting.extend(flow.behind(tensor))
+    first = writes[0]
+    before = flow.upstream([first], control=True)
+    # A read that comes after the first write of the update sees the decayed weight as it is.
+    rereads = {name: uses for name, uses in rereads.items() if name in before}
+    for name in rereads:
+        if between := [other for other in others if other in before and name in flow.upstream([other], control=True)]:
+            raise UnclearError(
+                f"its update starts from what the weight was before '{between[0]}' wrote it, so a decay right before "
+                "the update would be of something else; write 'order: after'"
+            )
+    own = flow.downstream([use.node for uses in rereads.values() for use in uses], before) if rereads else set[str]()
+    reading = {first, *(own & before)}
+    # The reads themselves too: what else they go to, an output of the step, must not see the decay.
+    needed = [*rereads, *(need for name in reading for need in flow.needs(name))]
+    waits = [need for need in needed if need not in reading]
+    return Readiness(in_order(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
+
+
+def in_order(flow: Flow, names: Sequence[str]) -> tuple[str, ...]:
+    """Some nodes, each once, in an order in which they may run."""
+    return tuple(sorted(set(names), key=flow.order))
+
+
+def waits_of_read(flow: Flow, write: str, later: Sequence[str]) -> tuple[str, ...]:
+    """What a read of the weight ahead of a write waits for: as the write does, but for what comes after the read."""
+    return in_order(
+        flow, [need for need in flow.needs(write) if need not in later and _is_controlling(flow, write, need)]
+    )
+
+
+def _is_controlling(flow: Flow, write: str, need: str) -> bool:
+    return f"^{need}" in flow.nodes[write].proto.input
