@@ -23,7 +23,7 @@ from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
 
 from graphwd.entry_points import EntryPoint, choose, entry_points, is_wrapper, rewritten_functions, signature_call, view
 from graphwd.errors import StepError
-from graphwd.function_library import new_name, original_name, reachable, rename, set_library
+from graphwd.function_library import NewNames, original_name, reachable, rename, set_library
 from graphwd.graph import RECORD, Graph
 from graphwd.inject import Rewritten, decay_of, inject, refuse_rewritten, take_out
 from graphwd.interpreter import Interpreter, Site
@@ -108,8 +108,7 @@ def rewrite_saved_model(
     graph, entries = _view(meta_graph, functions)
     plan = make_plan(find_updates(graph), rules)
     plan.check()
-    taken = set(graph.library)
-    _replace(meta_graph, entries, inject(graph, plan.injections, lambda base: new_name(base, taken)))
+    _replace(meta_graph, entries, inject(graph, plan.injections, NewNames(graph.library)))
     write_model(model, source, target, overwrite=overwrite, link=link)
     return plan
 
@@ -197,14 +196,17 @@ def write_model(model: SavedModel, source: Path, target: Path, *, overwrite: boo
         StepError: a file cannot be read or written.
     """
     files = Files.LINK if link else Files.COPY
+    content = model.SerializeToString(deterministic=True)
+    # Where nothing changed, the fingerprint stays, too: a new one would have another UUID.
+    changed = {} if content == (source / MODEL_FILE).read_bytes() else {MODEL_FILE: content}
     with new_directory(target, overwrite=overwrite) as folder:
-        fill(
-            folder, source, {MODEL_FILE: model.SerializeToString(deterministic=True)}, files, removed=[FINGERPRINT_FILE]
-        )
-        if (source / FINGERPRINT_FILE).exists():
+        fill(folder, source, changed, files, removed=[FINGERPRINT_FILE] if changed else [])
+        if changed and (source / FINGERPRINT_FILE).exists():
             # Without one TensorFlow makes do; with a wrong one it would not.
             with contextlib.suppress(fingerprinting.FingerprintException):
-                (folder / FINGERPRINT_FILE).write_bytes(fingerprinting.CreateFingerprintDef(str(folder)))
+                path: Any = os.fsencode(folder)  # a path need not be UTF-8; the stubs know no bytes
+                made = fingerprinting.CreateFingerprintDef(path)
+                (folder / FINGERPRINT_FILE).write_bytes(made)
 
 
 def read_model(source: Path) -> SavedModel:
@@ -263,7 +265,7 @@ def _view(meta_graph: MetaGraphDef, functions: Iterable[str] | None) -> tuple[Gr
 def _replace(meta_graph: MetaGraphDef, entries: list[EntryPoint], rewritten: Rewritten) -> None:
     """Puts the rewritten functions into the model, and takes out those that nothing refers to any more."""
     before = reachable(meta_graph)
-    called = rewritten_functions(rewritten.root, rewritten.functions, len(entries))
+    called = rewritten_functions(rewritten.root, rewritten.functions, entries)
     library = meta_graph.graph_def.library.function
     copies: dict[str, list[FunctionDef]] = {}
     for function in rewritten.functions:
