@@ -225,7 +225,7 @@ def read_model(source: Path) -> SavedModel:
 
 
 def _read(source: Path) -> SavedModel:
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise StepError(f"{source}: no such directory; name a SavedModel directory")
     path = source / MODEL_FILE
     if not path.exists():
@@ -233,6 +233,8 @@ def _read(source: Path) -> SavedModel:
             if (source / other).exists():
                 raise StepError(f"{source / other}: a SavedModel {what} is not supported; save it as {MODEL_FILE}")
         raise StepError(f"{source}: holds no {MODEL_FILE}, so it is no SavedModel")
+    if not path.is_file():
+        raise StepError(f"{path}: cannot be read: it is no file")
     try:
         content = path.read_bytes()
     except OSError as error:
