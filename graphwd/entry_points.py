@@ -124,7 +124,9 @@ def choose(meta_graph: MetaGraphDef, names: Iterable[str] | None) -> list[EntryP
             raise StepError(f"no function or signature '{missing[0]}'; there is {_listed(known)}")
         entries = [entry for entry in entries if entry.name in asked]
     training = _training(meta_graph, entries)
-    if names is not None and (idle := [entry.name for entry in entries if entry not in training]):
+    # A function trains if one of its traces does: another may be that of ``training=False``.
+    trained = {entry.name for entry in training}
+    if names is not None and (idle := [entry.name for entry in entries if entry.name not in trained]):
         raise StepError(f"'{idle[0]}' is not a training step: it updates no trainable variable from a gradient")
     if not training:
         raise StepError(f"no function or signature trains; there is {_listed(known)}")
@@ -180,20 +182,25 @@ def view(meta_graph: MetaGraphDef, entries: Sequence[EntryPoint]) -> Graph:
     return Graph(root, [*library.values(), *wrappers], handles, data)
 
 
-def rewritten_functions(root: FunctionDef, functions: Iterable[FunctionDef], count: int) -> list[str]:
+def rewritten_functions(
+    root: FunctionDef, functions: Iterable[FunctionDef], entries: Sequence[EntryPoint]
+) -> list[str]:
     """What the entry points of a rewritten view call.
 
     Args:
         root: the rewritten root of a `view`.
         functions: the rewritten functions.
-        count: how many entry points there are.
+        entries: the entry points of the view.
 
     Returns:
-        For each entry point, the name of the function that it calls now.
+        For each entry point, the name of the function that it calls now: its own where nothing below it is decayed.
     """
     by_name = {function.signature.name: function for function in functions}
     branches = [function.name for function in root.node_def[0].attr["branches"].list.func]
-    return [by_name[branches[number]].node_def[0].attr["f"].func.name for number in range(count)]
+    return [
+        by_name[branch].node_def[0].attr["f"].func.name if branch in by_name else entry.function
+        for branch, entry in zip(branches, entries, strict=True)
+    ]
 
 
 def is_wrapper(function: str) -> bool:

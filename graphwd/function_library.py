@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, MutableSet
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tensorflow.core.framework.function_pb2 import FunctionDef
@@ -13,13 +13,24 @@ _SUFFIX = "__graphwd"
 _COPY = re.compile(rf"{_SUFFIX}_\d+$")
 
 
-def new_name(base: str, taken: MutableSet[str]) -> str:
-    """A name for a rewritten copy of a function, not among those taken, which it is added to."""
-    number = 1  # TensorFlow's fingerprint wants names that end in one
-    while (name := f"{base}{_SUFFIX}_{number}") in taken:
-        number += 1
-    taken.add(name)
-    return name
+class NewNames:
+    """Makes names for rewritten copies of functions.
+
+    TensorFlow's fingerprint takes the number at the end of a function's name for its identity: of two functions with
+    one number it takes either, now this, now that. So every copy has a number of its own.
+    """
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        """Remembers the names of the library's functions."""
+        self._numbers = {name.rpartition("_")[2] for name in taken}
+        self._next = 1
+
+    def __call__(self, base: str) -> str:
+        """A name, unused so far, for a copy of the function of the given name."""
+        while str(self._next) in self._numbers:
+            self._next += 1
+        self._numbers.add(str(self._next))
+        return f"{base}{_SUFFIX}_{self._next}"
 
 
 def original_name(function: str) -> str:

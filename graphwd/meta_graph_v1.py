@@ -18,7 +18,7 @@ from tensorflow.core.framework.variable_pb2 import VariableDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 from graphwd.errors import PlanError, StepError
-from graphwd.function_library import new_name, original_name, rename, set_library
+from graphwd.function_library import NewNames, original_name, rename, set_library
 from graphwd.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, is_control, parse_edge
 from graphwd.inject import decay_of, decay_records, inject, refuse_rewritten, take_out
 from graphwd.injection import Where
@@ -112,8 +112,7 @@ def rewrite_main_graph(meta_graph: MetaGraphDef, policy: Policy) -> Plan:
         for injection in plan.injections
         if injection.variable.reference and not injection.site.path and injection.where is Where.AFTER
     }
-    taken = set(graph.library)
-    rewritten = inject(graph, plan.injections, lambda base: new_name(base, taken))
+    rewritten = inject(graph, plan.injections, NewNames(graph.library))
     moved = _lead_on(rewritten.root, references)
     _put_back(meta_graph, rewritten.root)
     set_library(meta_graph, [*meta_graph.graph_def.library.function, *rewritten.functions])

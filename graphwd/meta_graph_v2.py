@@ -10,7 +10,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 from graphwd.entry_points import EntryPoint, choose, entry_points, is_wrapper, rewritten_functions, signature_call, view
 from graphwd.errors import StepError
-from graphwd.function_library import new_name, original_name, reachable, rename, set_library
+from graphwd.function_library import NewNames, original_name, reachable, rename, set_library
 from graphwd.graph import RECORD, Graph
 from graphwd.inject import Rewritten, decay_records, inject, refuse_rewritten, take_out
 from graphwd.planner import Plan, make_plan
@@ -53,8 +53,7 @@ def rewrite_functions(meta_graph: MetaGraphDef, policy: Policy, functions: Itera
     graph, entries = _view(meta_graph, functions)
     plan = make_plan(find_updates(graph), policy)
     plan.check()
-    taken = set(graph.library)
-    _replace(meta_graph, entries, inject(graph, plan.injections, lambda base: new_name(base, taken)))
+    _replace(meta_graph, entries, inject(graph, plan.injections, NewNames(graph.library)))
     return plan
 
 
@@ -100,7 +99,7 @@ def _view(meta_graph: MetaGraphDef, functions: Iterable[str] | None) -> tuple[Gr
 def _replace(meta_graph: MetaGraphDef, entries: list[EntryPoint], rewritten: Rewritten) -> None:
     """Puts the rewritten functions into the model, and takes out those that nothing refers to any more."""
     before = reachable(meta_graph)
-    called = rewritten_functions(rewritten.root, rewritten.functions, len(entries))
+    called = rewritten_functions(rewritten.root, rewritten.functions, entries)
     library = meta_graph.graph_def.library.function
     copies: dict[str, list[FunctionDef]] = {}
     for function in rewritten.functions:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import Progress
@@ -44,16 +45,31 @@ def refuse_existing(target: Path, source: Path | None, *, overwrite: bool) -> No
     Raises:
         StepError: the target exists or is, contains or lies in the source.
     """
-    if source is not None and target.exists() and os.path.samefile(source, target):
-        raise StepError(f"{target}: is the model itself, which is never modified; name another --output")
-    if source is not None and source.resolve() in target.resolve().parents:
-        raise StepError(f"{target}: lies in the model that is read; name another --output")
-    if source is not None and target.resolve() in source.resolve().parents:
-        raise StepError(f"{target}: contains the model that is read; name another --output")
-    if os.path.lexists(target) and not overwrite:
+    there = _exists(target)
+    place = Path(os.path.realpath(target))
+    if source is not None:
+        read = Path(os.path.realpath(source))
+        if place == read or (place.exists() and place.samefile(read)):
+            raise StepError(f"{target}: is the model itself, which is never modified; name another --output")
+        if read in place.parents:
+            raise StepError(f"{target}: lies in the model that is read; name another --output")
+        if place in read.parents:
+            raise StepError(f"{target}: contains the model that is read; name another --output")
+    if there and not overwrite:
         raise StepError(f"{target}: exists already; name another --output, or write --overwrite")
-    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
+    if there and (target.is_symlink() or not target.is_dir()):
         raise StepError(f"{target}: is no directory; only a directory can be overwritten")
+
+
+def _exists(target: Path) -> bool:
+    """Whether anything has the name of the target, be it a link that leads nowhere."""
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:  # its name is too long, or what should hold it is no directory
+        raise StepError(f"{target}: cannot be written: {error.strerror}") from None
+    return True
 
 
 @contextlib.contextmanager
@@ -74,7 +90,7 @@ def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     folder: str | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+        folder = tempfile.mkdtemp(prefix=".graphwd.", dir=target.parent)
         yield Path(folder)
         os.chmod(folder, 0o777 & ~_umask())
         _flush(Path(folder))
@@ -125,8 +141,7 @@ def fill(
 
 
 def _files(source: Path) -> Iterator[str]:
-    for base, folders, names in os.walk(source, followlinks=True, onerror=_cannot_read):
-        folders.sort()
+    for base, _, names in _walk(source):
         for name in sorted(names):
             path = Path(base, name)
             try:
@@ -139,8 +154,20 @@ def _files(source: Path) -> Iterator[str]:
 
 
 def _folders(source: Path) -> Iterator[str]:
-    for base, folders, _ in os.walk(source, followlinks=True):
-        yield from (str(Path(base, name).relative_to(source)) for name in sorted(folders))
+    for base, folders, _ in _walk(source):
+        yield from (str(Path(base, name).relative_to(source)) for name in folders)
+
+
+def _walk(source: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, in a fixed order, through links, and never in a circle."""
+    for base, folders, names in os.walk(source, followlinks=True, onerror=_cannot_read):
+        folders.sort()
+        here = Path(os.path.realpath(base))
+        for name in folders:
+            target = Path(os.path.realpath(Path(base, name)))
+            if target == here or target in here.parents:
+                raise StepError(f"{Path(base, name)}: links to a folder that holds it")
+        yield base, folders, names
 
 
 def _cannot_read(error: OSError) -> None:
@@ -162,10 +189,17 @@ def _transfer(source: Path, target: Path, files: Files, advance: Callable[[int],
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
             advance(os.fstat(reader.fileno()).st_size)
         except OSError:  # a file system that cannot share extents
-            while chunk := reader.read(_CHUNK):
+            while chunk := _read(reader, source):
                 writer.write(chunk)
                 advance(len(chunk))
     shutil.copymode(source, target)
+
+
+def _read(reader: BinaryIO, source: Path) -> bytes:
+    try:
+        return reader.read(_CHUNK)
+    except OSError as error:
+        raise StepError(f"{source}: cannot be read: {error.strerror}") from None
 
 
 @contextlib.contextmanager

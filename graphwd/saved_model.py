@@ -214,13 +214,17 @@ def strip(
 def _write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bool, link: bool) -> None:
     """Writes a changed SavedModel with all other files of the original."""
     files = Files.LINK if link else Files.COPY
-    changed = {MODEL_FILE: model.SerializeToString(deterministic=True)}
+    content = model.SerializeToString(deterministic=True)
+    # Where nothing changed, the fingerprint stays, too: a new one would have another UUID.
+    changed = {} if content == (source / MODEL_FILE).read_bytes() else {MODEL_FILE: content}
     with new_directory(target, overwrite=overwrite) as folder:
-        fill(folder, source, changed, files, keep=lambda path: path != FINGERPRINT_FILE)
-        if (source / FINGERPRINT_FILE).exists():
+        fill(folder, source, changed, files, keep=lambda path: not changed or path != FINGERPRINT_FILE)
+        if changed and (source / FINGERPRINT_FILE).exists():
             # Without one TensorFlow makes do; with a wrong one it would not.
             with contextlib.suppress(fingerprinting.FingerprintException):
-                (folder / FINGERPRINT_FILE).write_bytes(fingerprinting.CreateFingerprintDef(str(folder)))
+                path: Any = os.fsencode(folder)  # a path need not be UTF-8; the stubs know no bytes
+                made = fingerprinting.CreateFingerprintDef(path)
+                (folder / FINGERPRINT_FILE).write_bytes(made)
 
 
 def read_model(source: Path) -> SavedModel:
@@ -235,7 +239,7 @@ def read_model(source: Path) -> SavedModel:
     Raises:
         StepError: there is none, or it is malformed.
     """
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise StepError(f"{source}: no such directory; name a SavedModel directory")
     path = source / MODEL_FILE
     if not path.exists():
@@ -243,6 +247,8 @@ def read_model(source: Path) -> SavedModel:
             if (source / other).exists():
                 raise StepError(f"{source / other}: a SavedModel {what} is not supported; save it as {MODEL_FILE}")
         raise StepError(f"{source}: holds no {MODEL_FILE}, so it is no SavedModel")
+    if not path.is_file():
+        raise StepError(f"{path}: cannot be read: it is no file")
     model = _read_proto(path, SavedModel())
     if not model.meta_graphs:
         raise StepError(f"{path}: is empty: it holds no graph")
