@@ -262,7 +262,8 @@ def _content_notes(decision: Decision, flows: Flows) -> Iterator[str]:
             yield "its update depends on the weight itself: perhaps it holds a decay already"
     for injection in decision.injections:
         if injection.entry is not None and injection.entry.after is not None:
-            yield f"the decay is added to the gradient after {injection.entry.after}, which it does not go through"
+            op = injection.entry.after.partition(" (")[2].rstrip(")")
+            yield f"the decay joins the gradient after what is done to that before the optimizer, last by a {op}"
 
 
 def _grouped(reasons: Iterable[tuple[Decision, str]]) -> Iterator[str]:

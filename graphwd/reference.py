@@ -129,27 +129,57 @@ class _Compiler:
         self._overrides: dict[Use, Injection] = {
             use: injection for injection in nest.here.values() for use in injection.uses
         }
-        for text in self._needed():
-            self._used_by.setdefault(text, set()).add("")  # by a formula: it must outlast the piece that makes it
+        self._needs: dict[str, list[str]] = {}  # what must be made before a node, for the formula of its inputs
+        for name, injection in nest.here.items():
+            for text in self._formula(name, injection):
+                self._used_by.setdefault(text, set()).add("")  # by a formula: it must outlast the piece that makes it
+                for user in {name, *(use.node for use in injection.uses)}:
+                    self._needs.setdefault(user, []).append(parse_edge(text).node)
         self._instructions: list[_Instruction] = []
 
-    def _needed(self) -> Iterator[str]:
-        """What the formulas are computed from, besides the weights."""
-        for name, injection in self._nest.here.items():
-            yield from _data(self._nodes[name].proto.input)
-            if injection.learning_rate is not None:
-                yield injection.learning_rate.tensor
-            if injection.entry is not None:
-                yield injection.entry.tensor
-                if injection.entry.indices is not None:
-                    yield injection.entry.indices
-            for reader, _ in injection.readiness.rereads if injection.readiness is not None else ():
-                yield from _data(self._nodes[reader].proto.input)
+    def _formula(self, write: str, injection: Injection) -> Iterator[str]:
+        """What a formula is computed from, besides the weight."""
+        proto = self._nodes[write].proto
+        yield proto.input[0]
+        rows = WRITE_OPS[proto.op].rows
+        if injection.rows and rows is not None:
+            yield proto.input[rows]
+        if injection.learning_rate is not None:
+            yield injection.learning_rate.tensor
+        if injection.entry is not None:
+            yield injection.entry.tensor
+            if injection.entry.indices is not None:
+                yield injection.entry.indices
+        for reader, _ in injection.readiness.rereads if injection.readiness is not None else ():
+            yield from _data(self._nodes[reader].proto.input)
+
+    def _ordered(self) -> list[Node]:
+        """The nodes in an order in which they may run, each after what the formulas of its inputs need."""
+        order: dict[str, Node] = {}
+        for first in self._nodes:
+            waiting = [first]
+            while waiting:
+                name = waiting[-1]
+                node = self._nodes.get(name)
+                texts = node.proto.input if node is not None else ()
+                sources = [text[1:] if is_control(text) else parse_edge(text).node for text in texts]
+                missing = [
+                    each
+                    for each in [*sources, *self._needs.get(name, ())]
+                    if each in self._nodes and each not in order and each != name
+                ]
+                if node is None or name in order or not missing:
+                    waiting.pop()
+                    if node is not None:
+                        order.setdefault(name, node)
+                else:
+                    waiting.extend(missing)
+        return list(order.values())
 
     def program(self) -> _Program:
         pending: list[Node] = []
         calling = {frame.node for frame in self._nest.calls}
-        for node in self._body.nodes:
+        for node in self._ordered():
             overridden = {
                 position: self._overrides[Use(node.name, position)]
                 for position in range(len(node.inputs))
@@ -248,14 +278,19 @@ class _Compiler:
         write = self._nodes[injection.site.node]
         rows = WRITE_OPS[write.op].rows if injection.rows else None
         name = _override_name(node, position)
+        summed = f"{injection.site.node} gradient"
 
         def instruction(values: _Values) -> None:
+            if summed in values:  # once for all that it goes to: the weight may have been written since
+                values[name] = values[summed]
+                return
             handle = values[write.proto.input[0]]
             weight = tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
             if injection.entry is not None:
                 indices = injection.entry.indices
                 which = None if indices is None else values[indices]
-                values[name] = _summed(values[injection.entry.tensor], weight, injection.rate, which)
+                values[summed] = _summed(values[injection.entry.tensor], weight, injection.rate, which)
+                values[name] = values[summed]
                 return
             which = values[write.proto.input[rows]] if rows is not None else None
             decayed = _decayed(weight, _rate(injection, values), which)

@@ -51,3 +51,29 @@ def test_a_random_step(seed):
             np.testing.assert_allclose(
                 mine, theirs, rtol=TOLERANCE, atol=TOLERANCE, err_msg=f"seed {seed}, run {run}, {mine.name}"
             )
+
+
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + CASES), ids="seed_{}".format)
+def test_a_random_step_and_meaning_is_verified(seed):
+    """What is not refused must pass its own verification: every write in its place, and no race."""
+    program = make_program(seed)
+    state = State.make(program.count, program.rates, by_hand=False)
+
+    @tf.function(autograph=False)
+    def step(batch):
+        state.batch = batch
+        program.run(state)
+
+    batch = tf.random.stateless_normal(SHAPE, [seed, 0])
+    traced = step.get_concrete_function(batch)
+    rates = {f"w{i}": rate for i, rate in enumerate(program.rates) if rate}
+    semantics = ("decoupled", "tfa", "adamw", "l2")[seed % 4]
+    policy = policy_for(rates, updates="each", optional=True, semantics=semantics)
+    try:
+        rewritten = graphwd.rewrite(traced, policy)
+    except graphwd.PlanError as refused:
+        if semantics == "decoupled":
+            raise
+        pytest.skip(f"refused: {str(refused).splitlines()[0]}")
+    # A run makes many updates, each with a rounding of its own.
+    graphwd.verify(traced, rewritten, policy, batch, runs=2, tolerance=256).check()
