@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,19 @@ from graphwd.placement import place
 from graphwd.planner import Plan, make_plan
 from graphwd.policy import PolicyLike, as_policy
 from graphwd.updates import find_updates
+from graphwd.well_formed import check_meta_graph
 
 MODEL_FILE = "saved_model.pb"
 FINGERPRINT_FILE = "fingerprint.pb"
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Bounds the depth of what is read: a chain of thousands of nodes, functions or objects is refused."""
+    try:
+        yield
+    except RecursionError:
+        raise StepError("the model's graph is nested too deeply to be read") from None
 
 
 def as_saved_model(text: str) -> tuple[str, str | None] | None:
@@ -52,6 +62,7 @@ def as_saved_model(text: str) -> tuple[str, str | None] | None:
     return (folder, name) if folder and os.path.isdir(folder) else None
 
 
+@_bounded()
 def plan_saved_model(
     source: str | os.PathLike[str], policy: PolicyLike, functions: Iterable[str] | None = None
 ) -> Plan:
@@ -73,6 +84,7 @@ def plan_saved_model(
     return make_plan(find_updates(graph), as_policy(policy))
 
 
+@_bounded()
 def rewrite_saved_model(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -113,6 +125,7 @@ def rewrite_saved_model(
     return plan
 
 
+@_bounded()
 def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Says what graphwd has done to a SavedModel.
 
@@ -142,6 +155,7 @@ def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]
     return found
 
 
+@_bounded()
 def strip(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -252,16 +266,14 @@ def _read(source: Path) -> SavedModel:
 def _only_meta_graph(model: SavedModel, source: Path) -> MetaGraphDef:
     if len(model.meta_graphs) > 1 or not model.meta_graphs[0].object_graph_def.nodes:
         raise StepError(f"{source}: a SavedModel of TensorFlow 1, which this version does not rewrite")
+    check_meta_graph(model.meta_graphs[0])
     return model.meta_graphs[0]
 
 
 def _view(meta_graph: MetaGraphDef, functions: Iterable[str] | None) -> tuple[Graph, list[EntryPoint]]:
-    try:
-        refuse_rewritten(view(meta_graph, ()))
-        entries = choose(meta_graph, functions)
-        return view(meta_graph, entries), entries
-    except RecursionError:
-        raise StepError("the model's graph is nested too deeply to be read") from None
+    refuse_rewritten(view(meta_graph, ()))
+    entries = choose(meta_graph, functions)
+    return view(meta_graph, entries), entries
 
 
 def _replace(meta_graph: MetaGraphDef, entries: list[EntryPoint], rewritten: Rewritten) -> None:
@@ -306,7 +318,10 @@ def _refer_to(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
 
 def _call_instead(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
     """Lets the main graph run a signature's rewritten function."""
-    callers = set(signature_call(meta_graph, entry.name))
-    for node in meta_graph.graph_def.node:
-        if node.name in callers and node.attr["f"].func.name == entry.function:
-            node.attr["f"].func.name = name
+    names = set(signature_call(meta_graph, entry.name))
+    calls = [node for node in meta_graph.graph_def.node if node.name in names and "f" in node.attr]
+    calls = [node for node in calls if node.attr["f"].func.name == entry.function]
+    if names and not calls:
+        raise StepError(f"the outputs of the signature '{entry.name}' do not come from its function; name another")
+    for node in calls:
+        node.attr["f"].func.name = name
