@@ -51,18 +51,22 @@ def _adam(function: Any) -> None:
     _node(function, "write", "ResourceApplyAdam", inputs, T=FLOAT)
 
 
+def _loop(update: Any, library: Any) -> None:
+    """Makes a function the body of a loop, which gives back what it takes, and adds a condition."""
+    condition = library.function.add()
+    condition.signature.name = "condition_3"
+    condition.signature.output_arg.add(name="go_on")
+    condition.ret["go_on"] = "data"
+    for argument in update.signature.input_arg:
+        condition.signature.input_arg.add().CopyFrom(argument)
+        update.signature.output_arg.add(name=f"{argument.name}_out")
+        update.ret[f"{argument.name}_out"] = argument.name
+
+
 def _caller(name: str, op: str, inputs: list[str], functions: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
     def make(update: Any, library: Any) -> Any:
-        if op == "While":  # its body gives back what it takes
-            condition = library.function.add()
-            condition.signature.name = "condition_3"
-            condition.signature.output_arg.add(name="go_on")
-            condition.ret["go_on"] = "data"
-            for argument in update.signature.input_arg:
-                condition.signature.input_arg.add().CopyFrom(argument)
-            for argument in ("data", "kernel"):
-                update.signature.output_arg.add(name=f"{argument}_out")
-                update.ret[f"{argument}_out"] = argument
+        if op == "While":
+            _loop(update, library)
         step = library.function.add()
         step.signature.name = name
         for argument in update.signature.input_arg:
