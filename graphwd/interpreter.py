@@ -35,6 +35,8 @@ _GRADIENT_SCOPE = re.compile(r"(?:^|/)(?:gradient_tape|gradients)(?:_\d+)?/")
 
 _MAX_DEPTH = 64
 _MAX_NODES_VISITED = 50_000_000
+_CALL = 50
+"""What entering a body costs, in nodes."""
 
 
 def in_gradient_scope(name: str) -> bool:
@@ -220,9 +222,9 @@ class Interpreter:
     def _body(self, body: Body, arguments: Sequence[Value], path: Path) -> list[Value]:
         if len(path) > _MAX_DEPTH or any(frame.callee.function == body.name for frame in path[:-1]):
             raise GraphError(f"the function '{body.name}' calls itself, or calls are nested deeper than {_MAX_DEPTH}")
-        self._visited += len(body.nodes)
+        self._visited += len(body.nodes) + _CALL
         if self._visited > _MAX_NODES_VISITED:
-            raise GraphError(f"following every call of the step takes more than {_MAX_NODES_VISITED} nodes")
+            raise GraphError(f"following every call of the step visits more than {_MAX_NODES_VISITED} nodes")
         values: dict[str, list[Value]] = {name: [value] for name, value in zip(body.arguments, arguments, strict=True)}
         for node in body.nodes:
             inputs = []

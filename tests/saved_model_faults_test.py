@@ -57,6 +57,12 @@ def decayed(plain, tmp_path_factory):
     return target
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """What takes fifteen seconds to refuse takes a moment."""
+    monkeypatch.setattr("graphwd.interpreter._MAX_NODES_VISITED", 2_000_000)
+
+
 class Scratch:
     """A folder with a model in it whose graph is replaced again and again."""
 
@@ -411,6 +417,25 @@ def long_chain_of_calls(model):
         each.attr[name].list.SetInParent()
 
 
+def doubling_calls(model):
+    """Each of sixty functions calls the next one twice."""
+    functions = graph_of(model).graph_def.library.function
+    for i in range(60):
+        added = functions.add()
+        added.signature.name = f"double_{i}"
+        for name in ("one", "two"):
+            each = added.node_def.add(name=name, op="StatefulPartitionedCall")
+            each.attr["f"].func.name = f"double_{i + 1}" if i < 59 else "double_0"
+            for attribute in ("Tin", "Tout"):
+                each.attr[attribute].list.SetInParent()
+    functions[-1].ClearField("node_def")
+    step = next(f for name, f in library(model).items() if "inference_step" in name)
+    each = step.node_def.add(name="down", op="StatefulPartitionedCall")
+    each.attr["f"].func.name = "double_0"
+    for attribute in ("Tin", "Tout"):
+        each.attr[attribute].list.SetInParent()
+
+
 def opaque_chain(model):
     """A variable goes into an op whose function is not followed, and which leads to ten thousand others."""
     long_chain_of_calls(model)
@@ -509,7 +534,7 @@ CHANGES = {
         callee_is_text, wrong_callee, unknown_function, no_concrete_functions, duplicate_nodes, duplicate_functions,
         our_names, no_results, dangling_results, dangling_control_results, enormous_output, empty_edges, colons,
         two_graphs, no_objects, no_graph, moved_signature, main_graph_without_attributes, strange_dtypes,
-        long_chain_of_calls, bound_twice,
+        long_chain_of_calls, bound_twice, doubling_calls,
     )
 }  # fmt: skip
 CHANGES |= {f"bound to {number}": out_of_range(number) for number in (-1, 10**6, 2**31 - 1, -(2**31))}
