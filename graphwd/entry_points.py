@@ -85,22 +85,31 @@ def entry_points(meta_graph: MetaGraphDef) -> list[EntryPoint]:
 
 
 def object_paths(objects: SavedObjectGraph) -> dict[int, str]:
-    """The shortest path from the root to every object, by number, in breadth-first order.
+    """The shortest path from the root to every function and variable, by number, in breadth-first order.
 
     Raises:
         StepError: a child does not exist.
     """
-    paths = {0: ""} if objects.nodes else {}
-    waiting = list(paths)
+    places: dict[int, tuple[int, str]] = {0: (0, "")} if objects.nodes else {}
+    waiting = list(places)
     for number in waiting:
         for child in objects.nodes[number].children:
             if not 0 <= child.node_id < len(objects.nodes):
                 raise StepError(f"the object graph is malformed: object {number} has a child {child.node_id}")
-            if child.node_id not in paths:
-                prefix = f"{paths[number]}." if paths[number] else ""
-                paths[child.node_id] = prefix + child.local_name
+            if child.node_id not in places:
+                places[child.node_id] = (number, child.local_name)
                 waiting.append(child.node_id)
-    return paths
+    kinds = ("function", "bare_concrete_function", "variable")
+    return {number: _path(places, number) for number in waiting if objects.nodes[number].WhichOneof("kind") in kinds}
+
+
+def _path(places: Mapping[int, tuple[int, str]], number: int) -> str:
+    """The path of an object, by the parent and the local name of each."""
+    parts = []
+    while number:
+        number, part = places[number]
+        parts.append(part)
+    return ".".join(reversed(parts))
 
 
 def choose(meta_graph: MetaGraphDef, names: Iterable[str] | None) -> list[EntryPoint]:
@@ -134,6 +143,8 @@ def choose(meta_graph: MetaGraphDef, names: Iterable[str] | None) -> list[EntryP
 
 
 def _training(meta_graph: MetaGraphDef, entries: Sequence[EntryPoint]) -> list[EntryPoint]:
+    if not entries:
+        return []
     analysis = find_updates(view(meta_graph, entries))
     updates = [update for writes in analysis.variables for update in (*writes.updates, *writes.guesses)]
     sites = [update.site for update in updates] + list(analysis.unresolved)
@@ -156,6 +167,8 @@ def view(meta_graph: MetaGraphDef, entries: Sequence[EntryPoint]) -> Graph:
     from tensorflow.core.framework.function_pb2 import FunctionDef
 
     library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+    if own := next(filter(is_wrapper, library), None):
+        raise StepError(f"the model has a function '{own}', a name that graphwd keeps for itself")
     root = FunctionDef()
     root.signature.name = "graphwd_root"
     arguments: dict[str, None] = {}

@@ -63,6 +63,10 @@ class Variable:
         return None if self.shape is None else len(self.shape)
 
 
+_MAX_DIGITS = 10
+"""Of the number of an output: more than any node has."""
+
+
 class Edge(NamedTuple):
     """A data input: output ``index`` of ``node``, which may be an argument of the body."""
 
@@ -108,11 +112,16 @@ def parse_edge(text: str) -> Edge:
 
     Returns:
         The node and the number at the end; 0 where none is written.
+
+    Raises:
+        GraphError: the number is none that a node could have.
     """
     node, colon, rest = text.partition(":")
     if not colon:
         return Edge(text, 0)
     digits = rest.rpartition(":")[2]
+    if len(digits) > _MAX_DIGITS:
+        raise GraphError(f"'{node}' has no output of number {digits[:_MAX_DIGITS]}...")
     return Edge(node, int(digits) if digits.isdecimal() else 0)
 
 
@@ -143,9 +152,7 @@ class Body:
         self.name: str = function.signature.name
         self.arguments: tuple[str, ...] = tuple(argument.name for argument in function.signature.input_arg)
         self.nodes: Sequence[Node] = _in_order(self.name, self.arguments, function.node_def)
-        self.results: tuple[Edge, ...] = tuple(
-            parse_edge(function.ret[result.name]) for result in function.signature.output_arg
-        )
+        self.results: tuple[Edge, ...] = tuple(_results(self, function))
 
 
 class Graph:
@@ -214,7 +221,10 @@ class Graph:
         call = CALL_OPS.get(node.op)
         if call is None:
             return ()
-        return tuple(callee for attribute in call.attributes for callee in _callees(node.proto, attribute))
+        found = tuple(callee for attribute in call.attributes for callee in _callees(node.proto, attribute))
+        if len(found) < len(call.attributes):
+            raise GraphError(f"the node '{node.name}' ({node.op}) does not name the functions that it calls")
+        return found
 
     def functions_of(self, node: Node) -> Iterator[str]:
         """Names of all functions that any attribute of a node refers to, followed by graphwd or not."""
@@ -239,7 +249,23 @@ def call_kind(node: Node) -> CallKind:
     return CALL_OPS[node.op].kind
 
 
+def _results(body: Body, function: FunctionDef) -> Iterator[Edge]:
+    known = {*body.arguments, *(node.name for node in body.nodes)}
+    for result in function.signature.output_arg:
+        # A protobuf map that is asked for what it does not hold adds it.
+        if result.name not in function.ret:
+            raise GraphError(f"the function '{body.name}' does not say where its result '{result.name}' comes from")
+        edge = parse_edge(function.ret[result.name])
+        if edge.node not in known:
+            raise GraphError(f"the function '{body.name}' has a result from '{edge.node}', which does not exist")
+        yield edge
+    if missing := [node for node in function.control_ret.values() if node not in known]:
+        raise GraphError(f"the function '{body.name}' waits for '{missing[0]}', which does not exist")
+
+
 def _callees(node: NodeDef, attribute: str) -> Iterator[Callee]:
+    if attribute not in node.attr:
+        return
     value = node.attr[attribute]
     if value.func.name:
         yield Callee(attribute, 0, value.func.name)

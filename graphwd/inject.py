@@ -185,9 +185,23 @@ def decay_of(node: NodeDef) -> dict[str, Any]:
     """
     try:
         record = json.loads(node.attr[RECORD].s)
-        return {key: record[key] for key in ("write", "decay", "where", "rate", "learning_rate", "rows", "moved")}
-    except (ValueError, KeyError, TypeError):
-        raise RewriteError(f"'{node.name}' holds a damaged record of a decay") from None
+        found = {key: record[key] for key in _RECORD_TYPES}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        found = {}
+    if not found or not all(isinstance(value, _RECORD_TYPES[key]) for key, value in found.items()):
+        raise RewriteError(f"'{node.name}' holds a damaged record of a decay")
+    return found
+
+
+_RECORD_TYPES: Mapping[str, tuple[type, ...]] = {
+    "write": (str,),
+    "decay": (str,),
+    "where": (str,),
+    "rate": (float, int),
+    "learning_rate": (str, type(None)),
+    "rows": (bool,),
+    "moved": (list,),
+}
 
 
 def decay_records(graph: Graph) -> list[dict[str, Any]]:

@@ -36,6 +36,8 @@ _GRADIENT_SCOPE = re.compile(r"(?:^|/)(?:gradient_tape|gradients)(?:_\d+)?/")
 
 _MAX_DEPTH = 64
 _MAX_NODES_VISITED = 50_000_000
+_CALL = 50
+"""What entering a body costs, in nodes."""
 
 
 def in_gradient_scope(name: str) -> bool:
@@ -225,9 +227,9 @@ class Interpreter:
     def _body(self, body: Body, arguments: Sequence[Value], path: Path) -> list[Value]:
         if len(path) > _MAX_DEPTH or any(frame.callee.function == body.name for frame in path[:-1]):
             raise GraphError(f"the function '{body.name}' calls itself, or calls are nested deeper than {_MAX_DEPTH}")
-        self._visited += len(body.nodes)
+        self._visited += len(body.nodes) + _CALL
         if self._visited > _MAX_NODES_VISITED:
-            raise GraphError(f"following every call of the step takes more than {_MAX_NODES_VISITED} nodes")
+            raise GraphError(f"following every call of the step visits more than {_MAX_NODES_VISITED} nodes")
         values: dict[str, list[Value]] = {name: [value] for name, value in zip(body.arguments, arguments, strict=True)}
         for node in body.nodes:
             inputs = []
@@ -379,21 +381,21 @@ class Interpreter:
             self.memory = dict(before)
             results = self._enter(node, callee, arguments, path)
             after = _join_memory(after, self.memory)
-            outputs = results if outputs is None else [join(*pair) for pair in zip(outputs, results, strict=True)]
+            outputs = results if outputs is None else _joined(node, outputs, results)
         self.memory = after
         return outputs or []
 
     def _loop(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
-        condition, body = callees
+        condition, body = _of_number(2, node, callees)
 
         def once(state: list[Value]) -> list[Value]:
             self._enter(node, condition, state, path)
             return self._enter(node, body, state, path)
 
-        return self._until_stable(once, arguments)
+        return self._until_stable(node, once, arguments)
 
     def _scan(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
-        (callee,) = callees
+        (callee,) = _of_number(1, node, callees)
         carried = state_count(node)
         captures = arguments[carried:]
         elements = len(self.graph.body(callee.function).arguments) - len(arguments)
@@ -403,19 +405,34 @@ class Interpreter:
             outputs[:] = self._enter(node, callee, [*state, *[Value(taint=DATA)] * elements, *captures], path)
             return outputs[:carried]
 
-        state = self._until_stable(once, arguments[:carried])
+        state = self._until_stable(node, once, arguments[:carried])
         # What the dataset yields may depend on whatever its function computes.
         return state if node.op == "ReduceDataset" else [combine(outputs)]
 
-    def _until_stable(self, once: Callable[[list[Value]], list[Value]], state: list[Value]) -> list[Value]:
+    def _until_stable(self, node: Node, once: Callable[[list[Value]], list[Value]], state: list[Value]) -> list[Value]:
         while True:
             before = dict(self.memory)
             results = once(state)
-            joined = [join(*pair) for pair in zip(state, results, strict=True)]
+            joined = _joined(node, state, results)
             self.memory = _join_memory(before, self.memory)
             if joined == state and self.memory == before:
                 return state
             state = joined
+
+
+def _joined(node: Node, first: Sequence[Value], second: Sequence[Value]) -> list[Value]:
+    if len(first) != len(second):
+        raise GraphError(
+            f"the functions of the node '{node.name}' ({node.op}) do not fit together: one gives {len(second)} results "
+            f"where {len(first)} are needed"
+        )
+    return [join(*pair) for pair in zip(first, second, strict=True)]
+
+
+def _of_number(number: int, node: Node, callees: Sequence[Callee]) -> Sequence[Callee]:
+    if len(callees) != number:
+        raise GraphError(f"the node '{node.name}' ({node.op}) calls {len(callees)} functions instead of {number}")
+    return callees
 
 
 def _join_memory(first: Mapping[int, Value], second: Mapping[int, Value]) -> dict[int, Value]:

@@ -88,12 +88,9 @@ def describe_functions(meta_graph: MetaGraphDef) -> list[dict[str, Any]]:
 
 
 def _view(meta_graph: MetaGraphDef, functions: Iterable[str] | None) -> tuple[Graph, list[EntryPoint]]:
-    try:
-        refuse_rewritten(view(meta_graph, ()))
-        entries = choose(meta_graph, functions)
-        return view(meta_graph, entries), entries
-    except RecursionError:
-        raise StepError("the model's graph is nested too deeply to be read") from None
+    refuse_rewritten(view(meta_graph, ()))
+    entries = choose(meta_graph, functions)
+    return view(meta_graph, entries), entries
 
 
 def _replace(meta_graph: MetaGraphDef, entries: list[EntryPoint], rewritten: Rewritten) -> None:
@@ -138,7 +135,10 @@ def _refer_to(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
 
 def _call_instead(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
     """Lets the main graph run a signature's rewritten function."""
-    callers = set(signature_call(meta_graph, entry.name))
-    for node in meta_graph.graph_def.node:
-        if node.name in callers and node.attr["f"].func.name == entry.function:
-            node.attr["f"].func.name = name
+    names = set(signature_call(meta_graph, entry.name))
+    calls = [node for node in meta_graph.graph_def.node if node.name in names and "f" in node.attr]
+    calls = [node for node in calls if node.attr["f"].func.name == entry.function]
+    if names and not calls:
+        raise StepError(f"the outputs of the signature '{entry.name}' do not come from its function; name another")
+    for node in calls:
+        node.attr["f"].func.name = name

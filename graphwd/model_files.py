@@ -12,8 +12,8 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import Progress
@@ -181,21 +181,31 @@ def _transfer(source: Path, target: Path, files: Files, advance: Callable[[int],
             advance(target.stat().st_size)
             return
     try:
-        reader = source.open("rb")
+        reader = source.open("rb", buffering=0)
     except OSError as error:
         raise StepError(f"{source}: cannot be read: {error.strerror}") from None
-    with reader, target.open("wb") as writer:
+    with reader, target.open("wb", buffering=0) as writer:
         try:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
             advance(os.fstat(reader.fileno()).st_size)
         except OSError:  # a file system that cannot share extents
-            while chunk := _read(reader, source):
-                writer.write(chunk)
-                advance(len(chunk))
+            _copy(reader, writer, source, advance)
     shutil.copymode(source, target)
 
 
-def _read(reader: BinaryIO, source: Path) -> bytes:
+def _copy(reader: FileIO, writer: FileIO, source: Path, advance: Callable[[int], None]) -> None:
+    """Copies a file inside the kernel as far as that goes, and what is left through memory."""
+    with contextlib.suppress(OSError):  # whatever the error is: if it stays, the copy below meets it, too
+        while count := os.copy_file_range(reader.fileno(), writer.fileno(), _CHUNK):
+            advance(count)
+    while chunk := _read(reader, source):
+        left = memoryview(chunk)
+        while left:
+            left = left[writer.write(left) :]
+        advance(len(chunk))
+
+
+def _read(reader: FileIO, source: Path) -> bytes:
     try:
         return reader.read(_CHUNK)
     except OSError as error:

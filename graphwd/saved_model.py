@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from graphwd.meta_graph_v2 import describe_functions, plan_functions, rewrite_fu
 from graphwd.model_files import Files, fill, new_directory, refuse_existing
 from graphwd.planner import Plan
 from graphwd.policy import PolicyLike, as_policy
+from graphwd.well_formed import check_meta_graph
 
 _Proto = TypeVar("_Proto", SavedModel, MetaGraphDef)
 
@@ -34,6 +35,16 @@ MODEL_FILE = "saved_model.pb"
 FINGERPRINT_FILE = "fingerprint.pb"
 
 
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Bounds the depth of what is read: a chain of thousands of nodes, functions or objects is refused."""
+    try:
+        yield
+    except RecursionError:
+        raise StepError("the model's graph is nested too deeply to be read") from None
+
+
+@_bounded()
 def rewrite_meta_graph(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -59,7 +70,7 @@ def rewrite_meta_graph(
     """
     source, target = Path(source), Path(target)
     rules = as_policy(policy)
-    meta_graph = _read_proto(source, MetaGraphDef())
+    meta_graph = _read_meta_graph(source)
     refuse_existing(target, None, overwrite=overwrite)
     if not trains(meta_graph):
         raise StepError(f"{source}: updates no trainable variable from a gradient")
@@ -76,9 +87,10 @@ def rewrite_meta_graph(
     return plan
 
 
+@_bounded()
 def plan_meta_graph(source: str | os.PathLike[str], policy: PolicyLike) -> Plan:
     """Decides what `rewrite_meta_graph` would do, and writes nothing."""
-    return plan_main_graph(_read_proto(Path(source), MetaGraphDef()), as_policy(policy))
+    return plan_main_graph(_read_meta_graph(Path(source)), as_policy(policy))
 
 
 def as_saved_model(text: str) -> tuple[str, str | None] | None:
@@ -96,6 +108,7 @@ def as_saved_model(text: str) -> tuple[str, str | None] | None:
     return (folder, name) if folder and os.path.isdir(folder) else None
 
 
+@_bounded()
 def plan_saved_model(
     source: str | os.PathLike[str], policy: PolicyLike, functions: Iterable[str] | None = None
 ) -> Plan:
@@ -119,6 +132,7 @@ def plan_saved_model(
     return plan_main_graph(_training_graphs(model, Path(source), functions)[0], rules)
 
 
+@_bounded()
 def rewrite_saved_model(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -160,6 +174,7 @@ def rewrite_saved_model(
     return plan
 
 
+@_bounded()
 def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Says what graphwd has done to a SavedModel.
 
@@ -179,6 +194,7 @@ def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]
     return [decay for meta_graph in model.meta_graphs for decay in describe_main_graph(meta_graph)]
 
 
+@_bounded()
 def strip(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -252,7 +268,15 @@ def read_model(source: Path) -> SavedModel:
     model = _read_proto(path, SavedModel())
     if not model.meta_graphs:
         raise StepError(f"{path}: is empty: it holds no graph")
+    for meta_graph in model.meta_graphs:
+        check_meta_graph(meta_graph)
     return model
+
+
+def _read_meta_graph(path: Path) -> MetaGraphDef:
+    meta_graph = _read_proto(path, MetaGraphDef())
+    check_meta_graph(meta_graph)
+    return meta_graph
 
 
 def _read_proto(path: Path, message: _Proto) -> _Proto:

@@ -128,6 +128,22 @@ def test_links_where_there_can_be_none_are_copies(model, tmp_path, monkeypatch):
     assert contents(tmp_path / "out" / "variables") == contents(model / "variables")
 
 
+@pytest.mark.parametrize("done", [0, 7])
+def test_a_file_system_that_copies_nothing_or_a_part(model, tmp_path, monkeypatch, done):
+    copy = os.copy_file_range
+
+    def partly(source: int, target: int, count: int) -> int:
+        if os.lseek(source, 0, os.SEEK_CUR) >= done:
+            raise OSError(18, "Invalid cross-device link")
+        return copy(source, target, min(count, done))
+
+    monkeypatch.setattr(os, "copy_file_range", partly)
+    monkeypatch.setattr("graphwd.model_files._CHUNK", 10)
+    rewrite_saved_model(model, tmp_path / "out", POLICY)
+    for name in ("variables", "assets"):
+        assert contents(tmp_path / "out" / name) == contents(model / name)
+
+
 # What is refused
 
 

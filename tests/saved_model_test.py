@@ -270,6 +270,52 @@ def test_a_step_below_an_attribute_and_under_two_names(tmp_path):
     assert (tmp_path / "back" / "saved_model.pb").read_bytes() == (tmp_path / "model" / "saved_model.pb").read_bytes()
 
 
+def test_aliases_custom_gradients_and_jit(tmp_path):
+    @tf.custom_gradient
+    def halved(x):
+        return x, lambda upstream: 0.5 * upstream
+
+    class Fancy(Plain):
+        @tf.function(jit_compile=True)
+        def _forward(self, inputs):
+            return halved(inputs @ self.kernel + self.bias)
+
+    model = Fancy()
+    options = tf.saved_model.SaveOptions(
+        function_aliases={"train": model.step, "serve": model.predict}, experimental_custom_gradients=True
+    )
+    source = save(model, tmp_path / "model", "step", options=options)
+    rewrite_saved_model(source, tmp_path / "out", policy_for(RATES))
+    aliases = graph_of(read(tmp_path / "out")).meta_info_def.function_aliases
+    names = library(read(tmp_path / "out"))
+    assert {alias for name, alias in aliases.items() if name in names} == {"train", "serve"}
+    assert all(("__graphwd" in name) == (alias == "train") for name, alias in aliases.items())
+    for way in WAYS.values():
+        check_trains(way(source, "step"), way(tmp_path / "out", "step"), RATES)
+    strip(tmp_path / "out", tmp_path / "back")
+    assert (tmp_path / "back" / "saved_model.pb").read_bytes() == (source / "saved_model.pb").read_bytes()
+
+
+def test_two_keys_of_one_signature_and_one_without_outputs(tmp_path):
+    model = Plain()
+
+    @tf.function(input_signature=BATCH)
+    def silent(inputs, targets):
+        model.step(inputs, targets)
+        return {}
+
+    signature = tf.function(lambda inputs, targets: {"output": model.step(inputs, targets)}, input_signature=BATCH)
+    tf.saved_model.save(model, str(tmp_path / "model"), {"a": signature, "b": signature, "silent": silent})
+    rewrite_saved_model(tmp_path / "model", tmp_path / "out", policy_for(RATES), ["a", "silent"])
+    for name, rates in {"a": RATES, "b": {}, "silent": RATES}.items():
+        for way in (WAYS["signature"], WAYS["session"]):
+            if name == "silent" and way is WAYS["session"]:
+                continue  # TensorFlow's session has nothing to fetch of it
+            check_trains(way(tmp_path / "model", name), way(tmp_path / "out", name), rates)
+    strip(tmp_path / "out", tmp_path / "back")
+    assert (tmp_path / "back" / "saved_model.pb").read_bytes() == (tmp_path / "model" / "saved_model.pb").read_bytes()
+
+
 class Sparse(tf.Module):
     """An embedding whose update touches some rows only."""
 
