@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from graphwd.emit_function import read, variables_of
-from graphwd.errors import VerifyError
+from graphwd.errors import StepError, VerifyError
 from graphwd.ordering import races
 from graphwd.pipeline import concrete, plan
 from graphwd.policy import PolicyLike
@@ -133,8 +133,9 @@ def verify(
         *args: the arguments, or ``tf.TensorSpec``s; those left out, or specs, are generated: normal floats, integers 0
             and 1, unknown dimensions 4.
         runs: how many steps are run.
-        tolerance: the largest error that is right, in units in the last place of the larger of the weight's values
-            before and after. Compiled steps may need more: they round in other places.
+        tolerance: the largest error that is right, in units in the last place: of a decayed weight, of the larger of
+            its values before and after, element by element; of any other variable, of its largest element. Compiled
+            steps may need more: they round in other places.
         seed: of the inputs.
         variables: the variables of ``rewritten``, in the order of the captures of ``original``, where they are others;
             more may follow.
@@ -147,6 +148,12 @@ def verify(
         PlanError: the policy does not fit the original.
         VerifyError: the step cannot be verified: it is random, or a decay lies in the function of a dataset.
     """
+    for what, given in (("original", original), ("rewritten", rewritten)):
+        if not callable(given):
+            raise StepError(
+                f"the {what} step must be a function, got a {type(given).__name__}; load a SavedModel first, keep what is "
+                "loaded, and give its function"
+            )
     step = concrete(original, *args, **kwargs)
     decided = plan(step, policy)
     decided.check()
@@ -176,12 +183,13 @@ def verify(
             expected = _after(mine, state, lambda call=call: reference.run(call.flat))
             actual = _after(theirs, state, lambda call=call: rewritten(*call.args, **call.kwargs))
             for i, (before, plain, right, now) in enumerate(zip(state, undecayed, expected, actual, strict=True)):
-                error = ulps(right, now, before)
-                if names[i] not in decayed:
+                whole = names[i] not in decayed
+                error = ulps(right, now, before, whole=whole)
+                if whole:
                     # What no decay reaches is as the original leaves it, also where that is compiled.
-                    error = min(error, ulps(plain, now, before))
+                    error = min(error, ulps(plain, now, before, whole=True))
                 errors[i] = max(errors[i], error)
-                decays[i] = max(decays[i], ulps(right, plain, before))
+                decays[i] = max(decays[i], ulps(right, plain, before, whole=whole))
             state = expected
     finally:
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False} | options)
@@ -194,17 +202,19 @@ def verify(
     return Verification(checked, found, runs)
 
 
-def ulps(expected: Array, actual: Array, before: Array) -> float:
+def ulps(expected: Array, actual: Array, before: Array, *, whole: bool = False) -> float:
     """The largest difference of two arrays, in units in the last place of the largest of three, element by element.
 
     Args:
         expected: of any dtype.
         actual: of the same shape and dtype.
         before: likewise; what both started from: after a cancellation its last place is what counts.
+        whole: whether the unit is that of the largest element for all of them: a slot variable is a sum of terms that
+            cancel, and how large they were is not seen.
 
     Returns:
-        The number of units; infinite where one of the first two is not finite and the other differs. For integers the
-        difference itself.
+        The number of units; infinite where one of the first two is not finite and the other differs, and where
+        integers differ.
     """
     if expected.tobytes() == actual.tobytes():
         return 0.0
@@ -216,6 +226,8 @@ def ulps(expected: Array, actual: Array, before: Array) -> float:
     if differ.any():
         return float("inf")
     scale = np.maximum.reduce([np.abs(np.where(np.isfinite(each), each, 0)) for each in wide])
+    if whole:
+        scale = np.full_like(scale, scale.max(initial=0.0))
     unit = np.spacing(scale.astype(expected.dtype)).astype(np.float64)
     difference = np.subtract(wide[0], wide[1], where=finite, out=np.zeros_like(wide[0]))
     return float((np.abs(difference) / unit).max(initial=0.0))
@@ -249,7 +261,7 @@ def _after(variables: Sequence[tf.Variable], state: Sequence[Array], run: Callab
 
 def _refuse_random(step: Any, first: Sequence[Array], second: Sequence[Array]) -> None:
     # The first run of a traced function may round otherwise than later ones.
-    if all(ulps(one, two, one) <= _ROUNDING for one, two in zip(first, second, strict=True)):
+    if all(ulps(one, two, one, whole=True) <= _ROUNDING for one, two in zip(first, second, strict=True)):
         return
     ops = {op.type for op in step.graph.get_operations() if "Random" in op.type or op.type == "TruncatedNormal"}
     hint = f": it draws random numbers ({', '.join(sorted(ops))})" if ops else ""

@@ -253,6 +253,39 @@ def test_arguments_that_cannot_be_made_are_asked_for():
     verify(step, graphwd.rewrite(step, policy_for({"w": 0.1})), policy_for({"w": 0.1}), tf.constant("abc")).check()
 
 
+def test_a_node_that_holds_the_learning_rate():
+    """One that the graph computes from a variable, and that a rule names."""
+    w, base = variable("w", [1.0, 2.0]), variable("base", 0.5, trainable=False)
+
+    @tf.function
+    def step(x):
+        rate = tf.multiply(base, tf.minimum(1.0, x), name="warm")
+        w.assign_sub(rate * 0.5 * gradient_of(w))
+
+    for semantics in ("adamw", "l2"):
+        policy = policy_for({"w": 0.25}, semantics=semantics, learning_rate="warm")
+        verified(step, policy, tf.constant(0.75)).check()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_slots_whose_terms_cancel(seed):
+    """A momentum is a sum of terms: how far off one of its elements is says nothing where they cancelled."""
+    verification = verified(
+        steps.keras_step(keras.optimizers.SGD(0.001, momentum=0.9)), kernels("l2"), *steps.batches()[0], seed=seed
+    )
+    verification.check()
+    elementwise = np.array([1e-6, 1.0], np.float32), np.array([1.01e-6, 1.0], np.float32)
+    assert ulps(*elementwise, elementwise[0]) > 1000
+    assert ulps(*elementwise, elementwise[0], whole=True) < 1
+
+
+def test_what_cannot_be_called_is_named():
+    w = variable("w", [1.0, 2.0])
+    step = tf.function(lambda: w.assign_sub(gradient_of(w)))
+    with pytest.raises(graphwd.StepError, match="the rewritten step must be a function, got a str; load a SavedModel"):
+        verify(step, "decayed", policy_for({"w": 0.1}))
+
+
 def test_units_in_the_last_place():
     one = np.array([1.0, -2.0], np.float32)
     assert ulps(one, one, one) == 0
