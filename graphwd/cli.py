@@ -98,9 +98,9 @@ def _flags_help(values: flags.FlagValues) -> str:
     for name in sorted(values):
         flag = values[name]
         choices = getattr(flag.parser, "enum_values", None)
-        kind = "|".join(choices) if choices else "TEXT"
-        default = "" if flag.default is None else f" (default: {flag.default})"
-        lines.append(f"  --{name} {kind}\n      {flag.help}{default}")
+        kind = "" if flag.boolean else " " + ("|".join(choices) if choices else "VALUE")
+        default = "" if flag.default is None or flag.boolean else f" (default: {flag.default})"
+        lines.append(f"  --{name}{kind}\n      {flag.help}{default}")
     return "\n".join(lines) + "\n"
 
 

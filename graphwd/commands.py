@@ -84,10 +84,10 @@ def _define_verify(values: flags.FlagValues) -> None:
     )
 
 
-def _step_fn(positional: Sequence[str]) -> str:
+def _step_fn(positional: Sequence[str], what: str = "STEP_FN") -> str:
     if len(positional) != 1:
         given = f"got {' '.join(positional)}" if positional else "none was given"
-        raise UsageError(f"exactly one STEP_FN is needed, {given}")
+        raise UsageError(f"exactly one {what} is needed, {given}")
     return positional[0]
 
 
@@ -131,6 +131,7 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     if policy is None and not os.path.isdir(text):
         _policy_path(values)
     _import_tensorflow()
+    from graphwd.emit_function import undecorated
     from graphwd.export import concrete_functions
     from graphwd.pipeline import plan
     from graphwd.saved_model import as_saved_model, describe_saved_model, plan_meta_graph, plan_saved_model
@@ -150,7 +151,7 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             found = find_step(text, values["module"].value)
             assert policy is not None
-            decided = plan(concrete_functions(found.step, found.name)[0], policy)
+            decided = plan(concrete_functions(undecorated(found.step), found.name)[0], policy)
     record = decided.record()
     if values["format"].value == "table":
         record["problems"] = []  # they go to standard error, below
@@ -159,7 +160,7 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
 
 def _strip(values: flags.FlagValues, positional: Sequence[str]) -> None:
-    text = _step_fn(positional)
+    text = _step_fn(positional, "DIR")
     _import_tensorflow()
     from graphwd.saved_model import strip
 
@@ -175,6 +176,7 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
         raise UsageError("--rewritten is missing; write --rewritten DIR with the SavedModel that rewrite wrote")
     policy = load_policy(_policy_path(values))
     _import_tensorflow()
+    from graphwd.emit_function import undecorated
     from graphwd.export import concrete_functions, load_exported, load_function
     from graphwd.saved_model import as_saved_model
     from graphwd.steps import find_step
@@ -190,7 +192,7 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
             rewritten, variables = load_function(values["rewritten"].value, name)
         else:
             found = find_step(text, values["module"].value)
-            original = concrete_functions(found.step, found.name)[0]
+            original = concrete_functions(undecorated(found.step), found.name)[0]
             rewritten, variables = load_exported(values["rewritten"].value, found.name)
         verification = verify(
             original,
@@ -214,6 +216,7 @@ def _import_tensorflow() -> None:
     with tempfile.TemporaryFile() as remarks, _redirected(2, remarks.fileno()):
         importlib.import_module("tensorflow").keras  # noqa: B018 - importing Keras makes remarks of its own
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # tf.saved_model.load warns of gradients that nobody asks for
     logging.getLogger("graphwd").setLevel(logging.ERROR)  # the plan that is printed has the notes
 
 

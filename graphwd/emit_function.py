@@ -338,6 +338,11 @@ class PerInstance(polymorphic_function.Function):
 
 def per_instance(python_function: Callable[..., Any], bind: Callable[[Any, Any], Any], step: Any) -> Any:
     """Makes a ``tf.function`` with the options of ``step``, to be made anew by ``bind`` for each instance."""
-    return tf_decorator.make_decorator(
-        python_function, PerInstance(python_function, bind, **options(step)), decorator_name="tf.function"
-    )
+    made: Any = PerInstance(python_function, bind, **options(step))
+    made.graphwd_original = step
+    return tf_decorator.make_decorator(python_function, made, decorator_name="tf.function")
+
+
+def undecorated(step: Any) -> Any:
+    """The step that a decorated one was made of; itself where it is none."""
+    return getattr(step, "graphwd_original", step)

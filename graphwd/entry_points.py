@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from graphwd.errors import StepError
 from graphwd.graph import DTYPE_NAMES, Graph, Variable
+from graphwd.interpreter import SAVED_MODEL
 from graphwd.updates import find_updates
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def view(meta_graph: MetaGraphDef, entries: Sequence[EntryPoint]) -> Graph:
         data.extend(f"data_{number}_{i}" for i in range(own))
         arguments.update(dict.fromkeys(call.input))
         wrappers.append(wrapper)
-    case = root.node_def.add(name="SavedModel", op="Case", input=["index", *arguments])
+    case = root.node_def.add(name=SAVED_MODEL, op="Case", input=["index", *arguments])
     root.signature.input_arg.add(name="index")
     for function in (root, *wrappers):
         for argument in arguments:

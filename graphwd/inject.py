@@ -75,7 +75,8 @@ def refuse_rewritten(graph: Graph) -> None:
     for function in (graph.root_function, *graph.library.values()):
         if is_rewritten(function):
             raise RewriteError(
-                "this step was rewritten by graphwd before; a second pass would decay twice. Rewrite the original"
+                "this step was rewritten by graphwd before, or is decorated with with_weight_decay; a second pass "
+                "would decay twice. Take the original; of a SavedModel 'graphwd strip' gives it back"
             )
 
 

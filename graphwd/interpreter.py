@@ -34,6 +34,9 @@ from graphwd.values import DATA, MANY, NO_VARIABLE, NOTHING, Content, Value, add
 
 _GRADIENT_SCOPE = re.compile(r"(?:^|/)(?:gradient_tape|gradients)(?:_\d+)?/")
 
+SAVED_MODEL = "SavedModel"
+"""The node by which the view of a SavedModel calls one of its functions."""
+
 _MAX_DEPTH = 64
 _MAX_NODES_VISITED = 50_000_000
 _CALL = 50
@@ -86,7 +89,9 @@ class Site:
 
     def __str__(self) -> str:
         """A site as people read it: the calls that lead to it, then the node."""
-        return " > ".join([*(f"{frame.node} [{frame.callee.attribute}]" for frame in self.path), self.node])
+        # A SavedModel is viewed as a choice of its functions; each goes by its name.
+        path = self.path[1:] if self.path and self.path[0].node == SAVED_MODEL else self.path
+        return " > ".join([*(f"{frame.node} [{frame.callee.attribute}]" for frame in path), self.node])
 
     def excludes(self, other: Site) -> bool:
         """Whether the two lie in different branches of one conditional, so that a run meets only one of them."""

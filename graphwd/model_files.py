@@ -59,6 +59,12 @@ def refuse_existing(target: Path, source: Path | None, *, overwrite: bool) -> No
         raise StepError(f"{target}: exists already; name another --output, or write --overwrite")
     if there and (target.is_symlink() or not target.is_dir()):
         raise StepError(f"{target}: is no directory; only a directory can be overwritten")
+    if there and any(target.iterdir()) and not any(map(_is_model, target.iterdir())):
+        raise StepError(f"{target}: holds no model, and only a model is overwritten; name another --output")
+
+
+def _is_model(path: Path) -> bool:
+    return path.name in ("saved_model.pb", "saved_model.pbtxt") or path.suffix == ".meta"
 
 
 def _exists(target: Path) -> bool:

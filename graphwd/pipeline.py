@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from graphwd.emit_function import ConcreteFunction, emit, is_concrete, is_polymorphic, read, trace
+from graphwd.emit_function import ConcreteFunction, emit, is_concrete, is_polymorphic, read, trace, undecorated
 from graphwd.errors import StepError
 from graphwd.graph import Graph
 from graphwd.inject import inject, refuse_rewritten
@@ -22,7 +22,8 @@ def plan(step: Any, policy: PolicyLike, /, *args: Any, **kwargs: Any) -> Plan:
     """Decides what `rewrite` would do with a step, and changes nothing.
 
     Args:
-        step: a ``ConcreteFunction``, a ``tf.function`` or a plain Python train step.
+        step: a ``ConcreteFunction``, a ``tf.function`` or a plain Python train step; of a decorated step, the original
+            is planned.
         policy: a `Policy`, a path or a mapping.
         *args: example arguments or ``tf.TensorSpec``s, where ``step`` is not concrete yet.
         **kwargs: likewise.
@@ -33,7 +34,7 @@ def plan(step: Any, policy: PolicyLike, /, *args: Any, **kwargs: Any) -> Plan:
     Raises:
         GraphwdError: the policy is malformed, or the step cannot be traced or read.
     """
-    return _plan(read(concrete(step, *args, **kwargs)), as_policy(policy))
+    return _plan(read(concrete(undecorated(step), *args, **kwargs)), as_policy(policy))
 
 
 def rewrite_concrete(

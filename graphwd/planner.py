@@ -210,9 +210,12 @@ def _policy_problems(decisions: Sequence[Decision], policy: Policy) -> Iterator[
     subjects = [subject(decision.writes) for decision in decisions]
     for rule in policy.rules:
         if rule.selectors.any_given and not rule.optional and not any(map(rule.selectors.match, subjects)):
+            advice = "correct or remove it, or write 'optional: true'"
+            if policy.where.endswith(".cfg"):  # which has sections, not rules
+                advice = "give the section the name that the layer has in TensorFlow, write wc=0, or remove it"
             yield (
                 f"{rule.where}: the rule '{rule.selectors}' matches no trainable variable{_near(rule, decisions)}; "
-                "correct or remove it, or write 'optional: true'"
+                f"{advice}"
             )
 
 

@@ -57,7 +57,10 @@ def find_step(text: str, module: str | None = None) -> NamedStep:
     if not colon:
         container, attribute = module or "step_fn.py", text
         if module is None and not os.path.isfile(container):
-            raise StepError(f"{text}: a plain name is looked for in ./step_fn.py, which does not exist; give --module")
+            raise StepError(
+                f"{text}: there is no directory of that name, and no ./step_fn.py in which a plain name is looked for; "
+                "write path/to/file.py:ATTR, or give --module"
+            )
     return _as_step(_attribute(_load(container), container, attribute), f"{container}:{attribute}")
 
 

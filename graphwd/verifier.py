@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from graphwd.emit_function import read, variables_of
+from graphwd.emit_function import read, undecorated, variables_of
 from graphwd.errors import StepError, VerifyError
 from graphwd.ordering import races
 from graphwd.pipeline import concrete, plan
@@ -151,10 +151,10 @@ def verify(
     for what, given in (("original", original), ("rewritten", rewritten)):
         if not callable(given):
             raise StepError(
-                f"the {what} step must be a function, got a {type(given).__name__}; load a SavedModel first, keep what is "
-                "loaded, and give its function"
+                f"the {what} step must be a function, got a {type(given).__name__}; load a SavedModel first, keep what "
+                "is loaded, and give its function"
             )
-    step = concrete(original, *args, **kwargs)
+    step = concrete(undecorated(original), *args, **kwargs)
     decided = plan(step, policy)
     decided.check()
     mine = variables_of(step)

@@ -63,7 +63,8 @@ def read_yaml(text: str, source: str) -> Located:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise PolicyError(f"{source}:{line}: not YAML: {error.problem or error.context}") from None
+        hint = '; put a pattern that begins with * in quotes: "*/kernel"' if "an alias" in str(error.context) else ""
+        raise PolicyError(f"{source}:{line}: not YAML: {error.problem or error.context}{hint}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise PolicyError(f"{source}:{line}: not YAML: {error.reason}") from None
