@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -217,7 +218,10 @@ def mutually_recursive(model):
     callee = library(model)[call(model).attr["f"].func.name]
     back = callee.node_def.add()
     back.CopyFrom(call(model))
-    back.attr["f"].func.name = next(name for name in library(model) if "inference_step" in name)
+    name, step = next(pair for pair in library(model).items() if "inference_step" in pair[0])
+    back.attr["f"].func.name = name
+    back.input[:] = [callee.signature.input_arg[0].name for _ in step.signature.input_arg]
+    back.attr["Tin"].list.type[:] = [1 for _ in back.input]
 
 
 def dangling(model):
@@ -571,6 +575,42 @@ def test_hostile_models_are_refused(scratch, plain, name):
     assert found["strip"]
     assert "\n" not in found["rewrite"]
     assert len(found["rewrite"]) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing_function", "calls the function '.*_update_.*', which its library does not hold"),
+        ("missing_entry", "'step' is the function '__inference_step_.*', which the library does not hold"),
+        ("recursive", "calls itself, or calls are nested deeper than"),
+        ("mutually_recursive", "calls itself, or calls are nested deeper than"),
+        ("long_chain_of_calls", "calls itself, or calls are nested deeper than"),
+        ("doubling_calls", "following every call of the step visits more than"),
+        ("dangling", "the node '.*' of '.*' has an input from 'nowhere', which does not exist"),
+        ("circle", "wait for each other"),
+        ("too_many_inputs", r"\(AssignSubVariableOp\) of '.*' has 100\d inputs; it needs 2"),
+        ("no_attributes", "of '.*' has no attribute '"),
+        ("wrong_attributes", "of '.*' has a wrong attribute '"),
+        ("empty_callee", "does not name the functions that it calls"),
+        ("duplicate_functions", "the library holds two functions named '"),
+        ("no_results", "does not say where its result '.*' comes from"),
+        ("dangling_results", "has a result from 'nowhere', which does not exist"),
+        ("dangling_control_results", "waits for 'nowhere', which does not exist"),
+        ("our_names", "a name that graphwd keeps for itself"),
+        ("main_graph_without_attributes", r"of the main graph has no attribute '"),
+        ("moved_signature", "the outputs of the signature '.*' do not come from its function"),
+        ("no_concrete_functions", "the object graph is malformed: it says nothing of the function '"),
+        ("bound to -1", "is bound to an object that does not exist"),
+        ("child 2147483647", "the object graph is malformed: object 0 has a child 2147483647"),
+        ("If of others", r"\(If\) do not fit together: one gives 1 results where 0 are needed"),
+        ("wrong_callee", "gives .* arguments to '.*', which takes"),
+        ("While that gives too little", r"\(While\) do not fit together: one gives 0 results where \d is|are needed"),
+    ],
+)
+def test_the_message_says_what_is_wrong(scratch, plain, name, message):
+    model = read(plain)
+    CHANGES[name](model)
+    assert re.search(message, scratch.outcomes(deterministic(model))["rewrite"])
 
 
 @pytest.mark.parametrize("name", ODD_CHANGES)
