@@ -391,7 +391,7 @@ class Interpreter:
         return outputs or []
 
     def _loop(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
-        condition, body = _of_number(2, node, callees)
+        condition, body = callees
 
         def once(state: list[Value]) -> list[Value]:
             self._enter(node, condition, state, path)
@@ -400,7 +400,7 @@ class Interpreter:
         return self._until_stable(node, once, arguments)
 
     def _scan(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
-        (callee,) = _of_number(1, node, callees)
+        (callee,) = callees
         carried = state_count(node)
         captures = arguments[carried:]
         elements = len(self.graph.body(callee.function).arguments) - len(arguments)
@@ -432,12 +432,6 @@ def _joined(node: Node, first: Sequence[Value], second: Sequence[Value]) -> list
             f"where {len(first)} are needed"
         )
     return [join(*pair) for pair in zip(first, second, strict=True)]
-
-
-def _of_number(number: int, node: Node, callees: Sequence[Callee]) -> Sequence[Callee]:
-    if len(callees) != number:
-        raise GraphError(f"the node '{node.name}' ({node.op}) calls {len(callees)} functions instead of {number}")
-    return callees
 
 
 def _join_memory(first: Mapping[int, Value], second: Mapping[int, Value]) -> dict[int, Value]:
