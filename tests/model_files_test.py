@@ -262,7 +262,7 @@ def test_a_file_that_fails_while_it_is_read(model, tmp_path):
 def test_overwriting_replaces_all(model, tmp_path):
     target = tmp_path / "out"
     target.mkdir()
-    (target / "mine").write_text("")
+    (target / "mine.meta").write_text("")
     rewrite_saved_model(model, target, POLICY, overwrite=True)
     assert contents(target).keys() == contents(model).keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
@@ -311,7 +311,7 @@ def test_a_file_system_that_cannot_exchange(model, tmp_path, monkeypatch):
         raise OSError(22, "the file system cannot exchange directories")
 
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("mine")
+    (tmp_path / "out" / "mine.meta").write_text("mine")
     monkeypatch.setattr("graphwd.model_files._exchange", cannot)
     check_refused(model, tmp_path / "out", "cannot be written: the file system cannot exchange", overwrite=True)
 
@@ -323,9 +323,9 @@ def test_a_target_that_comes_to_exist_meanwhile_is_kept(tmp_path):
     ):
         (folder / "new").write_text("")
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine").write_text("")
+        (tmp_path / "out" / "mine.meta").write_text("")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.meta"]
 
 
 # What is left after an error
@@ -355,7 +355,7 @@ def test_a_full_disk(model, tmp_path, overwrite, link):
         target = tmp_path / "disk" / "out"
         if overwrite:
             target.mkdir()
-            (target / "mine").write_text("mine")
+            (target / "mine.meta").write_text("mine")
         there = contents(tmp_path / "disk")
         with pytest.raises(StepError, match="out: cannot be written: No space left on device") as caught:
             rewrite_saved_model(model, target, POLICY, overwrite=overwrite, link=link)
@@ -399,3 +399,12 @@ def test_a_place_without_a_source(tmp_path):
     refuse_existing(tmp_path / "out", None, overwrite=False)
     with pytest.raises(StepError, match="exists already"):
         refuse_existing(tmp_path, None, overwrite=False)
+
+
+def test_a_directory_that_is_no_model_is_not_overwritten(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious").write_text("mine")
+    with pytest.raises(StepError, match="data: holds no model, and only a model is overwritten"):
+        refuse_existing(tmp_path / "data", None, overwrite=True)
+    (tmp_path / "empty").mkdir()
+    refuse_existing(tmp_path / "empty", None, overwrite=True)

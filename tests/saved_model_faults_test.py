@@ -706,13 +706,13 @@ def test_killed_at_any_moment(plain, tmp_path):
         subprocess.run(["rm", "-rf", str(target)], check=True)
         if there:
             target.mkdir(parents=True)
-            (target / "mine").write_text("mine")
+            (target / "mine.meta").write_text("mine")
         for left in tmp_path.glob("to/.graphwd.*"):
             subprocess.run(["rm", "-rf", str(left)], check=True)
         run(numbers.uniform(0, 0.9 * whole))
         if target.exists():
             found = {name: stat.content for name, stat in snapshot(target).items() if name != "fingerprint.pb"}
-            assert found == complete or (there and found.keys() == {".", "mine"})
+            assert found == complete or (there and found.keys() == {".", "mine.meta"})
         else:
             assert not there
         assert snapshot(source) == before
