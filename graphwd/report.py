@@ -120,7 +120,8 @@ def decays_as_html(decays: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _count(decays: Sequence[Mapping[str, Any]]) -> str:
-    return f"rewritten by graphwd: {len(decays)} decay{'' if len(decays) == 1 else 's'}"
+    plural = "" if len(decays) == 1 else "s"
+    return f"rewritten by graphwd: {len(decays)} way{plural} to a decay, by function or signature"
 
 
 def _decay_row(decay: Mapping[str, Any]) -> tuple[str, ...]:

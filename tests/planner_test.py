@@ -332,7 +332,8 @@ def test_a_layer_parameter_file(tmp_path):
     made, policy = plan("[convl]\nwc=0.5\n[nothing]\nwc=0\n")
     assert made.problems == (
         f"{policy.where}:2: the rule 'regex: (^|/)convl(/|$)' matches no trainable variable; there is "
-        "'net/conv1/kernel', 'net/conv1/bias', 'w'; correct or remove it, or write 'optional: true'",
+        "'net/conv1/kernel', 'net/conv1/bias', 'w'; give the section the name that the layer has in TensorFlow, write "
+        "wc=0, or remove it",
     )
 
 

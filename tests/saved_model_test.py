@@ -198,7 +198,9 @@ def test_what_was_done_is_described(plain, decayed, capsys):
     assert len(decays) == 4  # a function and a signature for each of two steps
     assert {(d["variable"], d["where"], d["rate"], d["rows"]) for d in decays} == {("kernel", "after", 0.01, False)}
     assert main(["plan", str(decayed)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "rewritten by graphwd: 4 decays"
+    assert (
+        capsys.readouterr().out.splitlines()[-1] == "rewritten by graphwd: 4 ways to a decay, by function or signature"
+    )
     assert main(["plan", "--format", "json", str(decayed)]) == 0
     assert json.loads(capsys.readouterr().out) == {"version": 1, "decays": decays}
     assert main(["plan", "--format", "html", str(decayed)]) == 0
