@@ -58,3 +58,21 @@ def test_the_plan_names_the_primary(strategy):
     plan = graphwd.plan(step, POLICY, *steps.batches(1)[0])
     names = sorted(decision.variable.name for decision in plan.decisions)
     assert names == sorted([variable.name.removesuffix(":0") for variable in model.trainable_variables] * 2)
+
+
+@pytest.mark.parametrize("semantics", ["tfa", "adamw", "l2"])
+def test_every_meaning_decays_replicas_alike(strategy, semantics):
+    """For plain SGD all of them are one formula: w <- w - lr g - c w, the gradient taken at the undecayed w."""
+    (ours, step), (plain, original) = make_step(strategy), make_step(strategy)
+    rules = [{"regex": "kernel$", "weight_decay": 0.25, "semantics": semantics}, {"regex": "bias$", "weight_decay": 0}]
+    decayed = graphwd.with_weight_decay({"version": 1, "rules": rules})(step)
+    (batch,) = steps.batches(1)
+    before = [variable.numpy().astype(np.float64) for variable in ours.trainable_variables]
+    decayed(*batch)
+    original(*batch)
+    for mine, theirs, start in zip(ours.trainable_variables, plain.trainable_variables, before, strict=True):
+        first, second = (copy.numpy() for copy in mine.values)
+        assert_bit_equal(first, second)
+        rate = 0.25 * (1.0 if semantics == "tfa" else float(np.float32(0.1))) if "kernel" in mine.name else 0.0
+        target = theirs.values[0].numpy().astype(np.float64) - rate * start
+        np.testing.assert_allclose(first, target, rtol=1e-6, atol=1e-7)
