@@ -62,7 +62,8 @@ def _decayed(original: Any, policy: Policy) -> Any:
     """A ``tf.function`` that traces another, rewrites the trace, and calls that."""
     rewritten = _Rewritten(policy)
 
-    @functools.wraps(original.python_function)
+    # Not its __dict__: in there TensorFlow keeps what it would unwrap to call a method without its instance.
+    @functools.wraps(original.python_function, updated=())
     def decayed_step(*args: Any, **kwargs: Any) -> Any:
         return rewritten.of(original.get_concrete_function(*args, **kwargs))(*args, **kwargs)
 

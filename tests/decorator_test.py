@@ -6,6 +6,7 @@ import gc
 import inspect
 import weakref
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -166,3 +167,49 @@ def test_errors_come_when_the_policy_is_read_or_the_step_traced():
     with pytest.raises(graphwd.PlanError, match="'name: typo' matches no trainable variable; there is 'kernel'"):
         step(tf.constant([1.0]))
     assert kernel.numpy() == 4.0
+
+
+class Plain(keras.Model):
+    """A model of one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2, name="dense")
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class OwnLoop(Plain):
+    """With a train step that is written out."""
+
+    @graphwd.with_weight_decay(policy_for({"*kernel": 0.5}))
+    def train_step(self, data):
+        inputs, targets = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self(inputs, training=True) - targets))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+class Inheriting(Plain):
+    """With the train step of Keras."""
+
+    @graphwd.with_weight_decay(policy_for({"*kernel": 0.5}))
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("kind", [OwnLoop, Inheriting])
+def test_the_train_step_of_a_keras_model_under_fit(kind, jit_compile):
+    model = kind()
+    model(np.zeros((1, 3), np.float32))
+    optimizer = keras.optimizers.SGD(0.0)  # so that decay alone changes the weights
+    model.compile(optimizer, loss="mse", jit_compile=jit_compile)
+    optimizer.build(model.trainable_variables)
+    start = model.dense.kernel.numpy()
+    model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), batch_size=4, epochs=2, verbose=0)
+    np.testing.assert_array_equal(model.dense.kernel.numpy(), start / 16)  # four steps
+    np.testing.assert_array_equal(model.dense.bias.numpy(), 0)
