@@ -18,6 +18,7 @@ from graphwd import errors
         ("GraphError", 1),
         ("PlanError", 1),
         ("RewriteError", 1),
+        ("VerifyError", 1),
     ],
 )
 def test_exit_status(name, exit_status):
@@ -31,6 +32,15 @@ def test_every_error_has_one_parent():
     tree = {name: cls.__bases__ for name, cls in inspect.getmembers(errors, inspect.isclass)}
     assert tree.pop("GraphwdError") == (Exception,)
     assert set(tree) == {
-        *("UsageError", "PolicyError", "StepError", "GraphError", "PlanError", "UnclearError", "RewriteError")
+        *(
+            "UsageError",
+            "PolicyError",
+            "StepError",
+            "GraphError",
+            "PlanError",
+            "UnclearError",
+            "RewriteError",
+            "VerifyError",
+        )
     }
     assert set(tree.values()) == {(errors.GraphwdError,)}
