@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from graphwd.errors import StepError
 from graphwd.graph import DTYPE_NAMES, Graph, Variable
-from graphwd.interpreter import SAVED_MODEL
+from graphwd.sites import SAVED_MODEL
 from graphwd.updates import find_updates
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from graphwd.graph import DTYPE_NUMBERS, Body, Graph, Node, Variable, is_control, parse_edge
 from graphwd.injection import Use
-from graphwd.interpreter import BodyValues, in_gradient_scope
+from graphwd.interpreter import BodyValues
+from graphwd.sites import in_gradient_scope
 from graphwd.update_ops import CALL_OPS, READ_OPS, SHAPE_OPS, WRITE_OPS, CallKind, Form, WriteOp
 from graphwd.values import NO_VARIABLE, NOTHING, Value
 

@@ -15,7 +15,8 @@ from graphwd.decay_nodes import Added, DecayNodes
 from graphwd.errors import RewriteError
 from graphwd.graph import MARK, RECORD, Body, Graph, is_control
 from graphwd.injection import Injection, Nest, Use, Where, nested
-from graphwd.interpreter import Frame, Interpreter, Site
+from graphwd.interpreter import Interpreter
+from graphwd.sites import Frame, Site
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef

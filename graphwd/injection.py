@@ -8,7 +8,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from graphwd.graph import Variable
-from graphwd.interpreter import Frame, Site
+from graphwd.sites import Frame, Site
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """For every dtype that can be decayed, the distance from 1 to the next number."""

@@ -9,10 +9,11 @@ from graphwd.errors import UnclearError
 from graphwd.flow import Flow
 from graphwd.gradient_entry import find_entry
 from graphwd.injection import EPSILON, Entry, Injection, LearningRate, Where
-from graphwd.interpreter import Path, Write, observe
+from graphwd.interpreter import observe
 from graphwd.learning_rate import find_learning_rate
 from graphwd.policy import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
 from graphwd.readiness import find_readiness
+from graphwd.sites import Path, Write
 from graphwd.update_ops import Form
 from graphwd.updates import Analysis, Update, VariableWrites
 

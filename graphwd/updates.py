@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphwd.graph import Graph, Variable
-from graphwd.interpreter import STRONG, Evidence, Interpreter, Site, Write
+from graphwd.interpreter import Interpreter
+from graphwd.sites import STRONG, Evidence, Site, Write
 from graphwd.update_ops import Form
 
 

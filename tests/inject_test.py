@@ -15,9 +15,9 @@ from graphwd.errors import RewriteError
 from graphwd.graph import MARK, Variable
 from graphwd.inject import _verify, inject
 from graphwd.injection import EPSILON, Injection
-from graphwd.interpreter import Site
 from graphwd.planner import make_plan
 from graphwd.policy import Policy
+from graphwd.sites import Site
 from graphwd.updates import find_updates
 from tests.graphs import gradient_of, variable
 from tests.lockstep import assert_within_ulps, policy_for

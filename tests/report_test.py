@@ -10,11 +10,11 @@ import pytest
 
 from graphwd.graph import Callee, Variable
 from graphwd.injection import Injection, LearningRate, Where
-from graphwd.interpreter import Frame, Site, Write
 from graphwd.matching import Selectors
 from graphwd.planner import Decision, Outcome, Plan
 from graphwd.policy import PRESETS, Rule
 from graphwd.report import as_html, as_json, as_table
+from graphwd.sites import Frame, Site, Write
 from graphwd.updates import Update, VariableWrites
 from graphwd.values import Value
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from graphwd.emit_function import read
 from graphwd.errors import GraphError
 from graphwd.graph import Graph
-from graphwd.interpreter import Evidence
+from graphwd.sites import Evidence
 from graphwd.updates import find_updates
 from tests.graphs import function, gradient_of, variable
 
