@@ -141,6 +141,13 @@ def number(node: Node | None) -> float | None:
     if tensor.tensor_shape.dim:
         return None
     dtype = DTYPE_NAMES.get(tensor.dtype)
+    if dtype in ("bfloat16", "float16"):
+        content = np.frombuffer(tensor.tensor_content, np.uint16)
+        bits = np.array([*tensor.half_val, *content, 0][:1], np.uint16)
+        # A bfloat16 is the upper half of a float32; NumPy alone does not know it.
+        return float(
+            bits.view(np.float16)[0] if dtype == "float16" else (bits.astype(np.uint32) << 16).view(np.float32)[0]
+        )
     fields = {"float32": tensor.float_val, "float64": tensor.double_val}
     if dtype not in fields:
         return None

@@ -142,7 +142,7 @@ class _Compiler:
         proto = self._nodes[write].proto
         yield proto.input[0]
         rows = WRITE_OPS[proto.op].rows
-        if injection.rows and rows is not None:
+        if injection.rows and rows is not None and injection.entry is None:
             yield proto.input[rows]
         if injection.learning_rate is not None:
             yield injection.learning_rate.tensor
@@ -168,6 +168,8 @@ class _Compiler:
                     for each in [*sources, *self._needs.get(name, ())]
                     if each in self._nodes and each not in order and each != name
                 ]
+                if len(waiting) > 100 * len(self._nodes) + 1000:
+                    raise VerifyError(f"'{name}' and what its decay is computed from wait for each other")
                 if node is None or name in order or not missing:
                     waiting.pop()
                     if node is not None:
