@@ -667,6 +667,25 @@ def test_damaged_values_of_records(scratch, decayed, key, value):
 # Death
 
 
+def run_and_kill(command, environment, folder, seconds):
+    """Runs a command, kills it so long after it began to write; returns how long it wrote, and if it was killed."""
+
+    def writing() -> bool:
+        return any(folder.glob(".graphwd.*"))
+
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not writing():
+        time.sleep(0.0005)
+    start = time.monotonic()
+    while process.poll() is None and writing():
+        if seconds is not None and time.monotonic() - start >= seconds:
+            process.send_signal(signal.SIGKILL)
+        time.sleep(0.0005)
+    wrote = time.monotonic() - start
+    process.wait()
+    return wrote, process.returncode == -signal.SIGKILL
+
+
 def test_killed_at_any_moment(plain, tmp_path):
     (tmp_path / "policy.yaml").write_text("version: 1\nrules: [{name: kernel, weight_decay: 0.25}, {weight_decay: 0}]")
     source = tmp_path / "model"
@@ -679,25 +698,13 @@ def test_killed_at_any_moment(plain, tmp_path):
     target = tmp_path / "to" / "out"
     command += ["--output", str(target), str(source)]
 
-    def writing() -> bool:
-        return any(tmp_path.glob("to/.graphwd.*"))
+    killed: list[bool] = []
 
     def run(seconds: float | None) -> float:
-        """Runs it, kills it so long after it began to write; returns how long it wrote."""
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not writing():
-            time.sleep(0.0005)
-        start = time.monotonic()
-        while process.poll() is None and writing():
-            if seconds is not None and time.monotonic() - start >= seconds:
-                process.send_signal(signal.SIGKILL)
-            time.sleep(0.0005)
-        wrote = time.monotonic() - start
-        process.wait()
-        killed.append(process.returncode == -signal.SIGKILL)
+        wrote, was_killed = run_and_kill(command, environment, tmp_path / "to", seconds)
+        killed.append(was_killed)
         return wrote
 
-    killed: list[bool] = []
     shortest = run(None)
     complete = {name: stat.content for name, stat in snapshot(target).items() if name != "fingerprint.pb"}
     numbers = random.Random(1)
