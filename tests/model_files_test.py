@@ -339,7 +339,7 @@ def tiny(folder: Path, size: str) -> Iterator[None]:
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if done.returncode:
-        pytest.skip(f"cannot mount a file system here: {done.stderr.strip()}")
+        pytest.skip(f"a full disk is a small tmpfs, which only root may mount: {done.stderr.strip()}")
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ slots. All hyperparameters are sums of few powers of two, which every dtype hold
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -17,7 +18,7 @@ import numpy as np
 Array = np.ndarray
 
 
-class Optimizer:
+class Optimizer(abc.ABC):
     """An optimizer of one weight.
 
     Attributes:
@@ -44,8 +45,9 @@ class Optimizer:
         self.t += 1
         return self.update(w, g)
 
+    @abc.abstractmethod
     def update(self, w: Array, g: Array) -> Array:
-        raise NotImplementedError
+        """The new weight; the slots are put."""
 
 
 class SGD(Optimizer):
