@@ -78,9 +78,13 @@ def plan_main_graph(meta_graph: MetaGraphDef, policy: Policy) -> Plan:
     Raises:
         GraphwdError: the graph is malformed, or rewritten already.
     """
+    return _planned(meta_graph, policy)[1]
+
+
+def _planned(meta_graph: MetaGraphDef, policy: Policy) -> tuple[Graph, Plan]:
     graph = view_main_graph(meta_graph)
     refuse_rewritten(graph)
-    return make_plan(find_updates(graph), policy)
+    return graph, make_plan(find_updates(graph), policy)
 
 
 def rewrite_main_graph(meta_graph: MetaGraphDef, policy: Policy) -> Plan:
@@ -96,9 +100,7 @@ def rewrite_main_graph(meta_graph: MetaGraphDef, policy: Policy) -> Plan:
     Raises:
         GraphwdError: the policy does not fit, or an update lies in a ``while_loop`` of TensorFlow 1.
     """
-    graph = view_main_graph(meta_graph)
-    refuse_rewritten(graph)
-    plan = make_plan(find_updates(graph), policy)
+    graph, plan = _planned(meta_graph, policy)
     plan.check()
     looping = _in_loops(graph)
     for injection in plan.injections:
