@@ -33,6 +33,7 @@ _Proto = TypeVar("_Proto", SavedModel, MetaGraphDef)
 
 MODEL_FILE = "saved_model.pb"
 FINGERPRINT_FILE = "fingerprint.pb"
+_SHARD = re.compile(r"variables\.data-\d{5}-of-(\d{5})")
 
 
 @contextlib.contextmanager
@@ -229,6 +230,7 @@ def strip(
 
 def _write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bool, link: bool) -> None:
     """Writes a changed SavedModel with all other files of the original."""
+    _check_weights(source / "variables")
     files = Files.LINK if link else Files.COPY
     content = model.SerializeToString(deterministic=True)
     # Where nothing changed, the fingerprint stays, too: a new one would have another UUID.
@@ -241,6 +243,16 @@ def _write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bo
                 path: Any = os.fsencode(folder)  # a path need not be UTF-8; the stubs know no bytes
                 made = fingerprinting.CreateFingerprintDef(path)
                 (folder / FINGERPRINT_FILE).write_bytes(made)
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuses a model whose checkpoint is not whole: what is written would not load."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    counts = {int(match[1]) for match in map(_SHARD.fullmatch, names) if match}
+    needed = {"variables.index"}
+    needed |= {f"variables.data-{number:05}-of-{count:05}" for count in counts or {1} for number in range(count)}
+    if missing := sorted(needed - names):
+        raise StepError(f"{folder / missing[0]}: no such file; the model's weights are not all there")
 
 
 def read_model(source: Path) -> SavedModel:

@@ -167,6 +167,23 @@ def test_only_a_folder_is_overwritten(model, tmp_path):
     check_refused(model, tmp_path / "dangling", "is no directory", overwrite=True)
 
 
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        ("variables", "variables.data-00000-of-00001"),
+        ("variables/variables.index", "variables.index"),
+        ("variables/variables.data-00000-of-00001", "variables.data-00000-of-00001"),
+    ],
+)
+def test_a_model_without_all_of_its_weights(model, tmp_path, lost, named):
+    (model / lost).rename(tmp_path / "elsewhere")
+    message = rf"variables/{named}: no such file; the model's weights are not all there"
+    check_refused(model, tmp_path / "out", message)
+    if lost != "variables":
+        (model / "variables" / "variables.data-00001-of-00002").write_bytes(b"")
+        check_refused(model, tmp_path / "out", "the model's weights are not all there")
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_source_and_target_must_lie_apart(model, tmp_path, overwrite):
     (tmp_path / "alias").symlink_to(tmp_path)
