@@ -71,7 +71,9 @@ class Scratch:
         self.folder = folder
         self.model = folder / "model"
         if model is None:
-            self.model.mkdir()
+            (self.model / "variables").mkdir(parents=True)  # of weights only the names are looked at
+            for name in ("variables.index", "variables.data-00000-of-00001"):
+                (self.model / "variables" / name).touch()
         else:
             subprocess.run(["cp", "-r", str(model), str(self.model)], check=True)
 
