@@ -9,13 +9,11 @@ import numpy as np
 from graphwd.flow import Flow
 from graphwd.graph import DTYPE_NAMES, Node
 from graphwd.injection import Use
-from graphwd.update_ops import Form
+from graphwd.update_ops import PRODUCT_OPS, QUOTIENT_OPS, Form
 from graphwd.values import Content
 
 _ADDITIVE = frozenset({"Add", "AddV2", "AddN", "Sub"})
 LINEAR = frozenset({"Neg", "Cast", "Reshape", "UnsortedSegmentSum"})
-PRODUCTS = frozenset({"Mul", "MulNoNan"})
-QUOTIENTS = frozenset({"RealDiv", "Div"})
 
 _Factors = frozenset[str] | None
 """The tensors that something is a multiple of, and '+' or '-' for the sign of the gradient in it, where that is known;
@@ -81,7 +79,7 @@ class Factors:
             if all(self._flow.carries(each) for _, each in terms):
                 factors_of_terms = ((use, self._factors(each, slots, memo)) for use, each in terms)
                 return _common(_flip(f) if node.op == "Sub" and use.position else f for use, f in factors_of_terms)
-        if node.op in PRODUCTS or (node.op in QUOTIENTS and inputs[0][1] in carrying):
+        if node.op in PRODUCT_OPS or (node.op in QUOTIENT_OPS and inputs[0][1] in carrying):
             return self._product(node.op, inputs, slots, memo)
         return frozenset()
 
@@ -90,11 +88,11 @@ class Factors:
     ) -> _Factors:
         flow = self._flow
         result: _Factors = frozenset({"+"})
-        for use, each in inputs if op in PRODUCTS else inputs[:1]:
+        for use, each in inputs if op in PRODUCT_OPS else inputs[:1]:
             factors = self._factors(each, slots, memo) if flow.carries(each) else self._factor(use, each)
             result = None if result is None or factors is None else _times(result, factors)
         use, divisor = inputs[-1]
-        if op in QUOTIENTS and result is not None and result - {"+", "-"} and not flow.carries(divisor):
+        if op in QUOTIENT_OPS and result is not None and result - {"+", "-"} and not flow.carries(divisor):
             self.uses.setdefault(divisor, use)  # dividing what the learning rate is in divides the learning rate
             return result | {divisor}
         return result

@@ -5,6 +5,7 @@ A tensor is written as in the body, ``node:output:index`` or the name of an argu
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -12,11 +13,18 @@ from graphwd.graph import DTYPE_NUMBERS, Body, Graph, Node, Variable, is_control
 from graphwd.injection import Use
 from graphwd.interpreter import BodyValues
 from graphwd.sites import in_gradient_scope
-from graphwd.update_ops import CALL_OPS, READ_OPS, SHAPE_OPS, WRITE_OPS, CallKind, Form, WriteOp
+from graphwd.update_ops import (
+    CALL_OPS,
+    PRODUCT_OPS,
+    READ_OPS,
+    SAME_OPS,
+    SHAPE_OPS,
+    WRITE_OPS,
+    CallKind,
+    Form,
+    WriteOp,
+)
 from graphwd.values import NO_VARIABLE, NOTHING, Value
-
-SAME_OPS = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot"})
-"""Ops whose outputs are their inputs, one by one."""
 
 _FIRST_ONLY = frozenset(
     {
@@ -56,8 +64,6 @@ class Flow:
         self._position = {name: number for number, name in enumerate(self.nodes)}
         self._origins: dict[str, str] = {}
         self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
-        self._forward: frozenset[str] | None = None
-        self._slotted: frozenset[str] | None = None
         self._indices: dict[str, int] = {}
         for node in body.nodes:
             if node.op in WRITE_OPS:
@@ -162,25 +168,23 @@ class Flow:
         carried = self.value(tensor).from_gradient or parse_edge(tensor).node in self.slotted
         return carried and not shape and self.origin(tensor) not in self._indices
 
-    @property
+    @functools.cached_property
     def slotted(self) -> frozenset[str]:
         """The nodes whose outputs are made of what slot variables have of earlier gradients."""
-        if self._slotted is None:
-            found: set[str] = set()
-            for node in self.nodes.values():
-                if node.op in READ_OPS:
-                    handle = self.value(node.proto.input[0]).handle
-                    made = handle >= 0 and self.is_slot(self._variables[handle])
-                else:
-                    made = (
-                        node.op not in SHAPE_OPS
-                        and not in_gradient_scope(node.name)
-                        and any(parse_edge(tensor).node in found for _, tensor in self.contents(node))
-                    )
-                if made:
-                    found.add(node.name)
-            self._slotted = frozenset(found)
-        return self._slotted
+        found: set[str] = set()
+        for node in self.nodes.values():
+            if node.op in READ_OPS:
+                variable = self.read(node.name)
+                made = variable is not None and self.is_slot(variable)
+            else:
+                made = (
+                    node.op not in SHAPE_OPS
+                    and not in_gradient_scope(node.name)
+                    and any(parse_edge(tensor).node in found for _, tensor in self.contents(node))
+                )
+            if made:
+                found.add(node.name)
+        return frozenset(found)
 
     def contents(self, node: Node) -> Iterator[tuple[int, str]]:
         """The inputs of a node that say what its outputs are, not where: position and tensor."""
@@ -206,18 +210,16 @@ class Flow:
             body = self._graph.body(callee.function)
             constants = {each.name for each in body.nodes if each.op == "Const"}
             for each in body.nodes:
-                scaled = each.op in ("Mul", "MulNoNan") and any(edge.node in constants for edge in each.inputs)
+                scaled = each.op in PRODUCT_OPS and any(edge.node in constants for edge in each.inputs)
                 if each.op not in ops or scaled or self.calls_more_than(each, ops):
                     return True
         return False
 
-    @property
+    @functools.cached_property
     def forward(self) -> frozenset[str]:
         """The nodes that a gradient was computed from: the forward pass."""
-        if self._forward is None:
-            ends = {node.name for node in self.nodes.values() if self._is_gradient(node)}
-            self._forward = frozenset(self.upstream(ends, control=False) - ends)
-        return self._forward
+        ends = {node.name for node in self.nodes.values() if self._is_gradient(node)}
+        return frozenset(self.upstream(ends, control=False) - ends)
 
     def _is_gradient(self, node: Node) -> bool:
         if in_gradient_scope(node.name):

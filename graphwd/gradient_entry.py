@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
 from graphwd.errors import UnclearError
-from graphwd.flow import SAME_OPS, Flow, is_apply, sinks
+from graphwd.flow import Flow, is_apply, sinks
 from graphwd.graph import Node, Variable, parse_edge
 from graphwd.injection import Entry, LearningRate, Use
 from graphwd.readiness import waits_of_read
-from graphwd.update_ops import CALL_OPS, READ_OPS, WRITE_OPS
+from graphwd.update_ops import CALL_OPS, PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SAME_OPS, WRITE_OPS
 from graphwd.values import NO_VARIABLE
 
 _ELEMENTWISE = frozenset(
@@ -28,10 +28,8 @@ _ELEMENTWISE = frozenset(
 )  # fmt: skip
 """Ops whose output has a row for each row of their inputs."""
 
-_PRODUCTS = frozenset({"Mul", "MulNoNan"})
-_QUOTIENTS = frozenset({"RealDiv", "Div"})
 _SUMS = frozenset({"Add", "AddN", "AddV2", "Cast"})
-_RECIPROCALS = frozenset({"Reciprocal", "Inv", *_QUOTIENTS})
+_RECIPROCALS = frozenset({"Reciprocal", "Inv", *QUOTIENT_OPS})
 """What unscaling multiplies by; an optimizer's coefficients are none of these."""
 
 
@@ -191,7 +189,7 @@ class _Entrance:
     def _operands(self, tensor: str) -> list[str]:
         """The operands of a product or quotient that carry gradient; none of any other op."""
         node = self._flow.producer(tensor)
-        if node is None or node.op not in _PRODUCTS | _QUOTIENTS or self._flow.is_source(tensor):
+        if node is None or node.op not in PRODUCT_OPS | QUOTIENT_OPS or self._flow.is_source(tensor):
             return []
         return [each for each in map(self._flow.origin, node.proto.input[:2]) if self._flow.carries(each)]
 
@@ -276,7 +274,7 @@ class _Entrance:
             return _State.MIXED
         if whole and len(whole) < len(carried):
             # Clipping, centring: of numbers made of the gradient it does not matter how they were scaled.
-            if node.op in _QUOTIENTS and flow.origin(node.proto.input[0]) in whole:
+            if node.op in QUOTIENT_OPS and flow.origin(node.proto.input[0]) in whole:
                 return _State.PURE  # clipping by norm: what both sides were multiplied by is gone
             return max(states[each] for each in whole)
         if carried and (node.op == "Neg" or self._coefficient(node) is not None or self._is_curved(node)):
@@ -285,9 +283,9 @@ class _Entrance:
 
     def _is_curved(self, node: Node) -> bool:
         """Whether a node does more to a gradient than to sum, unscale, clip, centre, cast or rearrange it."""
-        if node.op in _QUOTIENTS and not self._flow.carries(self._flow.origin(node.proto.input[1])):
+        if node.op in QUOTIENT_OPS and not self._flow.carries(self._flow.origin(node.proto.input[1])):
             return False
-        product = node.op in _PRODUCTS and all(self._flow.carries(self._flow.origin(x)) for x in node.proto.input[:2])
+        product = node.op in PRODUCT_OPS and all(self._flow.carries(self._flow.origin(x)) for x in node.proto.input[:2])
         return product or node.op not in _PREPARATIONS or self._flow.calls_more_than(node, _PREPARATIONS | {"Const"})
 
     def _first(self, use: Use) -> str | None:
@@ -307,7 +305,7 @@ class _Entrance:
 
     def _coefficient(self, node: Node) -> str | None:
         """What a node multiplies a gradient by, where that comes from no gradient and is no reciprocal."""
-        if node.op not in _PRODUCTS:
+        if node.op not in PRODUCT_OPS:
             return None
         flow = self._flow
         factors = [flow.origin(text) for text in node.proto.input[:2] if not flow.carries(flow.origin(text))]

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from graphwd.errors import UnclearError
-from graphwd.factors import LINEAR, PRODUCTS, QUOTIENTS, Factors, number
+from graphwd.factors import LINEAR, Factors, number
 from graphwd.flow import Flow, sinks
 from graphwd.graph import DTYPE_NAMES, Node, parse_edge
 from graphwd.injection import LearningRate, Use
-from graphwd.update_ops import WRITE_OPS, Form
+from graphwd.update_ops import PRODUCT_OPS, QUOTIENT_OPS, WRITE_OPS, Form
 from graphwd.values import Content
 
 _NAMED = re.compile(r"(?:^|/|_)learning_rate(?:_\d+)?$")
@@ -200,11 +200,11 @@ class _Search:
             others = [
                 self._flow.origin(each) for position, each in self._flow.inputs(proto) if position != user.position
             ]
-            if proto.op in PRODUCTS | QUOTIENTS and not self._flow.carries(others[0]):
+            if proto.op in PRODUCT_OPS | QUOTIENT_OPS and not self._flow.carries(others[0]):
                 value = number(self._flow.producer(others[0]))
                 if self._flow.value(others[0]).content is Content.NONE and (value is None or abs(value) != 1):
                     return next(iter(self._users.get(user.node, {}).values()), tensor)
-            elif proto.op not in LINEAR | PRODUCTS | QUOTIENTS:
+            elif proto.op not in LINEAR | PRODUCT_OPS | QUOTIENT_OPS:
                 return None
             node = user.node
         return None
@@ -215,18 +215,18 @@ class _Search:
         if node.op in WRITE_OPS or node.op in LINEAR:
             return True
         others = [self._flow.origin(each) for position, each in self._flow.inputs(node) if position != use.position]
-        if node.op not in PRODUCTS | QUOTIENTS or len(others) != 1:
+        if node.op not in PRODUCT_OPS | QUOTIENT_OPS or len(others) != 1:
             return False
         (other,) = others
         if self._flow.value(other).content is not Content.NONE:
             return True
-        if node.op in QUOTIENTS:
+        if node.op in QUOTIENT_OPS:
             return use.position == 0 and self._is_bias_correction(self._flow.producer(other))
         return self._is_adam_factor(self._flow.producer(other))
 
     def _is_adam_factor(self, node: Node | None) -> bool:
         """Whether a node makes the root of a bias correction, be it divided by another one."""
-        if node is None or node.op not in ("Sqrt", *QUOTIENTS):
+        if node is None or node.op not in ("Sqrt", *QUOTIENT_OPS):
             return False
         made = [self._flow.producer(self._flow.origin(each)) for _, each in self._flow.inputs(node)]
         if node.op == "Sqrt":
@@ -280,10 +280,10 @@ class _Search:
         """The factors of a product, '' for a divisor that is no constant."""
         node = self._flow.producer(tensor)
         operands = [self._flow.origin(each) for _, each in self._flow.inputs(node)] if node is not None else []
-        if node is not None and node.op in PRODUCTS:
+        if node is not None and node.op in PRODUCT_OPS:
             for each in operands:
                 yield from self._leaves(each)
-        elif node is not None and node.op in QUOTIENTS:
+        elif node is not None and node.op in QUOTIENT_OPS:
             yield from self._leaves(operands[0])
             if not self._is_constant(operands[1]):
                 yield ""
@@ -295,7 +295,7 @@ class _Search:
     def _uncorrected(self, tensor: str) -> str:
         """A factor without Adam's bias correction."""
         node = self._flow.producer(tensor)
-        if node is None or node.op not in PRODUCTS | QUOTIENTS:
+        if node is None or node.op not in PRODUCT_OPS | QUOTIENT_OPS:
             return tensor
         for position, each in self._flow.inputs(node):
             if self._keeps(Use(node.name, position)):

@@ -137,11 +137,7 @@ def strip_main_graph(meta_graph: MetaGraphDef) -> int:
     root = view_main_graph(meta_graph).root_function
     records = [decay_of(node) for node in root.node_def if RECORD in node.attr]
     back = {record["decay"]: record["write"] for record in records if record["where"] == "after"}
-    for node in root.node_def:
-        if MARK not in node.attr:
-            for position, text in enumerate(node.input):
-                if not is_control(text) and parse_edge(text).node in back:
-                    node.input[position] = back[parse_edge(text).node]
+    _take_from(root, back)
     count = len(take_out(root))
     functions = list(meta_graph.graph_def.library.function)
     count += sum(len(take_out(function)) for function in functions)
@@ -198,13 +194,17 @@ def _lead_on(root: FunctionDef, references: Iterable[str]) -> dict[str, str]:
     """
     records = [decay_of(node) for node in root.node_def if RECORD in node.attr]
     moved = {record["write"]: record["decay"] for record in records if record["where"] == "after"}
-    returned = {write: moved[write] for write in references}
+    _take_from(root, {write: moved[write] for write in references})
+    return moved
+
+
+def _take_from(root: FunctionDef, sources: Mapping[str, str]) -> None:
+    """Lets the original nodes take the first output of other nodes than they do."""
     for node in root.node_def:
         if MARK not in node.attr:
             for position, text in enumerate(node.input):
-                if not is_control(text) and parse_edge(text).node in returned:
-                    node.input[position] = returned[parse_edge(text).node]
-    return moved
+                if not is_control(text) and parse_edge(text).node in sources:
+                    node.input[position] = sources[parse_edge(text).node]
 
 
 def _put_back(meta_graph: MetaGraphDef, root: FunctionDef) -> None:

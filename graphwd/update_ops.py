@@ -193,6 +193,15 @@ PASS_THROUGH_OPS = frozenset(
 )  # fmt: skip
 """Ops whose output i is their input i."""
 
+SAME_OPS = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot"})
+"""Those of them that are mere aliases in any body."""
+
+PRODUCT_OPS = frozenset({"Mul", "MulNoNan"})
+"""Ops that multiply their inputs."""
+
+QUOTIENT_OPS = frozenset({"RealDiv", "Div"})
+"""Ops that divide their first input by their second."""
+
 SWITCH_OPS = frozenset({"Switch", "RefSwitch"})
 """Ops of v1 control flow whose outputs are both their first input."""
 
