@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphwd import keras
     from graphwd.decorator import rewrite, with_weight_decay
     from graphwd.errors import (
         GraphError,
@@ -40,6 +41,7 @@ __all__ = [
     "UsageError",
     "Verification",
     "VerifyError",
+    "keras",
     "load_policy",
     "plan",
     "rewrite",
@@ -66,6 +68,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'graphwd' has no attribute {name!r}")
+    if name == "keras":
+        return importlib.import_module("graphwd.keras")
     value = getattr(importlib.import_module(f"graphwd.{_HOME.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

@@ -83,7 +83,7 @@ def test_plan_stays_a_function_after_everything_is_imported():
     assert inspect.isclass(graphwd.Plan)
 
 
-@pytest.mark.parametrize("module", ["graphwd.decorator", "graphwd.policy"])
+@pytest.mark.parametrize("module", ["graphwd.decorator", "graphwd.keras", "graphwd.policy"])
 def test_the_examples_in_docstrings_run(module):
     results = doctest.testmod(importlib.import_module(module))
     assert results.attempted > 0

@@ -1,0 +1,375 @@
+"""Weight decay under ``model.fit``: attached to models of Keras 3 and tf_keras, for good or by a callback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import graphwd
+
+RATE = 0.125
+POLICY = {"version": 1, "rules": [{"regex": "kernel", "weight_decay": RATE}, {"weight_decay": 0}]}
+LIBRARIES = [keras, tf_keras]
+TRAINING = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
+_RANDOM = np.random.default_rng(5)
+INPUTS = _RANDOM.normal(size=(28, 6)).astype(np.float32)  # the last batch of four is a smaller one
+TARGETS = _RANDOM.normal(size=(28, 2)).astype(np.float32)
+
+
+@pytest.fixture(params=LIBRARIES, ids=["keras", "tf_keras"])
+def library(request):
+    return request.param
+
+
+def model_of(library, optimizer, *, kind=None, **options):
+    library.utils.set_random_seed(2)
+    inputs = library.Input((6,))
+    hidden = library.layers.Dense(5, activation="tanh", name="hidden")(inputs)
+    model = (kind or library.Model)(inputs, library.layers.Dense(2, name="out")(hidden))
+    model.compile(optimizer, "mse", **options)
+    return model
+
+
+def still(library, **options):
+    """An optimizer that moves nothing, so that decay alone changes the weights."""
+    return library.optimizers.SGD(0.0, **options)
+
+
+def kernels(model):
+    return [layer.kernel.numpy() for layer in model.layers[1:]]
+
+
+def decays(model, start, rate=RATE):
+    """How often each of the two kernels was decayed, if it was by ``1 - rate`` each time."""
+    counts = [
+        np.log(now.astype(np.float64) / then) / np.log(1 - rate)
+        for now, then in zip(kernels(model), start, strict=True)
+    ]
+    for count in counts:
+        np.testing.assert_allclose(count, np.rint(count.flat[0]), atol=1e-4)
+    return [round(float(count.flat[0])) for count in counts]
+
+
+def by_hand(library):
+    """A model that decays its kernels after each step, in Python."""
+
+    class ByHand(library.Model):
+        def train_step(self, data):
+            logs = super().train_step(data)
+            for layer in self.layers[1:]:
+                layer.kernel.assign(layer.kernel * (1 - RATE))
+            return logs
+
+    return ByHand
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 3])
+@pytest.mark.parametrize("jit_compile", ["auto", True, False])
+def test_fit_trains_as_with_decay_by_hand(library, jit_compile, steps_per_execution):
+    if library is tf_keras and jit_compile == "auto":
+        jit_compile = None  # what tf_keras calls it
+    options = {"jit_compile": jit_compile, "steps_per_execution": steps_per_execution}
+    ours, theirs = (
+        model_of(library, library.optimizers.Adam(0.01), kind=kind, **options) for kind in (None, by_hand(library))
+    )
+    graphwd.keras.attach(ours, POLICY)
+    histories = [model.fit(INPUTS, TARGETS, **TRAINING).history for model in (ours, theirs)]
+    # One unit of the largest weight a step: XLA may contract the products of one of them, not of the other.
+    for mine, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=8 * np.spacing(np.abs(other).max()))
+    np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-6)
+
+
+def test_evaluate_and_predict_train_nothing(library):
+    model = model_of(library, still(library))
+    plain = model.predict(INPUTS, verbose=0), model.evaluate(INPUTS, TARGETS, verbose=0)
+    graphwd.keras.attach(model, POLICY)
+    start = kernels(model)
+    np.testing.assert_array_equal(model.predict(INPUTS, verbose=0), plain[0])
+    assert model.evaluate(INPUTS, TARGETS, verbose=0) == plain[1]
+    assert decays(model, start) == [0, 0]
+    model.fit(INPUTS, TARGETS, validation_data=(INPUTS, TARGETS), **TRAINING)
+    assert decays(model, start) == [8, 8]
+
+
+def test_train_on_batch(library):
+    model = model_of(library, still(library))
+    graphwd.keras.attach(model, POLICY)
+    start = kernels(model)
+    for size in (4, 5, 4):
+        model.train_on_batch(INPUTS[:size], TARGETS[:size])
+    assert decays(model, start) == [3, 3]
+
+
+def test_detached_it_trains_as_before(library):
+    model = model_of(library, still(library))
+    graphwd.keras.attach(model, POLICY)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    graphwd.keras.detach(model)
+    start = kernels(model)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    model.train_on_batch(INPUTS, TARGETS)
+    assert decays(model, start) == [0, 0]
+    assert "make_train_function" not in vars(model)
+
+
+def test_recompiled_it_decays_with_the_new_optimizer(library):
+    model = model_of(library, still(library))
+    graphwd.keras.attach(model, POLICY)
+    start = kernels(model)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    model.compile(library.optimizers.Adam(0.0), "mse", jit_compile=True)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [16, 16]
+
+
+def test_attached_before_it_is_compiled(library):
+    inputs = library.Input((6,))
+    hidden = library.layers.Dense(5, name="hidden")(inputs)
+    model = library.Model(inputs, library.layers.Dense(2, name="out")(hidden))
+    graphwd.keras.attach(model, POLICY)
+    model.compile(still(library), "mse")
+    start = kernels(model)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [8, 8]
+
+
+def test_saved_and_loaded_it_decays_when_attached_again(library, tmp_path):
+    model = model_of(library, library.optimizers.Adam(0.01))
+    graphwd.keras.attach(model, POLICY)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    model.save(tmp_path / "model.keras")
+    loaded = library.models.load_model(tmp_path / "model.keras")
+    assert "make_train_function" not in vars(loaded)
+    graphwd.keras.attach(loaded, POLICY)
+    for each in (model, loaded):
+        each.fit(INPUTS, TARGETS, **TRAINING)
+    for mine, theirs in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=4 * np.spacing(np.abs(theirs).max()))
+
+
+def test_mixed_precision(library):
+    """The update lies in the branch that is taken where all gradients are finite."""
+    policy = library.mixed_precision
+    policy.set_global_policy("mixed_float16")
+    try:
+        model = model_of(library, still(library))
+    finally:
+        policy.set_global_policy("float32")
+    assert "LossScale" in type(model.optimizer).__name__
+    assert {kernel.dtype for kernel in kernels(model)} == {np.dtype(np.float32)}
+    graphwd.keras.attach(model, POLICY)
+    start = kernels(model)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [8, 8]
+    broken = TARGETS.copy()
+    broken[:8] = np.inf  # no update in the first step of each epoch, and so no decay
+    model.fit(INPUTS, broken, **TRAINING)
+    assert decays(model, start) == [14, 14]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_gradient_accumulation_decays_when_it_updates(jit_compile):
+    model = model_of(keras, still(keras, gradient_accumulation_steps=4), jit_compile=jit_compile)
+    graphwd.keras.attach(model, POLICY)
+    start = kernels(model)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [2, 2]
+
+
+def test_a_train_step_of_ones_own(library):
+    """That updates for full batches only."""
+
+    class Own(library.Model):
+        def train_step(self, data):
+            inputs, targets = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(self(inputs, training=True) - targets))
+            gradients = tape.gradient(loss, self.trainable_variables)
+
+            def update():
+                self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+
+            tf.cond(tf.shape(inputs)[0] == 8, update, lambda: None)
+            return {"own": loss}
+
+    model = model_of(library, still(library), kind=Own, jit_compile=False)
+    graphwd.keras.attach(model, POLICY)
+    start = kernels(model)
+    history = model.fit(INPUTS, TARGETS, **TRAINING)
+    assert list(history.history) == ["own"]
+    assert decays(model, start) == [6, 6]  # three full batches of four an epoch
+
+
+def test_a_train_function_of_ones_own(library):
+    """One that calls Keras's, and then does something to what that made."""
+    calls = []
+
+    class Counting(library.Model):
+        def make_train_function(self, force=False):
+            super().make_train_function(force)
+            made = self.train_function
+            if made not in calls:
+                calls.append(made)
+            return made
+
+    model = model_of(library, still(library), kind=Counting)
+    graphwd.keras.attach(model, POLICY)
+    start = kernels(model)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [8, 8]
+    assert calls == [model.train_function]
+
+
+def test_a_learning_rate_schedule_by_callback(library):
+    """``adamw`` reads the rate that the callback has set for the epoch."""
+    policy = {"version": 1, "defaults": {"semantics": "adamw"}, "rules": POLICY["rules"]}
+    model = model_of(library, library.optimizers.SGD(0.5))
+    graphwd.keras.attach(model, policy)
+    start = kernels(model)
+    rates = [0.5, 0.25]
+    zeros = np.zeros_like(INPUTS), np.zeros_like(TARGETS)  # no gradient
+    schedule = library.callbacks.LearningRateScheduler(lambda epoch, _: rates[epoch])
+    model.fit(*zeros, callbacks=[schedule], **TRAINING)
+    factor = np.prod([(1 - RATE * rate) ** 4 for rate in rates])
+    for now, then in zip(kernels(model), start, strict=True):
+        np.testing.assert_allclose(now, then * factor, rtol=1e-6)
+
+
+def test_the_callback_decays_in_its_fit_only(library):
+    model = model_of(library, still(library))
+    start = kernels(model)
+    callback = graphwd.keras.WeightDecay(POLICY)
+    counts = []
+    for callbacks in ([], [callback], [], [callback]):
+        model.fit(INPUTS, TARGETS, callbacks=callbacks, **TRAINING)
+        counts.append(decays(model, start))
+    assert counts == [[0, 0], [8, 8], [8, 8], [16, 16]]
+    assert not {"fit", "make_train_function"} & set(vars(model))
+
+
+def test_the_callback_beside_others(library, tmp_path):
+    model = model_of(library, still(library))
+    start = kernels(model)
+    on_batch = []
+
+    def train_once_more(epoch, _):
+        model.train_on_batch(INPUTS[:8], TARGETS[:8])
+        on_batch.append((epoch, *decays(model, start)))
+
+    callbacks = [
+        library.callbacks.EarlyStopping("loss", patience=0, mode="max"),
+        graphwd.keras.WeightDecay(POLICY),
+        library.callbacks.LambdaCallback(on_epoch_end=train_once_more),
+        library.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}.keras")),
+    ]
+    model.fit(INPUTS, TARGETS, callbacks=callbacks, **{**TRAINING, "epochs": 9})
+    assert on_batch == [(epoch, 5 * epoch + 5, 5 * epoch + 5) for epoch in range(len(on_batch))]
+    assert on_batch
+    for epoch, saved in enumerate(sorted(tmp_path.iterdir()), start=1):
+        assert decays(library.models.load_model(saved), start) == [5 * epoch] * 2
+
+
+def test_a_fit_with_the_callback_that_fails(library):
+    """The next fit is without decay."""
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    model = model_of(library, still(library))
+    start = kernels(model)
+    callback = graphwd.keras.WeightDecay(POLICY)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(
+            INPUTS, TARGETS, callbacks=[callback, library.callbacks.LambdaCallback(on_epoch_end=fail)], **TRAINING
+        )
+    assert decays(model, start) == [4, 4]
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [4, 4]
+    model.fit(INPUTS, TARGETS, callbacks=[callback], **TRAINING)
+    assert decays(model, start) == [12, 12]
+
+
+def test_an_attached_model_refuses_a_second_decay(library):
+    model = model_of(library, still(library))
+    graphwd.keras.attach(model, POLICY)
+    for second in (
+        lambda: graphwd.keras.attach(model, POLICY),
+        lambda: model.fit(INPUTS, TARGETS, callbacks=[graphwd.keras.WeightDecay(POLICY)], **TRAINING),
+    ):
+        with pytest.raises(graphwd.StepError, match=r"attached already: graphwd\.keras\.detach\(model\) takes it off"):
+            second()
+    graphwd.keras.detach(model)
+    with pytest.raises(graphwd.StepError, match="the model has no weight decay attached"):
+        graphwd.keras.detach(model)
+
+
+def test_a_decorated_train_step_refuses_a_second_decay(library):
+    class Decayed(library.Model):
+        @graphwd.with_weight_decay(POLICY)
+        def train_step(self, data):
+            return super().train_step(data)
+
+    model = model_of(library, still(library), kind=Decayed)
+    start = kernels(model)
+    graphwd.keras.attach(model, POLICY)
+    with pytest.raises(graphwd.RewriteError, match="graphwd"):
+        model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [0, 0]
+
+
+def test_eager_models_are_refused(library):
+    eager = model_of(library, still(library), run_eagerly=True)
+    reason = "the model runs eagerly: there is no graph to rewrite; compile it without run_eagerly=True"
+    with pytest.raises(graphwd.StepError, match=reason):
+        graphwd.keras.attach(eager, POLICY)
+    with pytest.raises(graphwd.StepError, match=reason):
+        eager.fit(INPUTS, TARGETS, callbacks=[graphwd.keras.WeightDecay(POLICY)], **TRAINING)
+    model = model_of(library, still(library))
+    start = kernels(model)
+    graphwd.keras.attach(model, POLICY)
+    model.compile(still(library), "mse", run_eagerly=True)
+    with pytest.raises(graphwd.StepError, match=reason):
+        model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [0, 0]
+
+
+def test_what_cannot_be_attached():
+    with pytest.raises(graphwd.StepError, match="attached to a Keras model, got a Dense"):
+        graphwd.keras.attach(keras.layers.Dense(1), POLICY)
+    with pytest.raises(graphwd.PolicyError, match="unknown key 'rule'"):
+        graphwd.keras.attach(model_of(keras, still(keras)), {"version": 1, "rule": []})
+    with pytest.raises(graphwd.PolicyError, match="unknown key 'rule'"):
+        graphwd.keras.WeightDecay({"version": 1, "rule": []})
+
+
+def test_a_policy_that_does_not_fit(library):
+    model = model_of(library, still(library))
+    start = kernels(model)
+    graphwd.keras.attach(model, {"version": 1, "rules": [{"name": "typo", "weight_decay": 0.1}]})
+    with pytest.raises(graphwd.PlanError, match="'name: typo' matches no trainable variable"):
+        model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [0, 0]
+
+
+def test_other_backends_of_keras_are_refused():
+    pytest.importorskip("jax", reason="the other backends of Keras need JAX or PyTorch, hundreds of megabytes each")
+    program = """
+import keras
+import graphwd
+model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+try:
+    graphwd.keras.attach(model, {"version": 1, "rules": [{"weight_decay": 0.1}]})
+except graphwd.StepError as error:
+    print(error)
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "KERAS_BACKEND": "numpy"}
+    ran = subprocess.run([sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True)
+    assert ran.stdout == "Keras runs on numpy: there is no TensorFlow graph to rewrite\n"
