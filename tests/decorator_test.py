@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
+import pickle
+import threading
 import weakref
+from concurrent import futures
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 import graphwd
 from tests.lockstep import assert_bit_equal, policy_for
@@ -213,3 +218,105 @@ def test_the_train_step_of_a_keras_model_under_fit(kind, jit_compile):
     model.fit(np.ones((8, 3), np.float32), np.ones((8, 2), np.float32), batch_size=4, epochs=2, verbose=0)
     np.testing.assert_array_equal(model.dense.kernel.numpy(), start / 16)  # four steps
     np.testing.assert_array_equal(model.dense.bias.numpy(), 0)
+
+
+def test_composite_tensors_and_none():
+    kernel = tf.Variable([4.0], name="kernel")
+
+    @graphwd.with_weight_decay(HALVED)
+    @tf.function
+    def step(ragged, sparse, weight=None):
+        loss = sgd(kernel, tf.reduce_sum(ragged.values) * tf.sparse.reduce_sum(sparse) * (weight or tf.ones([1])))
+        return {"ragged": ragged * 2.0, "sparse": sparse, "loss": loss, "none": weight}
+
+    ragged, sparse = tf.ragged.constant([[1.0], [2.0, 3.0]]), tf.sparse.from_dense([[0.0, 0.5], [0.0, 0.0]])
+    outputs = step(ragged, sparse)
+    assert outputs["ragged"].to_list() == [[2.0], [4.0, 6.0]]
+    assert_bit_equal(tf.sparse.to_dense(outputs["sparse"]), tf.sparse.to_dense(sparse))
+    assert outputs["none"] is None
+    assert kernel.numpy() == (4.0 - 3.0) / 2
+    step(tf.ragged.constant([[4.0]]), sparse)
+    assert kernel.numpy() == (0.5 - 2.0) / 2
+    assert step.experimental_get_tracing_count() == 1 + 1  # one row more is another spec
+
+
+def test_shapes_are_relaxed_as_by_the_original():
+    kernel = tf.Variable([4.0], name="kernel")
+    step = graphwd.with_weight_decay(HALVED)(tf.function(lambda batch: sgd(kernel, batch), reduce_retracing=True))
+    for size in range(1, 6):
+        step(tf.zeros([size]))
+    assert kernel.numpy() == 4.0 / 2**5
+    assert step.experimental_get_tracing_count() == 2
+
+
+def test_its_concrete_functions():
+    kernel = tf.Variable([4.0], name="kernel")
+    original = tf.function(lambda batch, rate=1.0: sgd(kernel, batch, rate))
+    step = graphwd.with_weight_decay(HALVED)(original)
+    concrete = step.get_concrete_function(tf.TensorSpec([None]), rate=2.0)
+    expected = original.get_concrete_function(tf.TensorSpec([None]), rate=2.0)
+    assert concrete.structured_input_signature == expected.structured_input_signature
+    assert concrete.function_type == expected.function_type
+    concrete(tf.constant([1.0, 0.0]))
+    assert kernel.numpy() == (4.0 - 2.0) / 2
+    assert [variable.name for variable in concrete.variables] == ["kernel:0"]
+
+
+def test_it_is_pickled_and_copied_as_a_tf_function_is():
+    kernel = tf.Variable([4.0], name="kernel")
+
+    @tf.function
+    def original(batch):
+        return sgd(kernel, batch)
+
+    step = graphwd.with_weight_decay(HALVED)(original)
+    messages = []
+    for each in (original, step):
+        with pytest.raises((pickle.PicklingError, AttributeError)) as caught:
+            pickle.dumps(each)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert "Can't pickle local object" in messages[0]
+    for copied in (copy.copy(step), copy.deepcopy(step)):
+        copied(tf.constant([0.0]))
+    assert kernel.numpy() == 1.0
+
+
+def test_calls_and_traces_from_many_threads():
+    """Each thread trains a variable of its own, and traces for it, all through one step."""
+    threads, rounds = 8, 24
+    kernels = [tf.Variable([1.0], name=f"kernel_{number}") for number in range(threads)]
+    step = graphwd.with_weight_decay(HALVED)(tf.function(lambda number, batch: sgd(kernels[number], batch)))
+    ready = threading.Barrier(threads)
+
+    def train(number):
+        ready.wait()
+        for size in range(rounds):
+            step(number, tf.zeros([1 + size // 8]))
+
+    with futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(train, range(threads)))
+    assert [float(kernel.numpy()[0]) for kernel in kernels] == [2.0**-rounds] * threads
+    assert step.experimental_get_tracing_count() == threads * rounds // 8
+
+
+@pytest.mark.parametrize("wrap", [lambda step: step, graphwd.with_weight_decay(HALVED)], ids=["original", "decorated"])
+def test_a_thousand_traces_leave_nothing_behind(wrap):
+    kernel = tf.Variable([4.0], name="kernel")
+
+    def trace(count):
+        step = wrap(tf.function(lambda batch: sgd(kernel, batch)))
+        for size in range(1, count + 1):
+            step(tf.zeros([size]))
+
+    def held():
+        gc.collect()
+        return len(context.context().list_function_names()), len(gc.get_objects())
+
+    trace(50)  # what is made once
+    functions, objects = held()
+    for _ in range(20):
+        trace(50)
+    functions_after, objects_after = held()
+    assert functions_after <= functions  # fewer, where what an earlier test made goes meanwhile
+    assert objects_after - objects < 100  # a trace that stayed would be hundreds
