@@ -69,6 +69,14 @@ def _define_strip(values: flags.FlagValues) -> None:
 def _define_plan(values: flags.FlagValues) -> None:
     _define_step(values)
     flags.DEFINE_enum("format", "table", ["table", "json", "html"], "how to show the plan", flag_values=values)
+    flags.DEFINE_enum(
+        "device",
+        None,
+        ["CPU", "GPU"],
+        "check also that all that would be injected has a kernel on such a device, and adds no copy between it and the "
+        "host; the device need not be there",
+        flag_values=values,
+    )
 
 
 def _define_verify(values: flags.FlagValues) -> None:
@@ -153,10 +161,18 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
             assert policy is not None
             decided = plan(concrete_functions(undecorated(found.step), found.name)[0], policy)
     record = decided.record()
+    checked = None
+    if values["device"].value is not None and not decided.problems:
+        from graphwd.kernels import check_device
+
+        checked = check_device(decided, str(values["device"].value))
+        record["device"] = checked.record()
     if values["format"].value == "table":
         record["problems"] = []  # they go to standard error, below
     print(_FORMATS[str(values["format"].value)](record))
     decided.check()
+    if checked is not None:
+        checked.check()
 
 
 def _strip(values: flags.FlagValues, positional: Sequence[str]) -> None:
@@ -251,7 +267,7 @@ STEP_COMMANDS: Mapping[str, Command] = {
         _rewrite,
     ),
     "plan": Command(
-        "plan --policy policy.yaml [--format table|json|html] STEP_FN",
+        "plan --policy policy.yaml [--format table|json|html] [--device GPU] STEP_FN",
         "Shows what rewrite would do: every trainable variable, its rule, its updates. Writes nothing. Exits with 1\n"
         "where rewrite would refuse. Of a SavedModel that graphwd has rewritten it says how; that needs no policy.\n\n"
         f"{_STEP_FN}",

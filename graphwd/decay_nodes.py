@@ -12,6 +12,10 @@ the rate is a tensor, ``Mul(learning rate, rate)``.
 
 Before an update come the same three, but the read waits for all that the write waits for, and the write for the decay.
 In a gradient come ``read``, ``scaled`` and ``decay = AddV2(gradient, scaled)``.
+
+The device that a node asks for is often none, and then TensorFlow puts an update where its variable is, but arithmetic
+on the first accelerator: the weight would travel there and back at every step. So the nodes around a write are placed
+with it. Those in a gradient are not: the gradient is where TensorFlow puts it.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from graphwd.graph import DTYPE_NUMBERS, MARK
-from graphwd.injection import EPSILON, Injection
+from graphwd.injection import EPSILON, Injection, Where
 from graphwd.update_ops import WRITE_OPS
 
 if TYPE_CHECKING:
@@ -48,7 +52,7 @@ class Added:
     Attributes:
         function: the body.
         taken: the names in use.
-        shared: the tensors made once, by device and what they hold.
+        shared: the tensors made once, by the device of the variables that they serve and what they hold.
         last_read: the read of the decay that was added last.
     """
 
@@ -79,6 +83,8 @@ class DecayNodes:
         self._dtype = injection.variable.dtype
         self._wide = "float32" if self._dtype in ("bfloat16", "float16") else self._dtype
         self._handle = write.input[0]
+        self._with_write = injection.where is not Where.GRADIENT
+        self._place = write.device or (injection.variable.device if self._with_write else "")
 
     def after(self) -> str:
         """Adds a decay after the write; returns the node that all successors must wait for."""
@@ -137,7 +143,7 @@ class DecayNodes:
             rows, _ = self._unique(self._write.input[row], waits)
             value = self._gather(rows, waits)
             op, where = ("ResourceScatterUpdate" if multiplies else "ResourceScatterSub"), [self._handle, rows]
-            index: dict[str, str | int] = {"Tindices": self._index}
+            index = {"Tindices": "int64"}
         else:
             value = self._read(waits)
             op, where = ("AssignVariableOp" if multiplies else "AssignSubVariableOp"), [self._handle]
@@ -160,34 +166,32 @@ class DecayNodes:
         if learning_rate is None:
             multiplies = keeps_rate(rate, EPSILON[self._wide])
             return self._constant("factor", 1 - rate if multiplies else rate, self._wide), multiplies
-        key = (self._write.device, learning_rate.tensor, rate, self._wide)
+        key = (self._place, learning_rate.tensor, rate, self._wide)
         if key not in self._added.shared:
             wide = self._cast("learning_rate", learning_rate.tensor, learning_rate.dtype, self._wide)
             self._added.shared[key] = self._multiply("factor", wide, self._constant("rate", rate, self._wide))
         return self._added.shared[key], False
 
-    @property
-    def _index(self) -> int:
-        """The dtype of the indices of the decayed rows, as a number."""
-        entry = self._injection.entry
-        if entry is not None:
-            assert entry.index_dtype is not None
-            return entry.index_dtype
-        return self._write.attr["Tindices"].type
-
     def _unique(self, indices: str, waits: Sequence[str] = ()) -> tuple[str, str]:
-        """The rows among some indices, each once; and for each index, the number of its row among them."""
+        """The rows among some indices, each once; and for each index, the number of its row among them.
+
+        All of them int64, whatever they are: on a GPU much of what works on int32 works in the memory of the host.
+        """
+        entry = self._injection.entry
+        number = self._write.attr["Tindices"].type if entry is None else entry.index_dtype
+        assert number is not None
+        if number != DTYPE_NUMBERS["int64"]:
+            indices = f"{self._add('wide_indices', 'Cast', [indices], SrcT=number, DstT='int64')}:y:0"
         shape = self._constant("vector", -1, "int32", [1])
-        flat = self._add("indices", "Reshape", [indices, shape], T=self._index, Tshape="int32")
-        rows = self._add("rows", "Unique", [f"{flat}:output:0", *waits], T=self._index, out_idx="int32")
+        flat = self._add("indices", "Reshape", [indices, shape], T="int64", Tshape="int32")
+        rows = self._add("rows", "Unique", [f"{flat}:output:0", *waits], T="int64", out_idx="int64")
         return f"{rows}:y:0", f"{rows}:idx:0"
 
     def _gather(self, rows: str, waits: Sequence[str]) -> str:
         inputs = [self._handle, rows, *waits]
         if self._injection.variable.reference:
-            types: dict[str, str | int] = {"Tparams": self._dtype, "Tindices": self._index}
-            return f"{self._add('read', 'Gather', inputs, **types)}:output:0"
-        return f"{self._add('read', 'ResourceGather', inputs, dtype=self._dtype, Tindices=self._index)}:output:0"
+            return f"{self._add('read', 'Gather', inputs, Tparams=self._dtype, Tindices='int64')}:output:0"
+        return f"{self._add('read', 'ResourceGather', inputs, dtype=self._dtype, Tindices='int64')}:output:0"
 
     def _add_rows(self, gradient: str, indices: str, waits: Sequence[str], rate: str) -> str:
         """Adds the decay of each row to the first of the gradients that are of that row."""
@@ -195,20 +199,26 @@ class DecayNodes:
         decay = self._multiply(
             "scaled", self._cast("widened", self._gather(rows, waits), self._dtype, self._wide), rate
         )
-        zero, one = self._constant("zero", 0, "int32"), self._constant("one", 1, "int32")
-        count = f"{self._add('count', 'Size', [numbers], T='int32', out_type='int32')}:output:0"
-        unique = f"{self._add('unique', 'Size', [rows], T=self._index, out_type='int32')}:output:0"
-        positions = f"{self._add('positions', 'Range', [zero, count, one], Tidx='int32')}:output:0"
+        # For each row the position of its first gradient: the least of 0, 1, 2, ... that has the row's number. No
+        # Range: on a GPU its operands or its result lie in host memory. UnsortedSegmentMin has no int64 there.
+        ones = f"{self._add('ones', 'OnesLike', [numbers], T='int64')}:y:0"
+        counted = [ones, self._constant("axis", 0, "int32")]
+        count = self._add("count", "Cumsum", counted, T="int64", Tidx="int32")
+        self._added.function.node_def[-1].attr["exclusive"].b = True
+        self._added.function.node_def[-1].attr["reverse"].b = False
+        positions = f"{self._add('positions', 'Cast', [f'{count}:out:0'], SrcT='int64', DstT='int32')}:y:0"
+        unique = f"{self._add('unique', 'Size', [rows], T='int64', out_type='int32')}:output:0"
         segments = [positions, numbers, unique]
-        types: dict[str, str | int] = {"T": "int32", "Tindices": "int32", "Tnumsegments": "int32"}
-        first = f"{self._add('first', 'UnsortedSegmentMin', segments, **types)}:output:0"
-        column = f"{self._add('column', 'ExpandDims', [first, one], T='int32', Tdim='int32')}:output:0"
+        least = self._add("least", "UnsortedSegmentMin", segments, T="int32", Tindices="int64", Tnumsegments="int32")
+        first = f"{self._add('first', 'Cast', [f'{least}:output:0'], SrcT='int32', DstT='int64')}:y:0"
+        expanded = [first, self._constant("last_axis", 1, "int32")]
+        column = f"{self._add('column', 'ExpandDims', expanded, T='int64', Tdim='int32')}:output:0"
         shape = self._injection.variable.shape or ()
         sizes = [-1, *(size for size in shape[1:] if size is not None)]
         flat = [gradient, self._constants("row_shape", sizes)]
         flat_gradient = f"{self._add('gradient', 'Reshape', flat, T=self._wide, Tshape='int32')}:output:0"
         added = [flat_gradient, column, decay]
-        total = f"{self._add('added', 'TensorScatterAdd', added, T=self._wide, Tindices='int32')}:output:0"
+        total = f"{self._add('added', 'TensorScatterAdd', added, T=self._wide, Tindices='int64')}:output:0"
         like = f"{self._add('shape', 'Shape', [gradient], T=self._wide, out_type='int32')}:output:0"
         return f"{self._add(self._last, 'Reshape', [total, like], T=self._wide, Tshape='int32')}:output:0"
 
@@ -228,7 +238,7 @@ class DecayNodes:
     ) -> str:
         """A constant, one for all decays of the body that need the same on the same device."""
         shape = [len(values)] if shape is None else shape
-        key = (self._write.device, tuple(values), dtype, tuple(shape))
+        key = (self._place, tuple(values), dtype, tuple(shape))
         if key not in self._added.shared:
             name = self._add(role, "Const", [], dtype=dtype)
             tensor = self._added.function.node_def[-1].attr["value"].tensor
@@ -248,6 +258,8 @@ class DecayNodes:
         for key, dtype in dtypes.items():
             number = DTYPE_NUMBERS[dtype] if isinstance(dtype, str) else dtype
             node.attr[key].type = number  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
+        if self._with_write:
+            node.attr["_class"].list.s.append(f"loc:@{self._write.name}".encode())
         node.attr[MARK].s = role.encode()
         if role == "read":
             self._added.last_read = node

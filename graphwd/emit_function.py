@@ -282,19 +282,22 @@ class _Variables:
         if found is None:
             return None
         name = _primary(found).name.removesuffix(":0")
-        return self._number(id(tensor), name, found.shape, found.dtype, bool(found.trainable))
+        return self._number(id(tensor), name, found, found.handle.device)
 
     def argument(self, name: str, spec: Any, tensor: Any) -> Variable | None:
         """The variable that an argument of the step is the handle of."""
         if not hasattr(spec, "trainable"):
             return None
-        return self._number(id(tensor), name, spec.shape, spec.dtype, bool(spec.trainable))
+        return self._number(id(tensor), name, spec, "")
 
-    def _number(self, key: int, name: str, shape: tf.TensorShape, dtype: tf.DType, trainable: bool) -> Variable:
+    def _number(self, key: int, name: str, like: Any, device: str) -> Variable:
+        """The variable of a handle; ``like`` has its shape and dtype, and says whether it is trained."""
         if key not in self._numbered:
-            dimensions = None if shape.rank is None else tuple(shape.as_list())
-            dtype_name = tf.as_dtype(dtype).base_dtype.name
-            self._numbered[key] = Variable(len(self._numbered), name, dimensions, dtype_name, trainable)
+            dimensions = None if like.shape.rank is None else tuple(like.shape.as_list())
+            dtype = tf.as_dtype(like.dtype).base_dtype.name
+            self._numbered[key] = Variable(
+                len(self._numbered), name, dimensions, dtype, bool(like.trainable), device=device
+            )
         return self._numbered[key]
 
 

@@ -258,7 +258,8 @@ def _variable(saved: SavedVariable, index: int, path: str | None) -> Variable:
     if not saved.shape.unknown_rank:
         shape = tuple(None if dim.size < 0 else dim.size for dim in saved.shape.dim)
     dtype = DTYPE_NAMES.get(saved.dtype, f"dtype {saved.dtype}")
-    return Variable(index, saved.name.removesuffix(":0"), shape, dtype, saved.trainable, path)
+    name = saved.name.removesuffix(":0")
+    return Variable(index, name, shape, dtype, saved.trainable, path, device=saved.device)
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

@@ -47,6 +47,7 @@ class Variable:
         trainable: whether it is trained.
         path: its path in the object graph, where one is known.
         reference: whether it is a v1 reference variable, whose handle is the variable itself.
+        device: the device that holds it, where one is known.
     """
 
     id: int
@@ -56,6 +57,7 @@ class Variable:
     trainable: bool
     path: str | None = None
     reference: bool = False
+    device: str = ""
 
     @property
     def rank(self) -> int | None:

@@ -170,7 +170,9 @@ def _variable(node: NodeDef, index: int, trainable: bool) -> Variable:
     shape = node.attr["shape"].shape
     dimensions = None if shape.unknown_rank else tuple(None if dim.size < 0 else dim.size for dim in shape.dim)
     dtype = DTYPE_NAMES.get(node.attr["dtype"].type, f"dtype {node.attr['dtype'].type}")
-    return Variable(index, node.name, dimensions, dtype, trainable, reference=node.op != "VarHandleOp")
+    return Variable(
+        index, node.name, dimensions, dtype, trainable, reference=node.op != "VarHandleOp", device=node.device
+    )
 
 
 def _in_loops(graph: Graph) -> set[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from graphwd.errors import PlanError
-from graphwd.graph import Variable
+from graphwd.graph import Graph, Variable
 from graphwd.injection import EPSILON, Injection, Where
 from graphwd.matching import Subject
 from graphwd.placement import Flows, RefusedError, place_decay
@@ -57,11 +57,13 @@ class Plan:
         decisions: one for each trainable variable of the step, each once.
         problems: why the rewrite would be refused; empty where it would not.
         notes: what is allowed, but nearly always a mistake or a surprise.
+        graph: the step that it is for.
     """
 
     decisions: tuple[Decision, ...]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    graph: Graph | None = field(default=None, repr=False, compare=False)
 
     @property
     def injections(self) -> tuple[Injection, ...]:
@@ -114,7 +116,7 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
         f"{site} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
         for site in analysis.python_calls
     ]
-    return Plan(decisions, tuple(problems), tuple(notes))
+    return Plan(decisions, tuple(problems), tuple(notes), analysis.graph)
 
 
 def subject(writes: VariableWrites) -> Subject:

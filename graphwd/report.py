@@ -50,7 +50,7 @@ def as_table(record: Mapping[str, Any], width: int | None = None) -> str:
     """
     lines = _table(_COLUMNS, _rows(record), width)
     messages = [f"problem: {text}" for text in record["problems"]] + [f"note: {text}" for text in record["notes"]]
-    return "\n".join([lines, _summary(record), *messages])
+    return "\n".join([lines, _summary(record), *messages, *_device(record)])
 
 
 def _table(columns: Iterable[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
@@ -87,7 +87,7 @@ def as_html(record: Mapping[str, Any]) -> str:
         HTML text.
     """
     messages = [f'<p class="problem">{html.escape(text)}</p>' for text in record["problems"]]
-    messages += [f"<p>{html.escape(text)}</p>" for text in record["notes"]]
+    messages += [f"<p>{html.escape(text)}</p>" for text in (*record["notes"], *_device(record))]
     return _page(_summary(record), messages, _COLUMNS, _rows(record))
 
 
@@ -145,6 +145,14 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             variable["rule"] or "-",
             "; ".join(f"{update['op']} at {update['at']}" for update in variable["updates"]) or "-",
         )
+
+
+def _device(record: Mapping[str, Any]) -> Iterator[str]:
+    """What was asked of a device, in a line; nothing where nothing was, or where the problems say it."""
+    device = record.get("device")
+    if device and not device["problems"]:
+        count = f"{device['nodes']} node{'' if device['nodes'] == 1 else 's'}"
+        yield f"{device['type']}: {count} would be injected, each with a kernel, and no copy to or from the host"
 
 
 def _decay(variable: Mapping[str, Any]) -> str:
