@@ -65,12 +65,27 @@ def _decayed(original: Any, policy: Policy) -> Any:
     # Not its __dict__: in there TensorFlow keeps what it would unwrap to call a method without its instance.
     @functools.wraps(original.python_function, updated=())
     def decayed_step(*args: Any, **kwargs: Any) -> Any:
-        return rewritten.of(original.get_concrete_function(*args, **kwargs))(*args, **kwargs)
+        return rewritten.of(_trace(original, args, kwargs))(*args, **kwargs)
 
     def bind(instance: Any, owner: Any) -> Any:
         return _decayed(original.__get__(instance, owner), policy)
 
     return per_instance(decayed_step, bind, original)
+
+
+def _trace(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The concrete function for a call."""
+    try:
+        return original.get_concrete_function(*args, **kwargs)
+    except RuntimeError as error:
+        if "`merge_call` called while defining" not in str(error):
+            raise
+        # TensorFlow takes a tf.function that strategy.run gets apart, and traces one around all replicas instead.
+        raise StepError(
+            "the step is a replica of a tf.distribute strategy and updates variables of all replicas; decorate the "
+            "function that calls strategy.run instead of the one that strategy.run calls; for model.fit, "
+            "graphwd.keras.attach does so"
+        ) from error
 
 
 def rewrite(step: Any, policy: PolicyLike) -> Any:

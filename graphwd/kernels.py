@@ -122,13 +122,14 @@ def _edges(body: FunctionDef, nodes: Mapping[str, NodeDef], kernels_of: Mapping[
         kernel = kernels_of[node.name]
         for position, text in enumerate(() if kernel is None else node.input):
             source = None if is_control(text) else nodes.get(parse_edge(text).node)
-            if source is None or kernels_of[source.name] is None:
+            giving = kernels_of[source.name] if source is not None else None
+            if source is None or giving is None:
                 continue
             operand = _operand(_definition(node.op).input_arg, position)
             result = _result(_definition(source.op).output_arg, text)
             if operand is not None and result is not None:
-                gives = result in kernels_of[source.name].host_memory_arg
-                takes = operand in kernel.host_memory_arg
+                gives = result in giving.host_memory_arg
+                takes = kernel is not None and operand in kernel.host_memory_arg
                 yield _Edge(text, node.name, gives, takes, MARK in node.attr or MARK in source.attr)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 
 import graphwd
+from graphwd.errors import StepError
 from tests import steps
 from tests.lockstep import assert_bit_equal, assert_within_ulps
 
@@ -76,3 +78,108 @@ def test_every_meaning_decays_replicas_alike(strategy, semantics):
         rate = 0.25 * (1.0 if semantics == "tfa" else float(np.float32(0.1))) if "kernel" in mine.name else 0.0
         target = theirs.values[0].numpy().astype(np.float64) - rate * start
         np.testing.assert_allclose(first, target, rtol=1e-6, atol=1e-7)
+
+
+class KerasReplicas:
+    """A Keras 3 model, its Adam with slot variables, and the step of one replica."""
+
+    def __init__(self, strategy):
+        self.strategy = strategy
+        keras.utils.set_random_seed(3)
+        with strategy.scope():
+            layers = [
+                keras.layers.Input((steps.FEATURES,)),
+                keras.layers.Dense(4, activation="tanh", name="hidden"),
+                keras.layers.Dense(steps.CLASSES, name="out"),
+            ]
+            self.model = keras.Sequential(layers, name="net")
+            self.optimizer = keras.optimizers.Adam(0.1, name="adam")
+            self.optimizer.build(self.model.trainable_variables)
+
+    def replica(self, inputs, targets):
+        with tf.GradientTape() as tape:
+            loss = steps.loss_of(self.model(inputs), targets)
+        weights = self.model.trainable_variables
+        self.optimizer.apply_gradients(list(zip(tape.gradient(loss, weights), weights, strict=True)))
+        return loss
+
+    def step(self):
+        return tf.function(lambda *batch: self.strategy.run(self.replica, batch))
+
+    def copies(self):
+        """The values of the two copies of every variable, slot variables included, by name."""
+        every = [*self.model.trainable_variables, *self.optimizer.variables]
+        return {each.path: [copy.numpy() for copy in each.value.values] for each in every}
+
+    def restore(self, copies):
+        for each in [*self.model.trainable_variables, *self.optimizer.variables]:
+            for copy, value in zip(each.value.values, copies[each.path], strict=True):
+                copy.assign(value)
+
+
+def two_batches(strategy, number):
+    """A batch for each replica, not the same."""
+    both = steps.batches(8)[2 * number : 2 * number + 2]
+
+    def each(part):
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: both[context.replica_id_in_sync_group][part]
+        )
+
+    return [each(0), each(1)]
+
+
+def check_decayed(actual, undecayed, name):
+    """A kernel has decayed once; anything else, slot variables included, not at all."""
+    if name in ("net/hidden/kernel", "net/out/kernel"):
+        assert_within_ulps(actual, undecayed.astype(np.float64) * (1 - 0.25), 1, name)
+    else:
+        assert_bit_equal(actual, undecayed, name)
+
+
+def test_keras_adam_decays_every_copy_once(strategy):
+    """In lockstep with the undecayed step; replicas, which have data of their own, stay equal to the bit."""
+    ours = KerasReplicas(strategy)
+    original = ours.step()
+    decayed = graphwd.with_weight_decay(POLICY)(original)
+    for number in range(4):
+        batch = two_batches(strategy, number)
+        before = ours.copies()
+        losses = strategy.experimental_local_results(original(*batch))
+        assert losses[0] != losses[1]
+        plain = ours.copies()
+        ours.restore(before)
+        for loss, expected in zip(strategy.experimental_local_results(decayed(*batch)), losses, strict=True):
+            assert_bit_equal(loss, expected)
+        seen = ours.copies()
+        assert seen.keys() >= {"net/hidden/kernel", "net/out/bias", "adam/iteration", "adam/net_out_kernel_velocity"}
+        for name, (first, second) in seen.items():
+            assert_bit_equal(first, second, name)
+            check_decayed(first, plain[name][0], name)
+
+
+def test_a_decorated_replica_is_refused(strategy):
+    """What strategy.run calls must not be a tf.function of its own for TensorFlow where it updates all replicas."""
+    ours = KerasReplicas(strategy)
+    decayed = graphwd.with_weight_decay(POLICY)(ours.replica)
+    batch = two_batches(strategy, 0)
+    before = ours.copies()
+    for run in (strategy.run, tf.function(strategy.run, autograph=False)):
+        with pytest.raises(StepError, match=r"decorate the function that calls strategy\.run"):
+            run(decayed, batch)
+    for name, values in ours.copies().items():
+        for value, expected in zip(values, before[name], strict=True):
+            assert_bit_equal(value, expected, name)
+
+
+def test_the_function_around_a_compiled_replica_decays(strategy):
+    """A replica that is a tf.function, undecorated, called by the decorated one: what the message asks for."""
+    ours, plain = KerasReplicas(strategy), KerasReplicas(strategy)
+    batch = two_batches(strategy, 0)
+    replica = tf.function(ours.replica)
+    graphwd.with_weight_decay(POLICY)(lambda *batch: strategy.run(replica, batch))(*batch)
+    plain.step()(*batch)
+    expected = plain.copies()
+    for name, (first, second) in ours.copies().items():
+        assert_bit_equal(first, second, name)
+        check_decayed(first, expected[name][0], name)
