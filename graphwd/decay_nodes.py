@@ -10,6 +10,9 @@ and everything that waited for the write waits for the last of them. The left fo
 serves where rounding 1 - rate to the variable's dtype would change the rate by more than `MAX_RATE_ERROR`, and where
 the rate is a tensor, ``Mul(learning rate, rate)``.
 
+Where only the rows are decayed that a sparse update touches, they are ``ResourceGather(handle, indices)``, ``Mul`` and
+``ResourceScatterUpdate(handle, indices, scaled)``, in the second case with a ``Sub`` between.
+
 Before an update come the same three, but the read waits for all that the write waits for, and the write for the decay.
 In a gradient come ``read``, ``scaled`` and ``decay = AddV2(gradient, scaled)``.
 
@@ -25,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from graphwd.graph import DTYPE_NUMBERS, MARK
-from graphwd.injection import EPSILON, Injection, Where
+from graphwd.injection import EPSILON, Entry, Injection, Where
 from graphwd.update_ops import WRITE_OPS
 
 if TYPE_CHECKING:
@@ -40,7 +43,6 @@ _REFERENCE_FORMS = {
     "AssignVariableOp": "Assign",
     "AssignSubVariableOp": "AssignSub",
     "ResourceScatterUpdate": "ScatterUpdate",
-    "ResourceScatterSub": "ScatterSub",
 }
 """The ops that do the same to a v1 reference variable."""
 
@@ -122,7 +124,7 @@ class DecayNodes:
             decay = self._multiply("scaled", self._cast("widened", self._read(waits), self._dtype, self._wide), rate)
             total = f"{self._add(self._last, 'AddV2', [gradient, decay], T=self._wide)}:z:0"
         else:
-            total = self._add_rows(gradient, entry.indices, waits, rate)
+            total = self._add_rows(gradient, entry, waits, rate)
         if self._wide != self._dtype:
             total = f"{self._add('decay', 'Cast', [total], SrcT=self._wide, DstT=self._dtype)}:y:0"
         for use in entry.uses:
@@ -138,21 +140,32 @@ class DecayNodes:
         """Reads the weight, multiplies it and writes it."""
         rate, multiplies = self._factor()
         if self._injection.rows:
-            row = WRITE_OPS[self._write.op].rows
-            assert row is not None
-            rows, _ = self._unique(self._write.input[row], waits)
-            value = self._gather(rows, waits)
-            op, where = ("ResourceScatterUpdate" if multiplies else "ResourceScatterSub"), [self._handle, rows]
-            index = {"Tindices": "int64"}
-        else:
-            value = self._read(waits)
-            op, where = ("AssignVariableOp" if multiplies else "AssignSubVariableOp"), [self._handle]
-            index = {}
-        wide = self._cast("widened", value, self._dtype, self._wide)
+            return self._decay_rows(waits, rate, multiplies=multiplies)
+        wide = self._cast("widened", self._read(waits), self._dtype, self._wide)
         scaled = self._cast("narrowed", self._multiply("scaled", wide, rate), self._wide, self._dtype)
+        return self._write_back("AssignVariableOp" if multiplies else "AssignSubVariableOp", [scaled])
+
+    def _decay_rows(self, waits: Sequence[str], rate: str, *, multiplies: bool) -> str:
+        """The same for the rows that the write touches.
+
+        An index that repeats writes the same row again. Not once each, by ``Unique``: where the indices are themselves
+        of a size that only the run tells, XLA's counts what lies behind their end.
+        """
+        row = WRITE_OPS[self._write.op].rows
+        assert row is not None
+        indices, number = self._write.input[row], self._write.attr["Tindices"].type
+        wide = self._cast("widened", self._gather(indices, number, waits), self._dtype, self._wide)
+        scaled = self._multiply("scaled", wide, rate)
+        if not multiplies:
+            scaled = f"{self._add('left', 'Sub', [wide, scaled], T=self._wide)}:z:0"
+        narrow = self._cast("narrowed", scaled, self._wide, self._dtype)
+        return self._write_back("ResourceScatterUpdate", [indices, narrow], Tindices=number)
+
+    def _write_back(self, op: str, operands: Sequence[str], **index: int) -> str:
+        inputs = [self._handle, *operands]
         if self._injection.variable.reference:
-            return self._add("decay", _REFERENCE_FORMS[op], [*where, scaled], T=self._dtype, **index)
-        return self._add("decay", op, [*where, scaled], dtype=self._dtype, **index)
+            return self._add("decay", _REFERENCE_FORMS[op], inputs, T=self._dtype, **index)
+        return self._add("decay", op, inputs, dtype=self._dtype, **index)
 
     def _read(self, waits: Sequence[str]) -> str:
         inputs = [self._handle, *waits]
@@ -172,33 +185,28 @@ class DecayNodes:
             self._added.shared[key] = self._multiply("factor", wide, self._constant("rate", rate, self._wide))
         return self._added.shared[key], False
 
-    def _unique(self, indices: str, waits: Sequence[str] = ()) -> tuple[str, str]:
-        """The rows among some indices, each once; and for each index, the number of its row among them.
+    def _gather(self, rows: str, index: int | str, waits: Sequence[str]) -> str:
+        inputs = [self._handle, rows, *waits]
+        if self._injection.variable.reference:
+            return f"{self._add('read', 'Gather', inputs, Tparams=self._dtype, Tindices=index)}:output:0"
+        return f"{self._add('read', 'ResourceGather', inputs, dtype=self._dtype, Tindices=index)}:output:0"
 
-        All of them int64, whatever they are: on a GPU much of what works on int32 works in the memory of the host.
+    def _add_rows(self, gradient: str, entry: Entry, waits: Sequence[str], rate: str) -> str:
+        """Adds the decay of each row to the first of the gradients that are of that row.
+
+        All indices are int64, whatever they were: on a GPU much of what works on int32 works in the host's memory.
         """
-        entry = self._injection.entry
-        number = self._write.attr["Tindices"].type if entry is None else entry.index_dtype
+        indices, number = entry.indices, entry.index_dtype
+        assert indices is not None
         assert number is not None
         if number != DTYPE_NUMBERS["int64"]:
             indices = f"{self._add('wide_indices', 'Cast', [indices], SrcT=number, DstT='int64')}:y:0"
-        shape = self._constant("vector", -1, "int32", [1])
-        flat = self._add("indices", "Reshape", [indices, shape], T="int64", Tshape="int32")
-        rows = self._add("rows", "Unique", [f"{flat}:output:0", *waits], T="int64", out_idx="int64")
-        return f"{rows}:y:0", f"{rows}:idx:0"
-
-    def _gather(self, rows: str, waits: Sequence[str]) -> str:
-        inputs = [self._handle, rows, *waits]
-        if self._injection.variable.reference:
-            return f"{self._add('read', 'Gather', inputs, Tparams=self._dtype, Tindices='int64')}:output:0"
-        return f"{self._add('read', 'ResourceGather', inputs, dtype=self._dtype, Tindices='int64')}:output:0"
-
-    def _add_rows(self, gradient: str, indices: str, waits: Sequence[str], rate: str) -> str:
-        """Adds the decay of each row to the first of the gradients that are of that row."""
-        rows, numbers = self._unique(indices)
-        decay = self._multiply(
-            "scaled", self._cast("widened", self._gather(rows, waits), self._dtype, self._wide), rate
-        )
+        vector = [indices, self._constant("vector", -1, "int32", [1])]
+        flat = f"{self._add('indices', 'Reshape', vector, T='int64', Tshape='int32')}:output:0"
+        unique = self._add("rows", "Unique", [flat], T="int64", out_idx="int64")
+        rows, numbers = f"{unique}:y:0", f"{unique}:idx:0"
+        read = self._cast("widened", self._gather(rows, "int64", waits), self._dtype, self._wide)
+        decay = self._multiply("scaled", read, rate)
         # For each row the position of its first gradient: the least of 0, 1, 2, ... that has the row's number. No
         # Range: on a GPU its operands or its result lie in host memory. UnsortedSegmentMin has no int64 there.
         ones = f"{self._add('ones', 'OnesLike', [numbers], T='int64')}:y:0"
@@ -207,8 +215,8 @@ class DecayNodes:
         self._added.function.node_def[-1].attr["exclusive"].b = True
         self._added.function.node_def[-1].attr["reverse"].b = False
         positions = f"{self._add('positions', 'Cast', [f'{count}:out:0'], SrcT='int64', DstT='int32')}:y:0"
-        unique = f"{self._add('unique', 'Size', [rows], T='int64', out_type='int32')}:output:0"
-        segments = [positions, numbers, unique]
+        size = f"{self._add('unique', 'Size', [rows], T='int64', out_type='int32')}:output:0"
+        segments = [positions, numbers, size]
         least = self._add("least", "UnsortedSegmentMin", segments, T="int32", Tindices="int64", Tnumsegments="int32")
         first = f"{self._add('first', 'Cast', [f'{least}:output:0'], SrcT='int32', DstT='int64')}:y:0"
         expanded = [first, self._constant("last_axis", 1, "int32")]

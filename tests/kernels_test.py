@@ -21,7 +21,7 @@ DTYPES = ["float16", "bfloat16", "float32", "float64"]
 MEANINGS = ["decoupled", "tfa", "adamw", "l2"]
 INJECTED = {
     *("AddV2", "AssignSubVariableOp", "AssignVariableOp", "Cast", "Const", "Cumsum", "ExpandDims", "Mul", "OnesLike"),
-    *("ReadVariableOp", "Reshape", "ResourceGather", "ResourceScatterSub", "ResourceScatterUpdate", "Shape", "Size"),
+    *("ReadVariableOp", "Reshape", "ResourceGather", "ResourceScatterUpdate", "Shape", "Size", "Sub"),
     *("TensorScatterAdd", "Unique", "UnsortedSegmentMin"),
 }
 """Every op of `decay_nodes` for resource variables."""

@@ -26,8 +26,11 @@ def policy_of(semantics, sparse="touched"):
     return {"version": 1, "rules": [rule]}
 
 
-def embedding_step(jit_compile, dtype):
-    """SGD on a table of six rows, by its sparse gradient, and on a kernel; all numbers are sums of powers of two."""
+def embedding_step(jit_compile, dtype="float32", *, unique=False):
+    """SGD on a table of six rows, by its sparse gradient, and on a kernel; all numbers are sums of powers of two.
+
+    With ``unique`` the rows are looked up once each: XLA knows only at most how many those are.
+    """
     table = tf.Variable(np.arange(1, 13).reshape(6, 2) / 4, dtype=dtype, name="table")
     kernel = tf.Variable(np.ones((2, 2)), dtype=dtype, name="kernel")
     learning_rate = tf.Variable(0.5, dtype=dtype, name="learning_rate", trainable=False)
@@ -35,7 +38,8 @@ def embedding_step(jit_compile, dtype):
     @tf.function(jit_compile=jit_compile)
     def step(ids):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.gather(table, ids) @ kernel)
+            used, places = tf.unique(ids) if unique else (ids, tf.range(tf.size(ids)))
+            loss = tf.reduce_sum(tf.gather(tf.gather(table, used), places) @ kernel)
         sparse, dense = tape.gradient(loss, [table, kernel])
         table.scatter_sub(tf.IndexedSlices(sparse.values * learning_rate, sparse.indices))
         kernel.assign_sub(learning_rate * dense)
@@ -68,6 +72,22 @@ def test_compiled_it_computes_the_same(dtype, semantics, sparse):
             assert (variables[0].numpy()[0] != start[0][0]).all()
     for plain, compiled in zip(*results, strict=True):
         assert_bit_equal(plain, compiled)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("semantics", MEANINGS)
+def test_rows_of_a_number_that_only_the_run_tells(semantics, dtype):
+    """What lies behind the end of such a list is no row to be decayed."""
+    results = []
+    for jit_compile in (False, True):
+        step, variables = embedding_step(jit_compile, unique=True)
+        decayed = graphwd.with_weight_decay(policy_of(semantics))(step)
+        for ids in ([1, 3, 1, 5], [2, 2, 2, 2], [5, 4, 3, 4]):
+            decayed(tf.constant(ids, dtype))
+        results.append([variable.numpy() for variable in variables])
+    for plain, compiled in zip(*results, strict=True):
+        assert_bit_equal(plain, compiled)
+    assert_bit_equal(results[1][0][0], np.float32([0.25, 0.5]))  # row 0 was never touched
 
 
 def test_the_decay_is_in_the_compiled_program():
