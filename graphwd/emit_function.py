@@ -40,7 +40,7 @@ from tensorflow.python.ops import handle_data_util, resource_variable_ops
 from tensorflow.python.util import tf_decorator
 
 from graphwd.errors import GraphwdError, StepError
-from graphwd.graph import Graph, Variable
+from graphwd.graph import Graph, Variable, differentiable
 from graphwd.inject import Rewritten
 
 ConcreteFunction = concrete_function.ConcreteFunction
@@ -295,9 +295,8 @@ class _Variables:
         if key not in self._numbered:
             dimensions = None if like.shape.rank is None else tuple(like.shape.as_list())
             dtype = tf.as_dtype(like.dtype).base_dtype.name
-            self._numbered[key] = Variable(
-                len(self._numbered), name, dimensions, dtype, bool(like.trainable), device=device
-            )
+            trainable = bool(like.trainable) and differentiable(dtype)
+            self._numbered[key] = Variable(len(self._numbered), name, dimensions, dtype, trainable, device=device)
         return self._numbered[key]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphwd.errors import StepError
-from graphwd.graph import DTYPE_NAMES, Graph, Variable
+from graphwd.graph import DTYPE_NAMES, Graph, Variable, differentiable
 from graphwd.sites import SAVED_MODEL
 from graphwd.updates import find_updates
 
@@ -259,7 +259,8 @@ def _variable(saved: SavedVariable, index: int, path: str | None) -> Variable:
         shape = tuple(None if dim.size < 0 else dim.size for dim in saved.shape.dim)
     dtype = DTYPE_NAMES.get(saved.dtype, f"dtype {saved.dtype}")
     name = saved.name.removesuffix(":0")
-    return Variable(index, name, shape, dtype, saved.trainable, path, device=saved.device)
+    trainable = saved.trainable and differentiable(dtype)
+    return Variable(index, name, shape, dtype, trainable, path, device=saved.device)
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

@@ -35,6 +35,11 @@ DTYPE_NUMBERS: Mapping[str, int] = {
 DTYPE_NAMES: Mapping[int, str] = {number: name for name, number in DTYPE_NUMBERS.items()}
 
 
+def differentiable(dtype: str) -> bool:
+    """Whether a variable of a dtype can have a gradient; a counter is ``trainable`` where nobody said otherwise."""
+    return not dtype.startswith(("int", "uint", "bool", "string"))
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """A variable of the step.
@@ -44,7 +49,7 @@ class Variable:
         name: the name that a user sees, without ``:0``.
         shape: its dimensions, None for one that is unknown; None where not even the rank is known.
         dtype: the name of its dtype, such as ``float32``.
-        trainable: whether it is trained.
+        trainable: whether it is trained, which takes a dtype that is `differentiable`.
         path: its path in the object graph, where one is known.
         reference: whether it is a v1 reference variable, whose handle is the variable itself.
         device: the device that holds it, where one is known.

@@ -19,7 +19,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 from graphwd.errors import PlanError, StepError
 from graphwd.function_library import NewNames, original_name, rename, set_library
-from graphwd.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, is_control, parse_edge
+from graphwd.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, differentiable, is_control, parse_edge
 from graphwd.inject import decay_of, decay_records, inject, refuse_rewritten, take_out
 from graphwd.injection import Where
 from graphwd.planner import Plan, make_plan
@@ -170,9 +170,8 @@ def _variable(node: NodeDef, index: int, trainable: bool) -> Variable:
     shape = node.attr["shape"].shape
     dimensions = None if shape.unknown_rank else tuple(None if dim.size < 0 else dim.size for dim in shape.dim)
     dtype = DTYPE_NAMES.get(node.attr["dtype"].type, f"dtype {node.attr['dtype'].type}")
-    return Variable(
-        index, node.name, dimensions, dtype, trainable, reference=node.op != "VarHandleOp", device=node.device
-    )
+    trained, reference = trainable and differentiable(dtype), node.op != "VarHandleOp"
+    return Variable(index, node.name, dimensions, dtype, trained, reference=reference, device=node.device)
 
 
 def _in_loops(graph: Graph) -> set[str]:

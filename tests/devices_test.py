@@ -8,16 +8,13 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 import graphwd
+from tests.devices import split_cpu
 from tests.lockstep import assert_bit_equal
 
 
 @pytest.fixture(scope="module", autouse=True)
 def two_devices():
-    (cpu,) = tf.config.list_physical_devices("CPU")
-    try:
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    except RuntimeError:
-        pytest.skip("TensorFlow started before two logical devices were asked for: run this file by itself")
+    split_cpu()
 
 
 def placed(step, *arguments):

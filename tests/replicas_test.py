@@ -11,6 +11,7 @@ import tf_keras
 import graphwd
 from graphwd.errors import StepError
 from tests import steps
+from tests.devices import split_cpu
 from tests.lockstep import assert_bit_equal, assert_within_ulps
 
 POLICY = {"version": 1, "rules": [{"regex": "kernel$", "weight_decay": 0.25}, {"regex": "bias$", "weight_decay": 0}]}
@@ -18,11 +19,7 @@ POLICY = {"version": 1, "rules": [{"regex": "kernel$", "weight_decay": 0.25}, {"
 
 @pytest.fixture(scope="module")
 def strategy():
-    (cpu,) = tf.config.list_physical_devices("CPU")
-    try:
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    except RuntimeError:
-        pytest.skip("TensorFlow started before two logical devices were asked for: run this file by itself")
+    split_cpu()
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
@@ -183,3 +180,24 @@ def test_the_function_around_a_compiled_replica_decays(strategy):
     for name, (first, second) in ours.copies().items():
         assert_bit_equal(first, second, name)
         check_decayed(first, expected[name][0], name)
+
+
+@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
+def test_fit_decays_replicas_alike(strategy, library):
+    """By ``graphwd.keras.attach``, around ``strategy.run``; the optimizer moves nothing, so decay alone counts."""
+    with strategy.scope():
+        library.utils.set_random_seed(3)
+        inputs = library.Input((steps.FEATURES,))
+        model = library.Model(inputs, library.layers.Dense(steps.CLASSES, name="out")(inputs))
+        # Keras 3 itself fails to compile a step for replicas, and to run several steps an execution.
+        model.compile(library.optimizers.Adam(0.0), "mse", jit_compile=False)
+    graphwd.keras.attach(model, POLICY)
+    start = model.layers[1].kernel.numpy()
+    ((inputs, targets),) = steps.batches(1, size=12)
+    model.fit(inputs.numpy(), targets.numpy(), batch_size=4, epochs=2, verbose=0)
+    kernel = model.layers[1].kernel
+    first, second = (copy.numpy() for copy in getattr(kernel, "value", kernel).values)
+    assert_bit_equal(first, second)
+    np.testing.assert_allclose(first, start * 0.75**6, rtol=1e-6)
+    model.train_on_batch(inputs.numpy(), targets.numpy())
+    np.testing.assert_allclose(model.layers[1].kernel.numpy(), start * 0.75**7, rtol=1e-6)

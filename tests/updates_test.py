@@ -282,3 +282,15 @@ def test_a_slot_variable_does_not_carry_a_gradient_back_through_a_loop():
                 w.assign_sub(0.1 * momentum)
 
     assert [len(update.writes) for update in analyse(step)["w"].updates] == [1, 1]
+
+
+def test_a_counter_is_not_trained():
+    """``tf.Variable(0)`` is trainable where nobody says otherwise, such as the step counter of tf_keras."""
+    w, counter = variable("w"), tf.Variable(0, name="counter")
+    assert counter.trainable
+
+    def step():
+        w.assign_sub(gradient_of(w))
+        counter.assign_add(1)
+
+    assert list(analyse(step)) == ["w"]
