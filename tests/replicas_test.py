@@ -196,7 +196,8 @@ def test_fit_decays_replicas_alike(strategy, library):
     ((inputs, targets),) = steps.batches(1, size=12)
     model.fit(inputs.numpy(), targets.numpy(), batch_size=4, epochs=2, verbose=0)
     kernel = model.layers[1].kernel
-    first, second = (copy.numpy() for copy in getattr(kernel, "value", kernel).values)
+    copies = kernel.value.values if library is keras else kernel.values
+    first, second = (copy.numpy() for copy in copies)
     assert_bit_equal(first, second)
     np.testing.assert_allclose(first, start * 0.75**6, rtol=1e-6)
     model.train_on_batch(inputs.numpy(), targets.numpy())
