@@ -93,7 +93,6 @@ def check_adamw(
     case: Case,
     learning_rate: float | Sequence[float],
     *,
-    semantics: str = "adamw",
     outputs: bool = True,
     ulps: float = 4,
     **fields: Any,
@@ -106,7 +105,6 @@ def check_adamw(
     Args:
         case: the step, which must run once for each learning rate.
         learning_rate: that of every run, or of each.
-        semantics: ``l2`` is the same for plain gradient descent.
         outputs: whether the outputs must be equal: not where the step computes them of the updated weights.
         ulps: the tolerance.
         **fields: further fields of the rules.
@@ -114,7 +112,7 @@ def check_adamw(
     learning_rates = [learning_rate] * len(case.batches) if isinstance(learning_rate, float) else learning_rate
     concrete = case.step.get_concrete_function(*case.batches[0])
     state = list(case.state or variables_of(concrete))
-    rewritten = graphwd.rewrite(concrete, policy_for(case.rates, semantics=semantics, **fields))
+    rewritten = graphwd.rewrite(concrete, policy_for(case.rates, semantics="adamw", **fields))
     for batch, scale in zip(case.batches, learning_rates, strict=True):
         before = [variable.numpy() for variable in state]
         expected = concrete(*batch)
