@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The newest is what .venv has.
+# From the oldest that pyproject.toml allows to the newest that there is.
 VERSIONS = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
 
 # The extra `test` of pyproject.toml but for what checks the source, and the libraries of tools/libraries.txt, which
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status.
     """
-    ours, _, pytest_arguments = _split(arguments)
+    ours, pytest_arguments = _split(arguments)
     parser = argparse.ArgumentParser(prog="tools/test_versions", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("versions", nargs="*", metavar="VERSION", default=list(VERSIONS), help="such as 2.16")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the environments are kept")
@@ -51,11 +51,10 @@ def main(arguments: list[str]) -> int:
     return 0 if all(good) else 1
 
 
-def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
-    if "--" not in arguments:
-        return arguments, "", []
-    where = arguments.index("--")
-    return arguments[:where], "--", arguments[where + 1 :]
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before ``--``, and what after it."""
+    where = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:where], arguments[where + 1 :]
 
 
 def test(version: str, keep: Path | None, pytest_arguments: list[str]) -> bool:
