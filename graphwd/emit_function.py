@@ -16,7 +16,7 @@ TensorFlow internals used here, and why there is no public way:
 * ``BaseResourceVariable`` and ``_handle``: which variable a captured handle belongs to, without running anything.
 * ``handle_data_util.copy_handle_data``: the dtype and shape behind a resource handle, for shape inference.
 
-Checked on TensorFlow 2.21.
+Checked on TensorFlow 2.16, 2.17, 2.18, 2.19, 2.20 and 2.21 (tools/test_versions).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from graphwd.injection import EPSILON, Entry, Injection, LearningRate, Where
 from graphwd.interpreter import observe
 from graphwd.learning_rate import find_learning_rate
 from graphwd.policy import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
-from graphwd.readiness import find_readiness
+from graphwd.readiness import find_readiness, refuse_forward_reads
 from graphwd.sites import Path, Write
 from graphwd.update_ops import Form
 from graphwd.updates import Analysis, Update, VariableWrites
@@ -166,6 +166,7 @@ def _injection(rule: Rule, update: Update, writes: VariableWrites, flows: Flows)
             update.variable, update.site, rate, Where.AFTER, _rows_only(update.writes[-1], rule), learning_rate
         )
     first = update.writes[0]
+    refuse_forward_reads(flows.at(first.site.path), update.variable, names)
     readiness = find_readiness(flows.at(first.site.path), update.variable, names, _other_writes(writes, update))
     if first.op.form is Form.ASSIGN and not readiness.rereads:
         raise RefusedError(
@@ -218,6 +219,7 @@ def _coupled(rule: Rule, update: Update, flow: Flow, names: Sequence[str]) -> In
     if len(names) == 1 and first.op.form is Form.APPLY:
         entry = find_entry(flow, update.variable, names, None)
     else:
+        refuse_forward_reads(flow, update.variable, names)
         entry = _entry(update, flow, names, rule.learning_rate)
     if entry.indices is not None and rule.sparse is Sparse.ALL:
         raise RefusedError(

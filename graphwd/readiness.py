@@ -8,7 +8,7 @@ from graphwd.errors import UnclearError
 from graphwd.flow import Flow, sinks
 from graphwd.graph import Variable, parse_edge
 from graphwd.injection import Readiness, Use
-from graphwd.update_ops import CALL_OPS
+from graphwd.update_ops import CALL_OPS, SUM_OPS
 from graphwd.values import MANY
 
 
@@ -70,6 +70,50 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
     needed = [*rereads, *(need for name in reading for need in flow.needs(name))]
     waits = [need for need in needed if need not in reading]
     return Readiness(in_order(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
+
+
+def refuse_forward_reads(flow: Flow, variable: Variable, writes: Sequence[str]) -> None:
+    """Refuses an update that bends the gradient by the weight as the forward pass has read it.
+
+    So does the gradient of a ``tf.custom_gradient``, which lies in no gradient scope, and it is to be taken at the
+    undecayed weight, before any decay joins it; an optimizer's arithmetic that shares that read looks the same.
+
+    Args:
+        flow: the body of the update.
+        variable: what is updated.
+        writes: the names of the update's writes, in order.
+
+    Raises:
+        UnclearError: the update does so.
+    """
+    # What the gradient is merely subtracted from or added to is no part of a gradient.
+    waiting = [(tensor, True) for _, tensor in sinks(flow, writes)]
+    seen: set[tuple[str, bool]] = set()
+    while waiting:
+        tensor, summed = waiting.pop()
+        node = flow.producer(tensor)
+        if (tensor, summed) in seen or node is None or flow.is_source(tensor):
+            continue
+        seen.add((tensor, summed))
+        if flow.carries(tensor):
+            summed = summed and node.op in SUM_OPS
+            waiting.extend((each, summed) for _, each in flow.behind(tensor))
+        elif not summed and (read := _forward_read(flow, variable, tensor)):
+            raise UnclearError(
+                f"its update bends the gradient by '{node.name}', made of the weight as the forward pass read it at "
+                f"'{read}'; it cannot be told whether that is the gradient of a tf.custom_gradient or the optimizer's "
+                "arithmetic; for the latter, read the weight anew; else write 'mode: decoupled' and 'order: after'"
+            )
+
+
+def _forward_read(flow: Flow, variable: Variable, tensor: str) -> str | None:
+    """The read of a variable for the forward pass that a tensor is made of."""
+    if flow.value(tensor).source not in (variable.id, MANY):
+        return None
+    for name in flow.upstream([parse_edge(tensor).node], control=False) & flow.forward:
+        if flow.read(name) == variable:
+            return name
+    return None
 
 
 def in_order(flow: Flow, names: Sequence[str]) -> tuple[str, ...]:

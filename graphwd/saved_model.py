@@ -4,7 +4,7 @@ TensorFlow internals used here, and why there is no public way:
 
 * ``fingerprinting.CreateFingerprintDef``: the hashes in ``fingerprint.pb``, which TensorFlow alone defines.
 
-Checked on TensorFlow 2.21.
+Checked on TensorFlow 2.16, 2.17, 2.18, 2.19, 2.20 and 2.21 (tools/test_versions).
 """
 
 from __future__ import annotations

@@ -202,6 +202,9 @@ PRODUCT_OPS = frozenset({"Mul", "MulNoNan"})
 QUOTIENT_OPS = frozenset({"RealDiv", "Div"})
 """Ops that divide their first input by their second."""
 
+SUM_OPS = frozenset({"Add", "AddN", "AddV2", "Sub", *SAME_OPS})
+"""Ops that add up what they are given, with a sign."""
+
 SWITCH_OPS = frozenset({"Switch", "RefSwitch"})
 """Ops of v1 control flow whose outputs are both their first input."""
 

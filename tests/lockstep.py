@@ -80,3 +80,69 @@ def assert_within_ulps(actual: np.ndarray, target: np.ndarray, ulps: float, what
     unit = np.spacing(np.abs(target).astype(actual.dtype)).astype(np.float64)
     error = np.abs(actual.astype(np.float64) - target) / unit
     assert error.max(initial=0) <= ulps, f"{what}: {error.max()} ulp"
+
+
+def check_lists(case: Case, trainable: Sequence[tf.Variable]) -> None:
+    """Checks that the plan lists every trainable variable of a model, each once."""
+    plan = graphwd.plan(case.step, policy_for(case.rates), *case.batches[0])
+    names = [_name(variable) for variable in trainable]
+    assert sorted(decision.variable.name for decision in plan.decisions) == sorted(names)
+
+
+def check_adamw(
+    case: Case,
+    learning_rate: float | Sequence[float],
+    *,
+    outputs: bool = True,
+    ulps: float = 4,
+    **fields: Any,
+) -> None:
+    """As `check_lockstep`, for ``semantics: adamw`` and an optimizer that adds its update to the weight.
+
+    Each decayed variable must differ from the undecayed one by ``learning_rate * rate`` times what it was before the
+    step, to so many units in the last place of its largest element.
+
+    Args:
+        case: the step, which must run once for each learning rate.
+        learning_rate: that of every run, or of each.
+        outputs: whether the outputs must be equal: not where the step computes them of the updated weights.
+        ulps: the tolerance.
+        **fields: further fields of the rules.
+    """
+    learning_rates = [learning_rate] * len(case.batches) if isinstance(learning_rate, float) else learning_rate
+    concrete = case.step.get_concrete_function(*case.batches[0])
+    state = list(case.state or variables_of(concrete))
+    rewritten = graphwd.rewrite(concrete, policy_for(case.rates, semantics="adamw", **fields))
+    for batch, scale in zip(case.batches, learning_rates, strict=True):
+        before = [variable.numpy() for variable in state]
+        expected = concrete(*batch)
+        plain = [variable.numpy() for variable in state]
+        for variable, value in zip(state, before, strict=True):
+            variable.assign(value)
+        actual = rewritten(*batch)
+        if outputs:
+            tf.nest.map_structure(assert_bit_equal, expected, actual)
+        for variable, start, undecayed in zip(state, before, plain, strict=True):
+            name = _name(variable)
+            if name not in case.rates or not variable.trainable:
+                assert_bit_equal(undecayed, variable.numpy(), name)
+                continue
+            decay = scale * case.rates[name] * start.astype(np.float64)
+            error = np.abs(variable.numpy() - (undecayed.astype(np.float64) - decay)).max()
+            unit = np.spacing(np.abs(undecayed).max())
+            assert error <= ulps * unit, f"{name}: {error / unit} ulp"
+            assert not start.any() or np.abs(decay).max() > 100 * ulps * unit, f"{name}: the decay does not show"
+
+
+def check_l2(case: Case) -> None:
+    """Checks ``semantics: l2`` by `graphwd.verify`, every decay seen."""
+    concrete = case.step.get_concrete_function(*case.batches[0])
+    policy = policy_for(case.rates, semantics="l2")
+    verification = graphwd.verify(concrete, graphwd.rewrite(concrete, policy), policy, *case.batches[0])
+    verification.check()
+    decayed = [each.name for each in verification.variables if each.decayed and each.verdict.value == "right"]
+    assert set(decayed) == set(case.rates)
+
+
+def _name(variable: tf.Variable) -> str:
+    return variable.name.removesuffix(":0")

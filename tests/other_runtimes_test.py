@@ -102,7 +102,7 @@ def test_the_c_program_says_what_is_wrong(model, tmp_path):
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "train: the graph has no node 'nothing'")
 
 
-@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
+@pytest.mark.filterwarnings("ignore:.*(tf.lite.Interpreter is deprecated|use the LiteRT interpreter)")
 @pytest.mark.parametrize("semantics", ["decoupled", "adamw", "l2"])
 def test_litert_trains_it_on_a_device(model, semantics, tmp_path):
     rewrite_saved_model(model, tmp_path / "decayed", policy(semantics))

@@ -420,3 +420,93 @@ def test_embeddings(name, dense):
             if sparse:
                 factors[[row for row in range(6) if row not in rows.numpy()]] = 1
             assert_within_ulps(variable.numpy(), undecayed.astype(np.float64) * factors, 1)
+
+
+# --- Gradients by hand ------------------------------------------------------------------------------------------------
+
+
+@tf.custom_gradient
+def binarized(latent):
+    """The sign, with the clipped straight-through gradient of a binary network."""
+
+    def gradient(upstream):
+        return tf.where(tf.abs(latent) <= 1.0, upstream, tf.zeros_like(upstream))
+
+    return tf.sign(latent), gradient
+
+
+def binary_step(optimizer):
+    weight = keras.Variable(np.array([0.5, -0.25, 1.5], np.float32), name="latent")
+    optimizer.build([weight])
+
+    @tf.function
+    def step(scale):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(binarized(weight) * scale)
+        optimizer.apply_gradients([(tape.gradient(loss, weight), weight)])
+        return loss
+
+    return step
+
+
+BINARY_BATCHES = [(tf.constant([0.5, 0.25, -1.0]) * scale,) for scale in (1.0, -2.0, 3.0)]
+
+
+@pytest.mark.parametrize("semantics", ["tfa", "adamw", "l2"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(0.1),
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+        keras.optimizers.Adam,
+    ],
+    ids=["SGD", "momentum", "Adam"],
+)
+def test_the_gradient_of_a_custom_gradient_is_not_taken_for_the_optimizer(optimizer, semantics):
+    """It reads the weight outside of any gradient scope: a decay before it would change it, one before it be bent."""
+    step = binary_step(optimizer())
+    with pytest.raises(graphwd.PlanError, match=r"'Less.*made of the weight as the forward pass read it"):
+        graphwd.rewrite(
+            step.get_concrete_function(*BINARY_BATCHES[0]), policy_for({"latent": RATE}, semantics=semantics)
+        )
+
+
+def test_decay_after_a_custom_gradient():
+    check_lockstep(Case(binary_step(keras_adam()), BINARY_BATCHES, {"latent": RATE}))
+
+
+def test_coupled_decay_of_a_custom_gradient_that_an_apply_op_takes():
+    weight = tf.Variable([0.5, -0.25, 1.5], name="latent")
+    optimizer = tf_keras.optimizers.legacy.SGD(0.5)
+
+    @tf.function
+    def step(scale):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(binarized(weight) * scale)
+        optimizer.apply_gradients([(tape.gradient(loss, weight), weight)])
+
+    scale = tf.constant([0.5, 0.25, -1.0])
+    graphwd.rewrite(step.get_concrete_function(scale), policy_for({"latent": 0.25}, semantics="l2"))(scale)
+    # The gradient of the element above 1 is cut off, its decay is not.
+    np.testing.assert_array_equal(
+        weight.numpy(), [0.5 - 0.5 * (0.5 + 0.125), -0.25 - 0.5 * (0.25 - 0.0625), 1.5 * 0.875]
+    )
+
+
+def test_an_update_that_shares_the_read_of_the_forward_pass():
+    """What the gradient is merely subtracted from is told from a custom gradient."""
+    weight = tf.Variable([0.5, -0.25, 1.5], name="latent")
+
+    @tf.function
+    def step(scale):
+        value = weight.read_value()
+        with tf.GradientTape() as tape:
+            tape.watch(value)
+            loss = tf.reduce_sum(tf.square(value) * scale)
+        weight.assign(value - 0.5 * tape.gradient(loss, value))
+
+    scale = tf.constant([0.5, 0.25, -1.0])
+    graphwd.rewrite(step.get_concrete_function(scale), policy_for({"latent": 0.25}, semantics="tfa"))(scale)
+    np.testing.assert_array_equal(
+        weight.numpy(), np.float32([0.5, -0.25, 1.5]) * (0.75 - np.float32([0.5, 0.25, -1.0]))
+    )

@@ -1,0 +1,149 @@
+"""Runs the tests on several versions of TensorFlow and prints one line for each.
+
+Usage: tools/test_versions [--keep FOLDER] [VERSION]... [-- PYTEST ARGUMENT...], for example
+
+    tools/test_versions                                        # all tests on every version, about 15 minutes each
+    tools/test_versions 2.16 2.20 -- tests/inject_test.py -k adam
+
+Each version gets a virtual environment of its own: TensorFlow (some 650 MB), the tf_keras of the same version, and the
+newest of what else pip lets stand beside it. It is removed afterwards, unless --keep names a folder for all of them,
+where it is also looked for. Needs python3 of at least 3.11 and what TensorFlow has a wheel for, and PyPI. Exit status 1
+if a test failed, or a version could not be installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# From the oldest that pyproject.toml allows to the newest that there is.
+VERSIONS = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
+
+# The extra `test` of pyproject.toml but for what checks the source, and the libraries of tools/libraries.txt, which
+# belong to one version of TensorFlow: tests/libraries_test.py skips.
+PACKAGES = (
+    "absl-py",
+    "dm-sonnet",
+    "hypothesis",
+    "keras-hub",
+    "pytest",
+    "PyYAML",
+    "rich",
+    "scikit-learn",
+    "setuptools",
+    "wrapt",
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Tests every version asked for.
+
+    Args:
+        arguments: of the command line.
+
+    Returns:
+        The exit status.
+    """
+    ours, pytest_arguments = _split(arguments)
+    parser = argparse.ArgumentParser(prog="tools/test_versions", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("versions", nargs="*", metavar="VERSION", default=list(VERSIONS), help="such as 2.16")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the environments are kept")
+    options = parser.parse_args(ours)
+    good = [test(version, options.keep, pytest_arguments) for version in options.versions]
+    return 0 if all(good) else 1
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before ``--``, and what after it."""
+    where = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:where], arguments[where + 1 :]
+
+
+def test(version: str, keep: Path | None, pytest_arguments: list[str]) -> bool:
+    """Tests one version and prints its line.
+
+    Args:
+        version: the minor version, such as 2.16.
+        keep: the folder where its environment stays; None to remove it.
+        pytest_arguments: what to run.
+
+    Returns:
+        Whether all went well.
+    """
+    with tempfile.TemporaryDirectory(prefix="graphwd_versions_") as scratch:
+        environment = (keep or Path(scratch)) / version
+        python = environment / "bin" / "python"
+        if (reason := install(environment, version)) is not None:
+            print(f"{version}: not installed: {reason}", flush=True)
+            return False
+        report = Path(scratch) / "report.xml"
+        status = subprocess.run(
+            [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *pytest_arguments],
+            cwd=ROOT,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            stdout=sys.stderr,
+            check=False,
+        ).returncode
+        print(f"{installed(python)}: {summary(report, status)}", flush=True)
+        return status == 0
+
+
+def install(environment: Path, version: str) -> str | None:
+    """Makes the environment of a version, unless it is there.
+
+    Args:
+        environment: its folder.
+        version: the minor version of TensorFlow.
+
+    Returns:
+        Why that failed; None where it did not.
+    """
+    stamp = environment / "installed"
+    if stamp.exists():
+        return None
+    shutil.rmtree(environment, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    pinned = [f"{name}=={version}.*" for name in ("tensorflow", "tf_keras", "tensorflow-text")]
+    command = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-cache-dir"]
+    done = subprocess.run([*command, *pinned, *PACKAGES], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+    stamp.touch()
+    return None
+
+
+def installed(python: Path) -> str:
+    """The exact versions in an environment."""
+    program = (
+        "import importlib.metadata as m, platform\n"
+        "names = 'tensorflow', 'keras', 'tf_keras', 'keras-hub', 'numpy'\n"
+        "print(*(f'{name} {m.version(name)}' for name in names), f'python {platform.python_version()}', sep=', ')"
+    )
+    return subprocess.run([str(python), "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def summary(report: Path, status: int) -> str:
+    """What pytest found: counts, and what failed, by file."""
+    if not report.exists():
+        return f"pytest did not run (exit status {status})"
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    line = f"{len(cases) - len(failed) - skipped} passed, {len(failed)} failed, {skipped} skipped"
+    by_file: dict[str, list[str]] = collections.defaultdict(list)
+    for case in failed:
+        by_file[case.get("classname", "")].append(case.get("name", ""))
+    return "".join([line, *(f"\n    {file}: {', '.join(names)}" for file, names in by_file.items())])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
