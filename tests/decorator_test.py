@@ -320,3 +320,14 @@ def test_a_thousand_traces_leave_nothing_behind(wrap):
     functions_after, objects_after = held()
     assert functions_after <= functions  # fewer, where what an earlier test made goes meanwhile
     assert objects_after - objects < 100  # a trace that stayed would be hundreds
+
+
+def test_it_decays_where_functions_are_asked_to_run_eagerly():
+    kernel = tf.Variable([4.0], name="kernel")
+    step = graphwd.with_weight_decay(HALVED)(tf.function(lambda batch: sgd(kernel, batch)))
+    tf.config.run_functions_eagerly(True)
+    try:
+        step(tf.constant([1.0]))
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert kernel.numpy() == 1.5

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 import graphwd
+from tests.pages import blocks_in
 
 RATE = 0.125
 POLICY = {"version": 1, "rules": [{"regex": "kernel", "weight_decay": RATE}, {"weight_decay": 0}]}
@@ -373,3 +374,19 @@ except graphwd.StepError as error:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "KERAS_BACKEND": "numpy"}
     ran = subprocess.run([sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True)
     assert ran.stdout == "Keras runs on numpy: there is no TensorFlow graph to rewrite\n"
+
+
+def test_the_examples_of_the_documentation_run(library, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy.yaml").write_text(
+        f"version: 1\nrules:\n  - regex: kernel\n    weight_decay: {RATE}\n  - weight_decay: 0\n"
+    )
+    attached, by_callback = blocks_in("training", "Keras: fit", "python")
+    model = model_of(library, still(library))
+    start = kernels(model)
+    names = {"graphwd": graphwd, "model": model, "inputs": INPUTS[:32], "targets": TARGETS[:32]}
+    exec(attached, names)
+    assert decays(model, start) == [2, 2]
+    graphwd.keras.detach(model)
+    exec(by_callback, names)
+    assert decays(model, start) == [4, 4]
