@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphwd.decay_nodes import Added, DecayNodes
 from graphwd.errors import RewriteError
+from graphwd.fusion import FUSED, outline
 from graphwd.graph import MARK, RECORD, Body, Graph, is_control
 from graphwd.injection import Injection, Nest, Use, Where, nested
 from graphwd.interpreter import Interpreter
@@ -30,13 +31,17 @@ class Rewritten:
     Attributes:
         root: the step itself.
         functions: the rewritten library functions, callees before callers, each under a new name.
+        unfused: where the step was to be fused, the variables whose update or decay was not.
     """
 
     root: FunctionDef
     functions: tuple[FunctionDef, ...]
+    unfused: tuple[str, ...] = ()
 
 
-def inject(graph: Graph, injections: Iterable[Injection], new_name: Callable[[str], str]) -> Rewritten:
+def inject(
+    graph: Graph, injections: Iterable[Injection], new_name: Callable[[str], str], *, fuse: bool = False
+) -> Rewritten:
     """Makes a copy of a step with weight decay in it.
 
     A library function is copied once for each way in which it is rewritten, and not at all where nothing below it is:
@@ -46,6 +51,7 @@ def inject(graph: Graph, injections: Iterable[Injection], new_name: Callable[[st
         graph: the step; it is not changed.
         injections: where decay goes.
         new_name: makes a name, unused so far, for a rewritten copy of the function of the given name.
+        fuse: whether the arithmetic of each update is outlined, with the decay, into a function that XLA compiles.
 
     Returns:
         The rewritten step.
@@ -54,9 +60,9 @@ def inject(graph: Graph, injections: Iterable[Injection], new_name: Callable[[st
         RewriteError: the step holds injected nodes already, or the result is not what was planned.
     """
     refuse_rewritten(graph)
-    writer = _Writer(graph, new_name)
+    writer = _Writer(graph, new_name, fuse=fuse)
     root = writer.rewrite(graph.root_function, nested(injections))
-    return Rewritten(root, tuple(writer.functions))
+    return Rewritten(root, tuple(writer.functions), tuple(dict.fromkeys(writer.unfused)))
 
 
 def is_rewritten(function: FunctionDef) -> bool:
@@ -82,9 +88,11 @@ def refuse_rewritten(graph: Graph) -> None:
 
 
 class _Writer:
-    def __init__(self, graph: Graph, new_name: Callable[[str], str]) -> None:
+    def __init__(self, graph: Graph, new_name: Callable[[str], str], *, fuse: bool) -> None:
         self._graph = graph
         self._new_name = new_name
+        self._fuse = fuse
+        self.unfused: list[str] = []
         self._names: dict[tuple[str, tuple[object, ...]], str] = {}
         self.functions: list[FunctionDef] = []
 
@@ -97,9 +105,27 @@ class _Writer:
             for frame, below in nest.calls.items():
                 _set_callee(nodes[frame.node], frame, self._copy(frame.callee.function, below))
         if nest.here:
-            _splice(function, nest.here)
+            decays = _splice(function, nest.here)
             _verify(original, function, nest.here)
+            if self._fuse and not _is_compiled(function):
+                self._outline(function, nest.here, decays)
         return function
+
+    def _outline(self, function: FunctionDef, injections: Mapping[str, Injection], decays: Mapping[str, str]) -> None:
+        """Outlines the updates of a body, those on each device together."""
+        devices = {node.name: node.device for node in function.node_def}
+        by_device: dict[str, dict[str, str]] = {}
+        for write, injection in injections.items():
+            writes = by_device.setdefault(devices[write] or injection.variable.device, {})
+            writes[write] = injection.variable.name
+            if injection.where is not Where.GRADIENT:
+                writes[decays[write]] = injection.variable.name
+        for writes in by_device.values():
+            made, left_out = outline(function, writes, self._new_name(f"{function.signature.name}_fused"))
+            self.unfused += [writes[write] for write in left_out]
+            if made is not None:
+                self.functions.append(made)
+        Body(function)
 
     def _copy(self, name: str, nest: Nest) -> str:
         key = (name, nest.signature())
@@ -111,13 +137,19 @@ class _Writer:
         return self._names[key]
 
 
+def _is_compiled(function: FunctionDef) -> bool:
+    return "_XlaMustCompile" in function.attr and function.attr["_XlaMustCompile"].b
+
+
 def _set_callee(node: NodeDef, frame: Frame, function: str) -> None:
     value = node.attr[frame.callee.attribute]
     target = value.func if value.func.name else value.list.func[frame.callee.position]
     target.name = function
 
 
-def _splice(function: FunctionDef, injections: Mapping[str, Injection]) -> None:
+def _splice(function: FunctionDef, injections: Mapping[str, Injection]) -> dict[str, str]:
+    """Adds the decays; returns for each write the node that decays."""
+    decays: dict[str, str] = {}
     nodes = {node.name: node for node in function.node_def}
     added = Added(function)
     last: dict[str, str] = {}
@@ -141,9 +173,11 @@ def _splice(function: FunctionDef, injections: Mapping[str, Injection]) -> None:
             "rows": injection.rows,
             "moved": moved,
         }
+        decays[name] = decay
         assert added.last_read is not None
         added.last_read.attr[RECORD].s = json.dumps(record).encode()
     _redirect(function, last)
+    return decays
 
 
 def take_out(function: FunctionDef) -> list[dict[str, Any]]:
@@ -158,6 +192,10 @@ def take_out(function: FunctionDef) -> list[dict[str, Any]]:
     Raises:
         RewriteError: a node is marked, but its record is damaged.
     """
+    if any(node.attr[MARK].s == FUSED for node in function.node_def if MARK in node.attr):
+        raise RewriteError(
+            f"'{function.signature.name}' was fused, so its decay cannot be taken out: take the original"
+        )
     records = [decay_of(node) for node in function.node_def if RECORD in node.attr]
     nodes = {node.name: node for node in function.node_def}
     original: dict[str, str] = {}

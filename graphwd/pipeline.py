@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -10,7 +11,7 @@ import tensorflow as tf
 from graphwd.emit_function import ConcreteFunction, emit, is_concrete, is_polymorphic, read, trace, undecorated
 from graphwd.errors import StepError
 from graphwd.graph import Graph
-from graphwd.inject import inject, refuse_rewritten
+from graphwd.inject import Rewritten, inject, refuse_rewritten
 from graphwd.planner import Plan, make_plan
 from graphwd.policy import Policy, PolicyLike, as_policy
 from graphwd.updates import find_updates
@@ -58,8 +59,14 @@ def rewrite_concrete(
     decided.check()
     for note in decided.notes:
         _LOG.warning("%s", note)
-    rewritten = emit(step, lambda new_name: inject(graph, decided.injections, new_name), keep_variables=keep_variables)
-    return rewritten, decided
+
+    def make(new_name: Callable[[str], str]) -> Rewritten:
+        made = inject(graph, decided.injections, new_name, fuse=decided.fuse)
+        if made.unfused:
+            _LOG.warning("fuse: xla: not all of what updates and decays %s is fused", ", ".join(made.unfused))
+        return made
+
+    return emit(step, make, keep_variables=keep_variables), decided
 
 
 def concrete(step: Any, *args: Any, **kwargs: Any) -> ConcreteFunction:

@@ -58,12 +58,14 @@ class Plan:
         problems: why the rewrite would be refused; empty where it would not.
         notes: what is allowed, but nearly always a mistake or a surprise.
         graph: the step that it is for.
+        fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
     """
 
     decisions: tuple[Decision, ...]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     graph: Graph | None = field(default=None, repr=False, compare=False)
+    fuse: bool = False
 
     @property
     def injections(self) -> tuple[Injection, ...]:
@@ -116,7 +118,7 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
         f"{site} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
         for site in analysis.python_calls
     ]
-    return Plan(decisions, tuple(problems), tuple(notes), analysis.graph)
+    return Plan(decisions, tuple(problems), tuple(notes), analysis.graph, policy.fuse)
 
 
 def subject(writes: VariableWrites) -> Subject:

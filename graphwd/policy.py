@@ -114,12 +114,14 @@ class Policy:
     Attributes:
         rules: the rules, in order.
         skip_unmatched: whether a trainable variable that no rule matches is left alone (true) or an error (false).
+        fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
         where: where the policy came from, as errors print it.
         notes: what the policy's source says that has no meaning here; every plan made by the policy repeats it.
     """
 
     rules: tuple[Rule, ...]
     skip_unmatched: bool = False
+    fuse: bool = False
     where: str = "policy"
     notes: tuple[str, ...] = ()
 
@@ -216,7 +218,13 @@ def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Poli
     defaults = fields.get("defaults", {})
     meaning = _semantics({}, defaults, _places(document, "defaults"))
     rules = tuple(_rule(item, defaults, meaning) for item in fields.get("rules", ()))
-    return Policy(rules, fields.get("unmatched", "error") == "skip", source, notes)
+    return Policy(
+        rules,
+        skip_unmatched=fields.get("unmatched", "error") == "skip",
+        fuse=fields.get("fuse", "none") == "xla",
+        where=source,
+        notes=notes,
+    )
 
 
 def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> Rule:

@@ -168,4 +168,5 @@ POLICY_FIELDS: Mapping[str, Reader] = {
     "defaults": _defaults,
     "rules": _rules,
     "unmatched": _one_of("error", "skip"),
+    "fuse": _one_of("none", "xla"),
 }

@@ -26,7 +26,7 @@ from graphwd.meta_graph_v1 import describe_main_graph, plan_main_graph, rewrite_
 from graphwd.meta_graph_v2 import describe_functions, plan_functions, rewrite_functions, strip_functions
 from graphwd.model_files import Files, fill, new_directory, refuse_existing
 from graphwd.planner import Plan
-from graphwd.policy import PolicyLike, as_policy
+from graphwd.policy import Policy, PolicyLike, as_policy
 from graphwd.well_formed import check_meta_graph
 
 _Proto = TypeVar("_Proto", SavedModel, MetaGraphDef)
@@ -70,7 +70,7 @@ def rewrite_meta_graph(
         GraphwdError: the policy does not fit, the file is malformed, or the target cannot be written.
     """
     source, target = Path(source), Path(target)
-    rules = as_policy(policy)
+    rules = _for_files(policy)
     meta_graph = _read_meta_graph(source)
     refuse_existing(target, None, overwrite=overwrite)
     if not trains(meta_graph):
@@ -91,7 +91,15 @@ def rewrite_meta_graph(
 @_bounded()
 def plan_meta_graph(source: str | os.PathLike[str], policy: PolicyLike) -> Plan:
     """Decides what `rewrite_meta_graph` would do, and writes nothing."""
-    return plan_main_graph(_read_meta_graph(Path(source)), as_policy(policy))
+    return plan_main_graph(_read_meta_graph(Path(source)), _for_files(policy))
+
+
+def _for_files(policy: PolicyLike) -> Policy:
+    """Reads a policy for a model that is edited as a file, from which what was fused could not be taken out again."""
+    rules = as_policy(policy)
+    if rules.fuse:
+        raise StepError(f"{rules.where}: 'fuse: xla' is for Python steps; leave it out to rewrite a file")
+    return rules
 
 
 def as_saved_model(text: str) -> tuple[str, str | None] | None:
@@ -126,7 +134,7 @@ def plan_saved_model(
     Raises:
         GraphwdError: the policy or the SavedModel is malformed, or there is no such function.
     """
-    rules = as_policy(policy)
+    rules = _for_files(policy)
     model = read_model(Path(source))
     if is_v2(model):
         return plan_functions(model.meta_graphs[0], rules, functions)
@@ -162,7 +170,7 @@ def rewrite_saved_model(
         GraphwdError: the policy does not fit the model, the model is malformed, or the target cannot be written.
     """
     source, target = Path(source), Path(target)
-    rules = as_policy(policy)
+    rules = _for_files(policy)
     model = read_model(source)
     refuse_existing(target, source, overwrite=overwrite)
     if is_v2(model):
