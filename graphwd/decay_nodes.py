@@ -8,7 +8,7 @@ After the write that completes an update, on its device, come three nodes::
 
 and everything that waited for the write waits for the last of them. The left form moves fewer bytes; the right one
 serves where rounding 1 - rate to the variable's dtype would change the rate by more than `MAX_RATE_ERROR`, and where
-the rate is a tensor, ``Mul(learning rate, rate)``.
+the rate is a tensor, ``Mul(learning rate, rate)``, and on a parameter server.
 
 Where only the rows are decayed that a sparse update touches, they are ``ResourceGather(handle, indices)``, ``Mul`` and
 ``ResourceScatterUpdate(handle, indices, scaled)``, in the second case with a ``Sub`` between.
@@ -38,11 +38,17 @@ if TYPE_CHECKING:
 MAX_RATE_ERROR = 0.01
 """By how much, relatively, rounding the factor may change the rate (design: 1 %)."""
 
+_SERVER = "/job:ps/"
+"""In the device of what lies on a parameter server, where several workers write without waiting for each other.
+
+There a decay only subtracts: an update that comes between its read and its write is then not lost.
+"""
 
 _REFERENCE_FORMS = {
     "AssignVariableOp": "Assign",
     "AssignSubVariableOp": "AssignSub",
     "ResourceScatterUpdate": "ScatterUpdate",
+    "ResourceScatterSub": "ScatterSub",
 }
 """The ops that do the same to a v1 reference variable."""
 
@@ -87,6 +93,7 @@ class DecayNodes:
         self._handle = write.input[0]
         self._with_write = injection.where is not Where.GRADIENT
         self._place = write.device or (injection.variable.device if self._with_write else "")
+        self._served = _SERVER in self._place or _SERVER in injection.variable.device
 
     def after(self) -> str:
         """Adds a decay after the write; returns the node that all successors must wait for."""
@@ -154,8 +161,14 @@ class DecayNodes:
         row = WRITE_OPS[self._write.op].rows
         assert row is not None
         indices, number = self._write.input[row], self._write.attr["Tindices"].type
+        if self._served:  # where nothing is compiled
+            indices, _ = self._unique(indices, number)
+            number = DTYPE_NUMBERS["int64"]
         wide = self._cast("widened", self._gather(indices, number, waits), self._dtype, self._wide)
         scaled = self._multiply("scaled", wide, rate)
+        if self._served:
+            narrow = self._cast("narrowed", scaled, self._wide, self._dtype)
+            return self._write_back("ResourceScatterSub", [indices, narrow], Tindices=number)
         if not multiplies:
             scaled = f"{self._add('left', 'Sub', [wide, scaled], T=self._wide)}:z:0"
         narrow = self._cast("narrowed", scaled, self._wide, self._dtype)
@@ -177,7 +190,7 @@ class DecayNodes:
         """What the weight is multiplied by, and whether the product is the new weight rather than what it loses."""
         rate, learning_rate = self._injection.rate, self._injection.learning_rate
         if learning_rate is None:
-            multiplies = keeps_rate(rate, EPSILON[self._wide])
+            multiplies = keeps_rate(rate, EPSILON[self._wide]) and not self._served
             return self._constant("factor", 1 - rate if multiplies else rate, self._wide), multiplies
         key = (self._place, learning_rate.tensor, rate, self._wide)
         if key not in self._added.shared:
@@ -191,20 +204,24 @@ class DecayNodes:
             return f"{self._add('read', 'Gather', inputs, Tparams=self._dtype, Tindices=index)}:output:0"
         return f"{self._add('read', 'ResourceGather', inputs, dtype=self._dtype, Tindices=index)}:output:0"
 
-    def _add_rows(self, gradient: str, entry: Entry, waits: Sequence[str], rate: str) -> str:
-        """Adds the decay of each row to the first of the gradients that are of that row.
+    def _unique(self, indices: str, number: int) -> tuple[str, str]:
+        """The rows among some indices, each once; and for each index, the number of its row among them.
 
-        All indices are int64, whatever they were: on a GPU much of what works on int32 works in the host's memory.
+        All of them int64, whatever they were: on a GPU much of what works on int32 works in the memory of the host.
         """
-        indices, number = entry.indices, entry.index_dtype
-        assert indices is not None
-        assert number is not None
         if number != DTYPE_NUMBERS["int64"]:
             indices = f"{self._add('wide_indices', 'Cast', [indices], SrcT=number, DstT='int64')}:y:0"
         vector = [indices, self._constant("vector", -1, "int32", [1])]
         flat = f"{self._add('indices', 'Reshape', vector, T='int64', Tshape='int32')}:output:0"
         unique = self._add("rows", "Unique", [flat], T="int64", out_idx="int64")
-        rows, numbers = f"{unique}:y:0", f"{unique}:idx:0"
+        return f"{unique}:y:0", f"{unique}:idx:0"
+
+    def _add_rows(self, gradient: str, entry: Entry, waits: Sequence[str], rate: str) -> str:
+        """Adds the decay of each row to the first of the gradients that are of that row."""
+        indices, number = entry.indices, entry.index_dtype
+        assert indices is not None
+        assert number is not None
+        rows, numbers = self._unique(indices, number)
         read = self._cast("widened", self._gather(rows, "int64", waits), self._dtype, self._wide)
         decay = self._multiply("scaled", read, rate)
         # For each row the position of its first gradient: the least of 0, 1, 2, ... that has the row's number. No

@@ -202,11 +202,11 @@ def parameter_server_lockstep(folder: Path, steps: str) -> None:
     np.savez(folder / "coordinator.npz", **seen)
 
 
-def parameter_server_asynchronous(folder: Path, steps: str, rate: str) -> None:
+def parameter_server_asynchronous(folder: Path, steps: str, rate: str, size: str) -> None:
     """Schedules many decayed steps at once, two of which run at any time."""
     server = ParameterServer()
     with server.strategy.scope():
-        kernel = tf.Variable(tf.ones([1000]), name="kernel")
+        kernel = tf.Variable(tf.ones([int(size)]), name="kernel")
 
     @tf.function
     def step(inputs: tf.Tensor) -> tf.Tensor:
@@ -217,7 +217,7 @@ def parameter_server_asynchronous(folder: Path, steps: str, rate: str) -> None:
 
     decayed = graphwd.with_weight_decay({"version": 1, "rules": [{"weight_decay": float(rate)}]})(step)
     for _ in range(int(steps)):
-        server.coordinator.schedule(decayed, args=(tf.fill([1000], 2.0**-12),))
+        server.coordinator.schedule(decayed, args=(tf.constant(2.0**-12),))
     server.coordinator.join()
     np.savez(folder / "coordinator.npz", kernel=kernel.numpy())
 

@@ -118,17 +118,34 @@ def test_scheduled_steps_decay_once(tmp_path):
 def test_steps_scheduled_at_once_decay_once_each(tmp_path):
     """At once and in any order: every step takes 2**-12 for its gradient and 2**-23 for its decay, exactly.
 
-    The latter is what 1e-7 * w rounds to where it is subtracted from a float32 between 0.9 and 1. A rate as small as
-    this is taken by one AssignSub. One that is not is read, multiplied and assigned, and what another worker does to
-    the kernel in between is lost.
+    The latter is what 1e-7 * w rounds to where it is subtracted from a float32 between 0.9 and 1.
     """
     steps = 200
 
     def test(folder):
-        with parameter_server(folder, "parameter_server_asynchronous", str(steps), "1e-7") as tasks:
+        with parameter_server(folder, "parameter_server_asynchronous", str(steps), "1e-7", "1000") as tasks:
             tasks.wait_for_end("chief0")
         expected = np.full(1000, 1 - steps * (2.0**-12 + 2.0**-23), np.float32)
         assert_bit_equal(values(folder, "coordinator")["kernel"], expected)
+
+    with_free_ports(test, tmp_path)
+
+
+def test_no_update_of_another_worker_is_lost(tmp_path):
+    """A rate that would be one multiplication elsewhere: what comes between its read and its write has to stay.
+
+    How old the weight is that a decay is computed from depends on the run, and changes it by less than 1e-8.
+    """
+    steps, rate = 200, 2.0**-20
+
+    def test(folder):
+        with parameter_server(folder, "parameter_server_asynchronous", str(steps), str(rate), "1000000") as tasks:
+            tasks.wait_for_end("chief0")
+        kernel = 1.0
+        for _ in range(steps):
+            kernel = (kernel - 2.0**-12) * (1 - rate)
+        # Each subtraction rounds: half a unit, 2 ** -25. A lost update is 2 ** -12.
+        np.testing.assert_allclose(values(folder, "coordinator")["kernel"], kernel, rtol=0, atol=2 * steps * 2.0**-25)
 
     with_free_ports(test, tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from types import SimpleNamespace
@@ -74,6 +75,19 @@ def test_every_injected_node_has_a_kernel_on_both_devices_and_adds_no_copy():
         count += 1
     assert ops == INJECTED
     assert count == len(DTYPES) * 7 * 2 * 2
+
+
+def test_on_a_parameter_server_a_decay_only_subtracts():
+    """Each row once, then: another worker may write between the read and the write of a decay."""
+    plan = graphwd.plan(sgd_step("float32", "int32"), {"version": 1, "rules": [{"weight_decay": 0.25}]})
+    served = [
+        dataclasses.replace(each, variable=dataclasses.replace(each.variable, device="/job:ps/replica:0/task:0"))
+        for each in plan.injections
+    ]
+    functions = inject(plan.graph, served, lambda name: f"{name}_rewritten")
+    ops = [node.op for f in (functions.root, *functions.functions) for node in f.node_def if MARK in node.attr]
+    assert {op for op in ops if "Scatter" in op or "Assign" in op} == {"ResourceScatterSub", "AssignSubVariableOp"}
+    assert ops.count("Unique") == 1
 
 
 def body_of(*nodes):
