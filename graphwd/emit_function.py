@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -177,15 +177,30 @@ def _bind(result: Any, original: ConcreteFunction) -> None:
     result._num_positional_args = original._num_positional_args
 
 
-def _register(function: FunctionDef, children: list[Any]) -> Any:
+def _register(function: FunctionDef, library: Iterable[Any]) -> Any:
     """Registers a rewritten library function for as long as what is returned lives."""
+    children = _called(function, library)
     body = _as_graph(function, children)
     runtime: Any = context.context()
     runtime.add_function_def(function)
     flat_type = function_type_utils.derive_from_graph(body)
-    return atomic_function.AtomicFunction(
-        function.signature.name, runtime, flat_type, list(children), cached_graph=body
-    )
+    return atomic_function.AtomicFunction(function.signature.name, runtime, flat_type, children, cached_graph=body)
+
+
+def _called(function: FunctionDef, library: Iterable[Any]) -> list[Any]:
+    """Those of some functions that a function refers to; they bring along what they refer to."""
+    names = {
+        each.name
+        for node in function.node_def
+        for value in node.attr.values()
+        for each in ([value.func] if value.HasField("func") else value.list.func)
+    }
+    return [each for each in library if _name(each) in names]
+
+
+def _name(function: Any) -> str:
+    name = function.name
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def _as_graph(function: FunctionDef, children: list[Any]) -> Any:

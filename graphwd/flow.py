@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from graphwd.graph import DTYPE_NUMBERS, Body, Graph, Node, Variable, is_control, parse_edge
+from graphwd.graph import DTYPE_NUMBERS, Body, Graph, Node, Variable, parse_edge
 from graphwd.injection import Use
 from graphwd.interpreter import BodyValues
 from graphwd.sites import in_gradient_scope
@@ -219,7 +219,7 @@ class Flow:
     def forward(self) -> frozenset[str]:
         """The nodes that a gradient was computed from: the forward pass."""
         ends = {node.name for node in self.nodes.values() if self._is_gradient(node)}
-        return frozenset(self.upstream(ends, control=False) - ends)
+        return frozenset(self.upstream(ends) - ends)
 
     def _is_gradient(self, node: Node) -> bool:
         if in_gradient_scope(node.name):
@@ -227,45 +227,68 @@ class Flow:
         outputs = (f"{node.name}:output:{number}" for number in range(len(self._values.get(node.name, ()))))
         return node.op in CALL_OPS and any(self.value(each).from_gradient and self.is_source(each) for each in outputs)
 
-    def upstream(self, names: Iterable[str], *, control: bool) -> set[str]:
-        """The nodes that must be done before any of some nodes, and these.
-
-        Args:
-            names: the nodes.
-            control: whether control dependencies count.
-        """
+    def upstream(self, names: Iterable[str]) -> set[str]:
+        """The nodes whose outputs go, through whatever, into any of some nodes, and these."""
         found: set[str] = set()
         waiting = list(names)
         while waiting:
             name = waiting.pop()
             if name not in found and name in self.nodes:
                 found.add(name)
-                waiting.extend(self._needs(name, control))
+                waiting.extend(edge.node for edge in self.nodes[name].inputs)
         return found
 
-    def downstream(self, names: Iterable[str], within: Iterable[str]) -> set[str]:
-        """Those of some nodes that wait, by data or control, for any of others, and these.
+    @functools.cached_property
+    def _users(self) -> Mapping[str, Sequence[str]]:
+        """For each node those that wait for it, by data or control."""
+        users: dict[str, list[str]] = defaultdict(list)
+        for name in self.nodes:
+            for need in self._needs(name):
+                users[need].append(name)
+        return users
+
+    def downstream(self, names: Iterable[str], last: str) -> set[str]:
+        """The nodes that wait, by data or control, for any of some nodes, and these.
 
         Args:
             names: the nodes waited for.
-            within: the nodes looked at; nothing is followed beyond them.
+            last: the node up to which nodes are looked at, in the order of the body.
         """
-        found = set(names)
-        for name in sorted(within, key=self._position.__getitem__):
-            if not found.isdisjoint(self._needs(name, control=True)):
+        end = self._position[last]
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in found and self._position[name] <= end:
                 found.add(name)
+                waiting.extend(self._users.get(name, ()))
+        return found
+
+    def precedes(self, name: str, last: str) -> bool:
+        """Whether a node must be done before another, or is it."""
+        return last in self.downstream([name], last)
+
+    def between(self, names: Iterable[str], last: str) -> set[str]:
+        """The nodes that wait for any of some nodes, and that another waits for; all of these included."""
+        after = self.downstream(names, last)
+        found: set[str] = set()
+        waiting = [last] if last in after else []
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting.extend(need for need in self._needs(name) if need in after)
         return found
 
     def needs(self, name: str) -> list[str]:
         """The nodes that a node waits for, by data or control; arguments are none."""
-        return [need for need in self._needs(name, control=True) if need not in self._arguments]
+        return [need for need in self._needs(name) if need not in self._arguments]
 
-    def _needs(self, name: str, control: bool) -> Iterator[str]:
-        for text in self.nodes[name].proto.input:
-            if not is_control(text):
-                yield parse_edge(text).node
-            elif control:
-                yield text[1:]
+    def _needs(self, name: str) -> Iterator[str]:
+        node = self.nodes[name]
+        yield from (edge.node for edge in node.inputs)
+        for text in node.proto.input[len(node.inputs) :]:
+            yield text[1:]
 
 
 def sinks(flow: Flow, nodes: Iterable[str]) -> list[tuple[Use, str]]:

@@ -136,8 +136,8 @@ class _Entrance:
         if len(rows) != 1:
             raise UnclearError(f"it cannot be told which rows of '{variable.name}' its gradient is of")
         (indices,) = rows
-        later = flow.downstream([use.node for use in uses], flow.nodes)
-        waits = waits_of_read(flow, writes[0], list(later))
+        later = flow.downstream([use.node for use in uses], writes[0])
+        waits = waits_of_read(flow, writes[0], later)
         dtype = flow.index_dtype(indices) if indices else None
         return Entry(tensor, uses, indices or None, dtype, _before(flow, tensor), waits)
 
@@ -184,7 +184,7 @@ class _Entrance:
     def _is_made_of_rate(self, tensor: str) -> bool:
         if self._rate is None:
             return False
-        return parse_edge(self._rate).node in self._flow.upstream([parse_edge(tensor).node], control=False)
+        return parse_edge(self._rate).node in self._flow.upstream([parse_edge(tensor).node])
 
     def _operands(self, tensor: str) -> list[str]:
         """The operands of a product or quotient that carry gradient; none of any other op."""

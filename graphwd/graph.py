@@ -280,31 +280,51 @@ def _callees(node: NodeDef, attribute: str) -> Iterator[Callee]:
         yield Callee(attribute, position, function.name)
 
 
+def is_sorted(arguments: Iterable[str], protos: Iterable[NodeDef]) -> bool:
+    """Whether each node comes after all that it waits for: then every edge leads somewhere, and no circle is closed.
+
+    Args:
+        arguments: names of the arguments of a body.
+        protos: its nodes.
+    """
+    known = set(arguments)
+    for proto in protos:
+        if not known.issuperset(sources_of(proto)):
+            return False
+        known.add(proto.name)
+    return True
+
+
+def sources_of(proto: NodeDef) -> Iterator[str]:
+    """The names of all that a node waits for, by data or control."""
+    for text in proto.input:
+        yield text[1:] if is_control(text) else text.partition(":")[0]
+
+
 def _in_order(body: str, arguments: Iterable[str], protos: Iterable[NodeDef]) -> list[Node]:
     """Parses nodes and, where TensorFlow did not already keep them so, sorts each after what it waits for."""
     known = set(arguments)
     nodes: list[Node] = []
-    waits: dict[str, list[str]] = {}
+    edges: dict[str, Edge] = {}
     sorted_already = True
     for proto in protos:
         inputs: list[Edge] = []
-        before: list[str] = []
         for text in proto.input:
             if is_control(text):
-                before.append(text[1:])
+                source = text[1:]
             else:
-                edge = parse_edge(text)
+                edge = edges.get(text) or edges.setdefault(text, parse_edge(text))
                 inputs.append(edge)
-                before.append(edge.node)
+                source = edge.node
+            sorted_already = sorted_already and source in known
         name = proto.name
         if name in known:
             raise GraphError(f"the function '{body}' has two nodes named '{name}'")
-        sorted_already = sorted_already and known.issuperset(before)
         known.add(name)
-        waits[name] = before
         nodes.append(Node(name, proto.op, tuple(inputs), proto))
     if sorted_already:
         return nodes
+    waits = {node.name: list(sources_of(node.proto)) for node in nodes}
     for name, before in waits.items():
         if missing := [other for other in before if other not in known]:
             raise GraphError(f"the node '{name}' of '{body}' has an input from '{missing[0]}', which does not exist")

@@ -1,7 +1,7 @@
 """Writes weight decay into function bodies: the only module that changes protos, and only copies of them.
 
 What is added for one injection is in `decay_nodes`; here it is joined to the original, bodies are copied where their
-callers differ, and the result is verified.
+callers differ, and the result is checked (`rewrite_check`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from graphwd.decay_nodes import Added, DecayNodes
 from graphwd.errors import RewriteError
 from graphwd.fusion import FUSED, outline
 from graphwd.graph import MARK, RECORD, Body, Graph, is_control
-from graphwd.injection import Injection, Nest, Use, Where, nested
+from graphwd.injection import Injection, Nest, Where, nested
 from graphwd.interpreter import Interpreter
+from graphwd.rewrite_check import check_rewritten
 from graphwd.sites import Frame, Site
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class _Writer:
                 _set_callee(nodes[frame.node], frame, self._copy(frame.callee.function, below))
         if nest.here:
             decays = _splice(function, nest.here)
-            _verify(original, function, nest.here)
+            check_rewritten(original, function, nest.here)
             if self._fuse and not _is_compiled(function):
                 self._outline(function, nest.here, decays)
         return function
@@ -258,7 +259,7 @@ def decay_records(graph: Graph) -> list[dict[str, Any]]:
         RewriteError: the record of one is damaged.
     """
     found: list[dict[str, Any]] = []
-    for site, variable in Interpreter(graph, told_apart=False).run().injected.items():
+    for site, variable in Interpreter(graph, told_apart=False, records=True).run().injected.items():
         function = graph.library[site.path[-1].callee.function] if site.path else graph.root_function
         record = next(decay_of(node) for node in function.node_def if node.name == site.node)
         at = str(Site(site.path, record["write"], ""))
@@ -270,7 +271,9 @@ def decay_records(graph: Graph) -> list[dict[str, Any]]:
 def _redirect(function: FunctionDef, targets: Mapping[str, str]) -> None:
     """Lets what waited for some nodes wait for others: all nodes but injected ones, and the function's end."""
     for node in function.node_def:
-        if MARK not in node.attr and any(is_control(text) and text[1:] in targets for text in node.input):
+        if not node.input or not is_control(node.input[-1]) or MARK in node.attr:
+            continue  # what a node waits for comes after what it takes
+        if any(is_control(text) and text[1:] in targets for text in node.input):
             moved = [
                 f"^{targets[text[1:]]}" if is_control(text) and text[1:] in targets else text for text in node.input
             ]
@@ -280,28 +283,3 @@ def _redirect(function: FunctionDef, targets: Mapping[str, str]) -> None:
     for output, node_name in list(function.control_ret.items()):
         if node_name in targets:
             function.control_ret[output] = targets[node_name]
-
-
-def _verify(before: FunctionDef, after: FunctionDef, injections: Mapping[str, Injection]) -> None:
-    """Checks a rewritten body: the original plus marked nodes, edges sound and moved only where that was planned."""
-    name = before.signature.name
-    kept = [node for node in after.node_def if MARK not in node.attr]
-    added = [node for node in after.node_def if MARK in node.attr]
-    if [node.name for node in kept] != [node.name for node in before.node_def]:
-        raise RewriteError(f"rewriting '{name}' lost or reordered nodes of the original")
-    decays = {node.name for node in added if node.attr[MARK].s == b"decay"}
-    if len(decays) != len(injections):
-        raise RewriteError(f"rewriting '{name}' did not add one decay for each of {len(injections)} updates")
-    decayed_after = {write for write, injection in injections.items() if injection.where is Where.AFTER}
-    waited_for = {text[1:] for node in kept for text in node.input if is_control(text)} | {*after.control_ret.values()}
-    if early := waited_for.intersection(decayed_after):
-        raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)} undecayed")
-    moved = {use for injection in injections.values() for use in injection.uses}
-    for old, new in zip(before.node_def, kept, strict=True):
-        for position, (was, now) in enumerate(zip(old.input, new.input, strict=False)):
-            if not is_control(was) and (was == now) == (Use(old.name, position) in moved):
-                raise RewriteError(f"rewriting '{name}' changed the wrong inputs of '{old.name}'")
-        injection = injections.get(old.name)
-        if injection and injection.where is Where.BEFORE and new.input[-1][1:] not in decays:
-            raise RewriteError(f"rewriting '{name}' left {old.name} not to wait for its decay")
-    Body(after)  # raises where an edge leads nowhere or a circle was closed

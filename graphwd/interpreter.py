@@ -65,6 +65,7 @@ class Interpreter:
     Attributes:
         graph: the step.
         told_apart: whether each gradient node has a taint bit of its own.
+        records: whether decays that graphwd injected before are looked for.
         watched: the bodies whose values are kept in ``seen``.
         memory: content of the variables that are not trainable.
         writes: every write to a trainable variable, in program order.
@@ -78,6 +79,7 @@ class Interpreter:
 
     graph: Graph
     told_apart: bool
+    records: bool = False
     watched: frozenset[Path] = frozenset()
     seen: dict[Path, BodyValues] = field(default_factory=dict)
     memory: dict[int, Value] = field(default_factory=dict)
@@ -143,7 +145,7 @@ class Interpreter:
     def _node(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
         """The outputs of a node: one value for all of them where only one is given, none where nothing is known."""
         op = node.op
-        if RECORD in node.proto.attr and inputs[0].handle >= 0:
+        if self.records and RECORD in node.proto.attr and inputs[0].handle >= 0:
             self.injected[Site(path, node.name, op)] = self.graph.variables[inputs[0].handle]
         if self._references:
             inputs = self._dereferenced(op, inputs)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from graphwd.emit_function import ConcreteFunction, emit, is_concrete, is_polymorphic, read, trace, undecorated
 from graphwd.errors import StepError
+from graphwd.garbage import collection_paused
 from graphwd.graph import Graph
 from graphwd.inject import Rewritten, inject, refuse_rewritten
 from graphwd.planner import Plan, make_plan
@@ -35,7 +36,9 @@ def plan(step: Any, policy: PolicyLike, /, *args: Any, **kwargs: Any) -> Plan:
     Raises:
         GraphwdError: the policy is malformed, or the step cannot be traced or read.
     """
-    return _plan(read(concrete(undecorated(step), *args, **kwargs)), as_policy(policy))
+    traced = concrete(undecorated(step), *args, **kwargs)
+    with collection_paused():
+        return _plan(read(traced), as_policy(policy))
 
 
 def rewrite_concrete(
@@ -54,14 +57,16 @@ def rewrite_concrete(
     Raises:
         GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
     """
-    graph = read(step)
-    decided = _plan(graph, policy)
+    with collection_paused():
+        graph = read(step)
+        decided = _plan(graph, policy)
     decided.check()
     for note in decided.notes:
         _LOG.warning("%s", note)
 
     def make(new_name: Callable[[str], str]) -> Rewritten:
-        made = inject(graph, decided.injections, new_name, fuse=decided.fuse)
+        with collection_paused():
+            made = inject(graph, decided.injections, new_name, fuse=decided.fuse)
         if made.unfused:
             _LOG.warning("fuse: xla: not all of what updates and decays %s is fused", ", ".join(made.unfused))
         return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from graphwd.errors import UnclearError
 from graphwd.flow import Flow, sinks
@@ -55,21 +55,25 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
             raise UnclearError(f"its update reads the weight inside a function that '{node.name}' calls")
         waiting.extend(flow.behind(tensor))
     first = writes[0]
-    before = flow.upstream([first], control=True)
-    # A read that comes after the first write of the update sees the decayed weight as it is.
-    rereads = {name: uses for name, uses in rereads.items() if name in before}
-    for name in rereads:
-        if between := [other for other in others if other in before and name in flow.upstream([other], control=True)]:
-            raise UnclearError(
-                f"its update starts from what the weight was before '{between[0]}' wrote it, so a decay right before "
-                "the update would be of something else; write 'order: after'"
-            )
-    own = flow.downstream([use.node for uses in rereads.values() for use in uses], before) if rereads else set[str]()
-    reading = {first, *(own & before)}
+    if len(writes) > 1:
+        # A read that comes after the first write of the update sees the decayed weight as it is.
+        rereads = {name: uses for name, uses in rereads.items() if flow.precedes(name, first)}
+    _refuse_older_reads(flow, rereads, first, others)
+    reading = {first, *flow.between([use.node for uses in rereads.values() for use in uses], first)}
     # The reads themselves too: what else they go to, an output of the step, must not see the decay.
     needed = [*rereads, *(need for name in reading for need in flow.needs(name))]
     waits = [need for need in needed if need not in reading]
     return Readiness(in_order(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
+
+
+def _refuse_older_reads(flow: Flow, reads: Iterable[str], first: str, others: Collection[str]) -> None:
+    """Refuses an update that starts from what the weight was before another write of the same step."""
+    for name in reads:
+        if between := [other for other in others if flow.precedes(name, other) and flow.precedes(other, first)]:
+            raise UnclearError(
+                f"its update starts from what the weight was before '{between[0]}' wrote it, so a decay right before "
+                "the update would be of something else; write 'order: after'"
+            )
 
 
 def refuse_forward_reads(flow: Flow, variable: Variable, writes: Sequence[str]) -> None:
@@ -110,7 +114,7 @@ def _forward_read(flow: Flow, variable: Variable, tensor: str) -> str | None:
     """The read of a variable for the forward pass that a tensor is made of."""
     if flow.value(tensor).source not in (variable.id, MANY):
         return None
-    for name in flow.upstream([parse_edge(tensor).node], control=False) & flow.forward:
+    for name in flow.upstream([parse_edge(tensor).node]) & flow.forward:
         if flow.read(name) == variable:
             return name
     return None
@@ -121,7 +125,7 @@ def in_order(flow: Flow, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names), key=flow.order))
 
 
-def waits_of_read(flow: Flow, write: str, later: Sequence[str]) -> tuple[str, ...]:
+def waits_of_read(flow: Flow, write: str, later: Collection[str]) -> tuple[str, ...]:
     """What a read of the weight ahead of a write waits for: as the write does, but for what comes after the read."""
     return in_order(
         flow, [need for need in flow.needs(write) if need not in later and _is_controlling(flow, write, need)]

@@ -22,6 +22,7 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
 
 from graphwd.errors import StepError
+from graphwd.garbage import collection_paused
 from graphwd.meta_graph_v1 import describe_main_graph, plan_main_graph, rewrite_main_graph, strip_main_graph, trains
 from graphwd.meta_graph_v2 import describe_functions, plan_functions, rewrite_functions, strip_functions
 from graphwd.model_files import Files, fill, new_directory, refuse_existing
@@ -40,7 +41,8 @@ _SHARD = re.compile(r"variables\.data-\d{5}-of-(\d{5})")
 def _bounded() -> Iterator[None]:
     """Bounds the depth of what is read: a chain of thousands of nodes, functions or objects is refused."""
     try:
-        yield
+        with collection_paused():
+            yield
     except RecursionError:
         raise StepError("the model's graph is nested too deeply to be read") from None
 

@@ -19,7 +19,7 @@ SAVED_MODEL = "SavedModel"
 
 def in_gradient_scope(name: str) -> bool:
     """Whether a node of that name was made while a gradient was computed."""
-    return _GRADIENT_SCOPE.search(name) is not None
+    return "gradient" in name and _GRADIENT_SCOPE.search(name) is not None
 
 
 class Evidence(Enum):

@@ -52,5 +52,9 @@ def test_a_gradient_is_behind_a_slot():
     assert len(behind) == 1
     assert flow.carries(behind[0])
     assert "AssignVariableOp" in flow.nodes
-    assert writes[0] not in flow.upstream(["slotted"], control=True)
-    assert flow.downstream(["Read/ReadVariableOp"], flow.nodes) >= {"Read/ReadVariableOp", "slotted", writes[0]}
+    assert writes[0] not in flow.upstream(["slotted"])
+    assert flow.downstream(["Read/ReadVariableOp"], writes[0]) >= {"Read/ReadVariableOp", "slotted", writes[0]}
+    assert flow.precedes("Read/ReadVariableOp", writes[0])
+    assert not flow.precedes(writes[0], "Read/ReadVariableOp")
+    assert flow.between(["slotted"], writes[0]) >= {"slotted", writes[0]}
+    assert flow.between([writes[0]], "slotted") == set()
