@@ -267,7 +267,7 @@ class DecayNodes:
             number = DTYPE_NUMBERS[dtype] if isinstance(dtype, str) else dtype
             node.attr[key].type = number  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
         if self._with_write:
-            # No device: where the update asks for another than its variable's, TensorFlow overrules it, but not a Const.
+            # No device: TensorFlow overrules one of the update that is not its variable's, but not that of a Const.
             node.attr["_class"].list.s.append(f"loc:@{self._write.name}".encode())
         else:
             node.device = self._write.device
