@@ -278,13 +278,16 @@ class DecayNodes:
 
     def _add(self, role: str, op: str, inputs: Iterable[str], **dtypes: str | int) -> str:
         name = self._name(role)
-        node = self._added.function.node_def.add(name=name, op=op, device=self._write.device)
+        node = self._added.function.node_def.add(name=name, op=op)
         node.input.extend(inputs)
         for key, dtype in dtypes.items():
             number = DTYPE_NUMBERS[dtype] if isinstance(dtype, str) else dtype
             node.attr[key].type = number  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
         if self._with_write:
+            # No device: TensorFlow overrules one of the update that is not its variable's, but not that of a Const.
             node.attr["_class"].list.s.append(f"loc:@{self._write.name}".encode())
+        else:
+            node.device = self._write.device
         node.attr[MARK].s = role.encode()
         if role == "read":
             self._added.last_read = node

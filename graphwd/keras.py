@@ -138,16 +138,34 @@ def _fit_anew(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 class _DecayingModel(wrapt.ObjectProxy):
-    """A model, with a distribution strategy that decays what it runs."""
+    """A model, with a strategy that decays what it runs, and a ``train_step`` that nothing else may run."""
 
     def __init__(self, model: Any, policy: Policy) -> None:
         super().__init__(model)
         self._self_policy = policy
+        self._self_runs: list[None] = []
 
     @property
     def distribute_strategy(self) -> Any:
         """The strategy that runs ``train_step``."""
-        return _DecayingStrategy(self.__wrapped__.distribute_strategy, self._self_policy)
+        return _DecayingStrategy(self.__wrapped__.distribute_strategy, self._self_policy, self._self_runs)
+
+    @property
+    def train_step(self) -> Any:
+        """The model's, which is refused outside of the strategy's ``run``: it would train without decay."""
+        step = self.__wrapped__.train_step
+
+        @functools.wraps(step)
+        def train_step(*args: Any, **kwargs: Any) -> Any:
+            if not self._self_runs:
+                raise StepError(
+                    f"the make_train_function of {type(self.__wrapped__).__name__} calls self.train_step without "
+                    "self.distribute_strategy.run, where weight decay would enter; call it through that, or decorate "
+                    "train_step with graphwd.with_weight_decay instead"
+                )
+            return step(*args, **kwargs)
+
+        return train_step
 
     def _make_function(self, step_function: Any) -> Any:
         """What ``make_train_function`` of Keras 3 does the work with."""
@@ -160,17 +178,24 @@ class _DecayingStrategy(wrapt.ObjectProxy):
     Outside of ``run``, not inside: there, replicas that merge their gradients could not be traced for themselves.
     """
 
-    def __init__(self, strategy: Any, policy: Policy) -> None:
+    def __init__(self, strategy: Any, policy: Policy, runs: list[None]) -> None:
         super().__init__(strategy)
         self._self_policy = policy
+        self._self_runs = runs  # one element for each `run` that is being traced
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs a function in each replica, as ``tf.distribute.Strategy.run`` does, with decay."""
-        strategy = self.__wrapped__
+        strategy, runs = self.__wrapped__, self._self_runs
+        autograph = tf.__internal__.autograph.control_status_ctx()  # tf_keras has AutoGraph convert what a model calls
 
         @with_weight_decay(self._self_policy)
         @tf.function(autograph=False)
         def train_step(args: Any, kwargs: Any) -> Any:
-            return strategy.run(fn, args, kwargs, options)
+            runs.append(None)
+            try:
+                with autograph:
+                    return strategy.run(fn, args, kwargs, options)
+            finally:
+                runs.pop()
 
         return train_step(args, kwargs or {})

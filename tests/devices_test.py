@@ -113,3 +113,29 @@ def test_each_device_gets_a_factor_of_its_own():
     assert len(factors) == 2
     nodes = placed(decayed, tf.ones([1]))
     assert sorted(device for op, device in injected(nodes) if op == "Mul") == ["CPU:0"] * 2 + ["CPU:1"] * 2
+
+
+@pytest.mark.parametrize("semantics", ["decoupled", "tfa", "adamw"])
+def test_an_update_that_asks_for_another_device_than_its_variable(semantics):
+    """TensorFlow runs it where its variable is, even where no device may be replaced by another."""
+    with tf.device("CPU:1"):
+        kernel = tf.Variable([4.0], name="kernel")
+        learning_rate = tf.Variable(0.5, name="learning_rate", trainable=False)
+
+    @tf.function
+    def step(batch):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(batch * kernel)
+        gradient = tape.gradient(loss, kernel)
+        with tf.device("CPU:0"):
+            kernel.assign_sub(learning_rate * gradient)
+
+    soft = tf.config.get_soft_device_placement()
+    tf.config.set_soft_device_placement(False)
+    try:
+        policy = {"version": 1, "rules": [{"weight_decay": 0.5, "semantics": semantics}]}
+        nodes = placed(graphwd.with_weight_decay(policy)(step), tf.ones([1]))
+    finally:
+        tf.config.set_soft_device_placement(soft)
+    assert {device for _, device in injected(nodes)} == {"CPU:1"}
+    assert kernel.numpy() == {"decoupled": 1.75, "tfa": 1.5, "adamw": 2.5}[semantics]

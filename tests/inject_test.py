@@ -87,7 +87,7 @@ def test_later_reads_see_the_decayed_weight():
     assert graphwd.rewrite(step, policy_for({"w": 0.5}))().numpy() == 1.5
 
 
-def test_injected_nodes_carry_device_scope_and_mark():
+def test_injected_nodes_carry_place_scope_and_mark():
     w = variable()
 
     def step():
@@ -95,7 +95,9 @@ def test_injected_nodes_carry_device_scope_and_mark():
             w.assign_sub(gradient_of(w))
 
     _, root, _ = rewritten(step, {"w": 0.1})
-    assert {node.device for node in injected(root)} == {"/device:CPU:0"}
+    assert {(node.device, *node.attr["_class"].list.s) for node in injected(root)} == {
+        ("", b"loc:@train/AssignSubVariableOp")
+    }
     assert sorted(node.name for node in injected(root)) == [
         f"train/graphwd/{role}_AssignSubVariableOp" for role in ("decay", "factor", "read", "scaled")
     ]

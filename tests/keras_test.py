@@ -229,6 +229,46 @@ def test_a_train_function_of_ones_own(library):
     assert calls == [model.train_function]
 
 
+def test_a_train_function_without_the_strategy_is_refused(library):
+    """It would train without decay."""
+
+    class Plain(library.Model):
+        def make_train_function(self, force=False):  # noqa: ARG002
+            self.train_function = tf.function(lambda iterator: self.train_step(next(iterator)))
+            return self.train_function
+
+    model = model_of(library, still(library), kind=Plain)
+    graphwd.keras.attach(model, POLICY)
+    start = kernels(model)
+    with pytest.raises(graphwd.StepError, match=r"make_train_function of Plain calls self\.train_step without"):
+        model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [0, 0]
+    graphwd.keras.detach(model)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+
+
+def test_autograph_converts_what_it_converts_without_decay():
+    """In tf_keras the call of a model."""
+
+    class Branching(tf_keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.out = tf_keras.layers.Dense(2, name="out")
+
+        def call(self, inputs):
+            if tf.reduce_sum(inputs) > 0:
+                return self.out(inputs)
+            return self.out(-inputs)
+
+    model = Branching()
+    model.compile(still(tf_keras), "mse")
+    model(INPUTS)
+    graphwd.keras.attach(model, POLICY)
+    start = model.out.kernel.numpy()
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    np.testing.assert_allclose(model.out.kernel.numpy(), start * (1 - RATE) ** 8, rtol=1e-6)
+
+
 def test_a_learning_rate_schedule_by_callback(library):
     """``adamw`` reads the rate that the callback has set for the epoch."""
     policy = {"version": 1, "defaults": {"semantics": "adamw"}, "rules": POLICY["rules"]}
