@@ -204,7 +204,7 @@ class DecayNodes:
             return f"{self._add('read', 'Gather', inputs, Tparams=self._dtype, Tindices=index)}:output:0"
         return f"{self._add('read', 'ResourceGather', inputs, dtype=self._dtype, Tindices=index)}:output:0"
 
-    def _unique(self, indices: str, number: int) -> tuple[str, str]:
+    def _unique(self, indices: str, number: int, *, twice: bool = False) -> tuple[str, str]:
         """The rows among some indices, each once; and for each index, the number of its row among them.
 
         All of them int64, whatever they were: on a GPU much of what works on int32 works in the memory of the host.
@@ -213,6 +213,10 @@ class DecayNodes:
             indices = f"{self._add('wide_indices', 'Cast', [indices], SrcT=number, DstT='int64')}:y:0"
         vector = [indices, self._constant("vector", -1, "int32", [1])]
         flat = f"{self._add('indices', 'Reshape', vector, T='int64', Tshape='int32')}:output:0"
+        if twice:  # which changes no first place, and spares XLA a list of one, whose dynamic size it trips over
+            pair = [flat, flat, self._constant("axis", 0, "int32")]
+            flat = f"{self._add('twice', 'ConcatV2', pair, T='int64', Tidx='int32')}:output:0"
+            self._added.function.node_def[-1].attr["N"].i = 2
         unique = self._add("rows", "Unique", [flat], T="int64", out_idx="int64")
         return f"{unique}:y:0", f"{unique}:idx:0"
 
@@ -221,7 +225,7 @@ class DecayNodes:
         indices, number = entry.indices, entry.index_dtype
         assert indices is not None
         assert number is not None
-        rows, numbers = self._unique(indices, number)
+        rows, numbers = self._unique(indices, number, twice=True)
         read = self._cast("widened", self._gather(rows, "int64", waits), self._dtype, self._wide)
         decay = self._multiply("scaled", read, rate)
         # For each row the position of its first gradient: the least of 0, 1, 2, ... that has the row's number. No

@@ -51,6 +51,8 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
     def decorate(step: Callable[..., Any]) -> Any:
         if is_concrete(step):
             raise StepError("with_weight_decay takes a function; use graphwd.rewrite for a ConcreteFunction")
+        if isinstance(step, (classmethod, staticmethod)):
+            raise StepError(f"with_weight_decay goes below @{type(step).__name__}, not above it")
         if not callable(step):
             raise StepError(f"a training step must be a function, got a {type(step).__name__}")
         return _decayed(step if is_polymorphic(step) else tf.function(step), loaded)

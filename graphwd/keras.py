@@ -37,7 +37,12 @@ def attach(model: Any, policy: PolicyLike) -> None:
     loaded = as_policy(policy)
     _refuse_untraced(model)
     if _is_attached(model):
-        raise StepError("the model has weight decay attached already: graphwd.keras.detach(model) takes it off")
+        by = ", by a callback in a fit that did not end" if "fit" in vars(model) else ""
+        raise StepError(f"the model has weight decay attached already{by}: graphwd.keras.detach(model) takes it off")
+    if "make_train_function" in vars(model):
+        raise StepError(
+            "the model has a make_train_function of its own, which would be lost; give it to the model's class"
+        )
     model.make_train_function = functools.partial(_make_train_function, model, loaded)
     model.train_function = None
 
@@ -52,7 +57,7 @@ def detach(model: Any) -> None:
         StepError: nothing is attached to it.
     """
     if not _is_attached(model):
-        raise StepError("the model has no weight decay attached")
+        raise StepError("the model has no weight decay attached, or a fit inside of another has detached it")
     del model.make_train_function
     if "fit" in vars(model):
         del model.fit

@@ -167,6 +167,8 @@ def test_errors_come_when_the_policy_is_read_or_the_step_traced():
         graphwd.with_weight_decay(3)
     with pytest.raises(graphwd.StepError, match="must be a function, got a int"):
         graphwd.with_weight_decay(HALVED)(3)
+    with pytest.raises(graphwd.StepError, match="goes below @classmethod, not above it"):
+        graphwd.with_weight_decay(HALVED)(classmethod(lambda cls: None))
     kernel = tf.Variable([4.0], name="kernel")
     step = graphwd.with_weight_decay(policy_for({"typo": 0.1}))(lambda batch: sgd(kernel, batch))
     with pytest.raises(graphwd.PlanError, match="'name: typo' matches no trainable variable; there is 'kernel'"):

@@ -383,6 +383,10 @@ def test_eager_models_are_refused(library):
 
 
 def test_what_cannot_be_attached():
+    own = model_of(keras, still(keras))
+    own.make_train_function = lambda force=False: None
+    with pytest.raises(graphwd.StepError, match="has a make_train_function of its own, which would be lost"):
+        graphwd.keras.attach(own, POLICY)
     with pytest.raises(graphwd.StepError, match="attached to a Keras model, got a Dense"):
         graphwd.keras.attach(keras.layers.Dense(1), POLICY)
     with pytest.raises(graphwd.PolicyError, match="unknown key 'rule'"):

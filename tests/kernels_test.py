@@ -21,7 +21,18 @@ from graphwd.meta_graph_v1 import plan_main_graph
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 MEANINGS = ["decoupled", "tfa", "adamw", "l2"]
 INJECTED = {
-    *("AddV2", "AssignSubVariableOp", "AssignVariableOp", "Cast", "Const", "Cumsum", "ExpandDims", "Mul", "OnesLike"),
+    *(
+        "AddV2",
+        "AssignSubVariableOp",
+        "AssignVariableOp",
+        "Cast",
+        "ConcatV2",
+        "Const",
+        "Cumsum",
+        "ExpandDims",
+        "Mul",
+        "OnesLike",
+    ),
     *("ReadVariableOp", "Reshape", "ResourceGather", "ResourceScatterUpdate", "Shape", "Size", "Sub"),
     *("TensorScatterAdd", "Unique", "UnsortedSegmentMin"),
 }
