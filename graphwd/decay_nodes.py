@@ -70,8 +70,9 @@ class Added:
     last_read: NodeDef | None = None
 
     def __post_init__(self) -> None:
-        """Takes the names of the body's own nodes."""
-        self.taken |= {node.name for node in self.function.node_def}
+        """Takes those names of the body's own nodes that one to be added might have."""
+        names = (node.name for node in self.function.node_def)
+        self.taken |= {name for name in names if "graphwd/" in name}
 
 
 class DecayNodes:

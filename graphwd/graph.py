@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import graphlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -144,6 +145,7 @@ class Body:
         name: the name of the function.
         arguments: names of its arguments, in order.
         nodes: its nodes, each after all that it waits for.
+        was_sorted: whether TensorFlow kept them so.
         results: where its results come from, in order.
     """
 
@@ -158,7 +160,8 @@ class Body:
         """
         self.name: str = function.signature.name
         self.arguments: tuple[str, ...] = tuple(argument.name for argument in function.signature.input_arg)
-        self.nodes: Sequence[Node] = _in_order(self.name, self.arguments, function.node_def)
+        self.nodes: Sequence[Node]
+        self.nodes, self.was_sorted = _in_order(self.name, self.arguments, function.node_def)
         self.results: tuple[Edge, ...] = tuple(_results(self, function))
 
 
@@ -187,6 +190,7 @@ class Graph:
         self.root_function = root
         self.library: Mapping[str, FunctionDef] = {function.signature.name: function for function in library}
         self._bodies: dict[str, Body] = {}
+        self._sorted: dict[str, bool] = {}  # by name, the step itself by none
         self.handles = dict(handles)
         self.data = frozenset(data)
         self.variables: tuple[Variable, ...] = tuple(
@@ -215,6 +219,20 @@ class Graph:
         if function not in self._bodies:
             self._bodies[function] = Body(self.library[function])
         return self._bodies[function]
+
+    def was_sorted(self, function: FunctionDef) -> bool:
+        """Whether TensorFlow kept the nodes of a body, the step's own or that of a function, in an order to run in."""
+        name = "" if function is self.root_function else function.signature.name
+        if name not in self._sorted:
+            self._sorted[name] = (self.body(name) if name else self.root).was_sorted
+        return self._sorted[name]
+
+    def forget_bodies(self) -> None:
+        """Drops the parsed bodies, which take more memory than the functions do; whoever asks has them parsed again."""
+        for function in (self.root_function, *(self.library[name] for name in self._bodies)):
+            self.was_sorted(function)
+        self._bodies.clear()
+        vars(self).pop("root", None)
 
     def callees(self, node: Node) -> tuple[Callee, ...]:
         """The functions that a node calls, as far as graphwd follows calls.
@@ -280,30 +298,15 @@ def _callees(node: NodeDef, attribute: str) -> Iterator[Callee]:
         yield Callee(attribute, position, function.name)
 
 
-def is_sorted(arguments: Iterable[str], protos: Iterable[NodeDef]) -> bool:
-    """Whether each node comes after all that it waits for: then every edge leads somewhere, and no circle is closed.
-
-    Args:
-        arguments: names of the arguments of a body.
-        protos: its nodes.
-    """
-    known = set(arguments)
-    for proto in protos:
-        if not known.issuperset(sources_of(proto)):
-            return False
-        known.add(proto.name)
-    return True
-
-
 def sources_of(proto: NodeDef) -> Iterator[str]:
     """The names of all that a node waits for, by data or control."""
     for text in proto.input:
         yield text[1:] if is_control(text) else text.partition(":")[0]
 
 
-def _in_order(body: str, arguments: Iterable[str], protos: Iterable[NodeDef]) -> list[Node]:
+def _in_order(body: str, arguments: Iterable[str], protos: Iterable[NodeDef]) -> tuple[list[Node], bool]:
     """Parses nodes and, where TensorFlow did not already keep them so, sorts each after what it waits for."""
-    known = set(arguments)
+    known = {name: name for name in arguments}
     nodes: list[Node] = []
     edges: dict[str, Edge] = {}
     sorted_already = True
@@ -313,17 +316,21 @@ def _in_order(body: str, arguments: Iterable[str], protos: Iterable[NodeDef]) ->
             if is_control(text):
                 source = text[1:]
             else:
-                edge = edges.get(text) or edges.setdefault(text, parse_edge(text))
+                edge = edges.get(text)
+                if edge is None:
+                    parsed = parse_edge(text)
+                    # One text for each name: there are as many edges as nodes, and more.
+                    edge = edges[text] = Edge(known.get(parsed.node, parsed.node), parsed.index)
                 inputs.append(edge)
                 source = edge.node
             sorted_already = sorted_already and source in known
         name = proto.name
         if name in known:
             raise GraphError(f"the function '{body}' has two nodes named '{name}'")
-        known.add(name)
-        nodes.append(Node(name, proto.op, tuple(inputs), proto))
+        known[name] = name
+        nodes.append(Node(name, sys.intern(proto.op), tuple(inputs), proto))
     if sorted_already:
-        return nodes
+        return nodes, True
     waits = {node.name: list(sources_of(node.proto)) for node in nodes}
     for name, before in waits.items():
         if missing := [other for other in before if other not in known]:
@@ -338,7 +345,7 @@ def _in_order(body: str, arguments: Iterable[str], protos: Iterable[NodeDef]) ->
         order = list(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:
         raise GraphError(f"nodes of '{body}' wait for each other: {' -> '.join(error.args[1])}") from None
-    return [by_name[name] for name in order if name in by_name]
+    return [by_name[name] for name in order if name in by_name], False
 
 
 _LOOP_HEADS = frozenset({"Merge", "RefMerge"})

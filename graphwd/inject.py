@@ -61,6 +61,7 @@ def inject(
         RewriteError: the step holds injected nodes already, or the result is not what was planned.
     """
     refuse_rewritten(graph)
+    graph.forget_bodies()
     writer = _Writer(graph, new_name, fuse=fuse)
     root = writer.rewrite(graph.root_function, nested(injections))
     return Rewritten(root, tuple(writer.functions), tuple(dict.fromkeys(writer.unfused)))
@@ -80,12 +81,11 @@ def refuse_rewritten(graph: Graph) -> None:
     Raises:
         RewriteError: it holds injected nodes.
     """
-    for function in (graph.root_function, *graph.library.values()):
-        if is_rewritten(function):
-            raise RewriteError(
-                "this step was rewritten by graphwd before, or is decorated with with_weight_decay; a second pass "
-                "would decay twice. Take the original; of a SavedModel 'graphwd strip' gives it back"
-            )
+    if any(map(is_rewritten, (graph.root_function, *graph.library.values()))):
+        raise RewriteError(
+            "this step was rewritten by graphwd before, or is decorated with with_weight_decay; a second pass "
+            "would decay twice. Take the original; of a SavedModel 'graphwd strip' gives it back"
+        )
 
 
 class _Writer:
@@ -102,12 +102,13 @@ class _Writer:
         function = type(original)()
         function.CopyFrom(original)
         if nest.calls:
-            nodes = {node.name: node for node in function.node_def}
+            callers = {frame.node for frame in nest.calls}
+            nodes = {node.name: node for node in function.node_def if node.name in callers}
             for frame, below in nest.calls.items():
                 _set_callee(nodes[frame.node], frame, self._copy(frame.callee.function, below))
         if nest.here:
             decays = _splice(function, nest.here)
-            check_rewritten(original, function, nest.here)
+            check_rewritten(original, function, nest.here, was_sorted=self._graph.was_sorted(original))
             if self._fuse and not _is_compiled(function):
                 self._outline(function, nest.here, decays)
         return function
@@ -151,7 +152,8 @@ def _set_callee(node: NodeDef, frame: Frame, function: str) -> None:
 def _splice(function: FunctionDef, injections: Mapping[str, Injection]) -> dict[str, str]:
     """Adds the decays; returns for each write the node that decays."""
     decays: dict[str, str] = {}
-    nodes = {node.name: node for node in function.node_def}
+    needed = {name for injection in injections.values() for name in injection.touched}
+    nodes = {node.name: node for node in function.node_def if node.name in needed}
     added = Added(function)
     last: dict[str, str] = {}
     for name, injection in injections.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -103,6 +103,14 @@ class Injection:
     learning_rate: LearningRate | None = None
     entry: Entry | None = None
     readiness: Readiness | None = None
+
+    @property
+    def touched(self) -> Iterator[str]:
+        """The nodes of its body that it changes or copies."""
+        yield self.site.node
+        yield from (use.node for use in self.uses)
+        if self.readiness is not None:
+            yield from (name for name, _ in self.readiness.rereads)
 
     @property
     def uses(self) -> tuple[Use, ...]:

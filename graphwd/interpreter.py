@@ -91,6 +91,7 @@ class Interpreter:
     read: set[int] = field(default_factory=set)
     injected: dict[Site, Variable] = field(default_factory=dict)
     _bits: dict[tuple[Path, str], int] = field(default_factory=dict)
+    _known: dict[Value, list[Value]] = field(default_factory=dict)
     _visited: int = 0
     _references: bool = False
 
@@ -190,7 +191,10 @@ class Interpreter:
             result = Value(taint=result.taint | self._bit(node, path))
         if node.op in _PYTHON_CALLS and any(value.from_gradient for value in inputs):
             self.python_calls[Site(path, node.name, node.op)] = None
-        return [] if result == NOTHING else [result]
+        if result == NOTHING:
+            return []
+        # One list for all nodes of which the same is known: nobody changes it.
+        return self._known.get(result) or self._known.setdefault(result, [result])
 
     def _bit(self, node: Node, path: Path) -> int:
         if not self.told_apart:

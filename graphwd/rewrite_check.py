@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from graphwd.errors import RewriteError
-from graphwd.graph import MARK, Body, is_control, is_sorted, sources_of
+from graphwd.graph import MARK, Body, is_control, sources_of
 from graphwd.injection import Injection, Use, Where
 
 if TYPE_CHECKING:
@@ -15,20 +15,24 @@ if TYPE_CHECKING:
     from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 
-def check_rewritten(before: FunctionDef, after: FunctionDef, injections: Mapping[str, Injection]) -> None:
+def check_rewritten(
+    before: FunctionDef, after: FunctionDef, injections: Mapping[str, Injection], *, was_sorted: bool
+) -> None:
     """Checks what was made of a body.
 
     Args:
-        before: the original.
+        before: the original, in which no edge leads nowhere and no nodes wait for each other.
         after: the rewritten body.
         injections: what was to be injected, by the write that it belongs to.
+        was_sorted: whether each node of the original comes after what it waits for.
 
     Raises:
         RewriteError: it is not the original with one decay for each injection.
         GraphError: an edge leads nowhere, or nodes wait for each other.
     """
     name = before.signature.name
-    kept, added = _apart(after)
+    count = len(before.node_def)
+    added = after.node_def[count:]
     decays = {node.name for node in added if node.attr[MARK].s == b"decay"}
     if len(decays) != len(injections):
         raise RewriteError(f"rewriting '{name}' did not add one decay for each of {len(injections)} updates")
@@ -37,27 +41,48 @@ def check_rewritten(before: FunctionDef, after: FunctionDef, injections: Mapping
         raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)} undecayed")
     moved = {use for injection in injections.values() for use in injection.uses}
     changed = {*(use.node for use in moved), *injections}
-    for old, new in itertools.zip_longest(before.node_def, kept):
-        if old is None or new is None or old.name != new.name:
+    order = _Order(after, count)
+    for number, (old, new) in enumerate(
+        itertools.zip_longest(before.node_def, itertools.islice(after.node_def, count))
+    ):
+        if new is None or old.name != new.name:
             raise RewriteError(f"rewriting '{name}' lost or reordered nodes of the original")
         _check_waits(new, decayed_after, name)
-        if old.input != new.input or new.name in changed:
-            _check_inputs(old, new, moved, name)
+        if old.input == new.input and new.name not in changed:
+            continue
+        _check_inputs(old, new, moved, name)
         injection = injections.get(new.name)
         if injection and injection.where is Where.BEFORE and new.input[-1][1:] not in decays:
             raise RewriteError(f"rewriting '{name}' left {new.name} not to wait for its decay")
-    arguments = [argument.name for argument in after.signature.input_arg]
-    if not is_sorted(arguments, _merged(kept, added)):
+        was_sorted = was_sorted and order.allows(number, new)
+    if not (was_sorted and order.is_whole):
         Body(after)  # raises where an edge leads nowhere or a circle was closed
 
 
-def _apart(function: FunctionDef) -> tuple[list[NodeDef], list[NodeDef]]:
-    """The nodes of the original, and the injected ones."""
-    kept: list[NodeDef] = []
-    added: list[NodeDef] = []
-    for node in function.node_def:
-        (added if MARK in node.attr else kept).append(node)
-    return kept, added
+class _Order:
+    """An order in which a rewritten body may run: each injected node right after the last of those it waits for."""
+
+    def __init__(self, function: FunctionDef, count: int) -> None:
+        """Numbers the injected nodes, which come after the first ``count``, as what they follow."""
+        added = function.node_def[count:]
+        wanted = {source for node in added for source in sources_of(node)}
+        places = {argument.name: -1 for argument in function.signature.input_arg}
+        places |= {
+            node.name: place
+            for place, node in enumerate(itertools.islice(function.node_def, count))
+            if node.name in wanted
+        }
+        self.is_whole = True
+        self._places: dict[str, int] = {}
+        for node in added:
+            sources = list(sources_of(node))
+            self.is_whole = self.is_whole and all(source in places for source in sources)
+            places[node.name] = max((places.get(source, -1) for source in sources), default=-1)
+            self._places[node.name] = places[node.name]
+
+    def allows(self, place: int, node: NodeDef) -> bool:
+        """Whether a node of the original comes after all injected nodes that it waits for."""
+        return all(self._places.get(source, -1) < place for source in sources_of(node))
 
 
 def _check_waits(node: NodeDef, decayed_after: Collection[str], name: str) -> None:
@@ -74,12 +99,3 @@ def _check_inputs(old: NodeDef, new: NodeDef, moved: Collection[Use], name: str)
     for position, (was, now) in enumerate(zip(old.input, new.input, strict=False)):
         if not is_control(was) and (was == now) == (Use(old.name, position) in moved):
             raise RewriteError(f"rewriting '{name}' changed the wrong inputs of '{old.name}'")
-
-
-def _merged(kept: Sequence[NodeDef], added: Sequence[NodeDef]) -> list[NodeDef]:
-    """All nodes, each injected one right after the last of those that it waits for."""
-    rank = {node.name: number for number, node in enumerate(kept)}
-    for node in added:
-        rank[node.name] = max((rank.get(source, -1) for source in sources_of(node)), default=-1)
-    # Sorting keeps the order of equals: an injected node follows what has its rank.
-    return sorted([*kept, *added], key=lambda node: rank[node.name])
