@@ -105,9 +105,10 @@ def measure(nodes: int, variables: int, semantics: str, repetitions: int) -> dic
 
     def rewrite() -> None:
         with collection_paused():
-            plan = make_plan(find_updates(Graph(step, [], handles, ["inputs"])), policy)
+            graph = Graph(step, [], handles, ["inputs"])
+            plan = make_plan(find_updates(graph), policy)
             plan.check()
-            inject(plan.graph or sys.exit(1), plan.injections, lambda name: f"{name}_rewritten")
+            inject(graph, plan.injections, lambda name: f"{name}_rewritten")
             assert len(plan.injections) == variables
 
     def parse_and_serialize() -> None:
@@ -147,7 +148,8 @@ def growth(rows: list[Mapping[str, float]]) -> float:
     large = [row for row in rows if row["nodes"] >= 0.9 * _SMALLEST_OF_GROWTH]
     if len(large) < 2:
         return float("nan")
-    nodes, seconds = ([math.log(row[key]) for row in large] for key in ("nodes", "rewrite_s"))
+    nodes = [math.log(row["nodes"]) for row in large]
+    seconds = [math.log(row["rewrite_s"]) for row in large]
     return statistics.linear_regression(nodes, seconds).slope
 
 
@@ -173,7 +175,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(*options.one, options.semantics or "decoupled", options.repetitions)))
+        nodes, variables = options.one
+        print(json.dumps(measure(nodes, variables, options.semantics or "decoupled", options.repetitions)))
         return
     results: list[dict[str, Any]] = []
     for semantics in [options.semantics] if options.semantics else SEMANTICS:
