@@ -4,15 +4,19 @@ A case is a workload, an optimizer, and plain execution or XLA. In each round ev
 block, beginning with another one each time; the ratios are of blocks of one round. Before anything is timed, contenders
 that should agree are held against each other after one step; those that do not are not timed, and the exit status is 1.
 
-Exit status: 0 done; 1 contenders disagree; 2 the command line is malformed.
+Each case runs in a process of its own. The largest take about 5 GiB of memory.
+
+Exit status: 0 done; 1 contenders disagree or a case failed; 2 the command line is malformed.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import json
 import os
+import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +50,23 @@ def main() -> int:
     if not chosen:
         print(f"no row's name holds {options.only!r}: see --list", file=sys.stderr)
         return 2
+    if options.one is not None:
+        print(json.dumps(asdict(run(*chosen[options.one], options))))
+        return 0
+    return run_all(chosen, options)
+
+
+def run_all(chosen: list[tuple[Case, list[str]]], options: argparse.Namespace) -> int:
+    """Measures each case in a process of its own and prints the table; returns the exit status."""
     before = os.getloadavg()
     reports = []
-    for number, (case, names) in enumerate(chosen, 1):
-        print(f"[{number}/{len(chosen)}] {case}", file=sys.stderr, flush=True)
-        reports.append(run(case, names, options))
-        gc.collect()
+    for number, (case, _) in enumerate(chosen):
+        print(f"[{number + 1}/{len(chosen)}] {case}", file=sys.stderr, flush=True)
+        reports.append(in_a_process(number, case))
+        if options.json:
+            write_json(
+                reports, {"load before": f"{before[0]:.2f}"}, options.json
+            )  # a long run that is cut off leaves it
     facts = {
         "TensorFlow": tf.__version__,
         "Keras": keras.__version__,
@@ -67,7 +82,19 @@ def main() -> int:
     if options.plot:
         plot(reports, options.plot)
     wrong = [each for report in reports for each in report.checks if not each["holds"]]
-    return 1 if wrong else 0
+    return 1 if wrong or not all(report.rows for report in reports) else 0
+
+
+def in_a_process(number: int, case: Case) -> CaseReport:
+    """Measures one case; its memory, which can be gigabytes, is free again for certain when the process ends."""
+    command = [sys.executable, *sys.argv, "--one", str(number)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        ended = CaseReport(case.workload.name, case.optimizer, case.jit_compile, [])
+        ended.remarks.append(f"FAILED: its process ended with {done.returncode}")
+        return ended
+    found = json.loads(done.stdout.splitlines()[-1])
+    return CaseReport(**{**found, "rows": [Row(**row) for row in found["rows"]]})
 
 
 def print_list(chosen: list[tuple[Case, list[str]]]) -> None:
@@ -93,6 +120,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     parser.add_argument("--tfa", type=Path, metavar="FOLDER", help="where TensorFlow Addons is, or is to be, installed")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.rounds = options.rounds or (5 if options.quick else 31)
     return options
