@@ -9,7 +9,7 @@ TensorFlow internals used here, and why there is no public way:
   memory. The ordinary wheel for Linux lists those for GPUs, too.
 * ``op_def_registry``: the names of an op's operands and results, by which the former goes.
 
-Checked on TensorFlow 2.21.
+Checked on TensorFlow 2.16, 2.18, 2.20 and 2.21 (tools/test_versions).
 """
 
 from __future__ import annotations

@@ -114,16 +114,16 @@ class Policy:
     Attributes:
         rules: the rules, in order.
         skip_unmatched: whether a trainable variable that no rule matches is left alone (true) or an error (false).
-        fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
         where: where the policy came from, as errors print it.
         notes: what the policy's source says that has no meaning here; every plan made by the policy repeats it.
+        fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
     """
 
     rules: tuple[Rule, ...]
     skip_unmatched: bool = False
-    fuse: bool = False
     where: str = "policy"
     notes: tuple[str, ...] = ()
+    fuse: bool = False
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, object]) -> Policy:

@@ -92,7 +92,7 @@ def test_dense(tmp_path):
         assert case["name"] in text
         assert {"graphwd decoupled / floor", "graphwd adamw / floor"} <= case["derived"].keys()
     for name in DENSE:
-        assert text.count(f"│   {name} ") == 2, name
+        assert text.count(f"│   {name} ") >= 2, name  # in a row of each case, and in what is derived from them
     assert text.count("not run:") == 2
 
 
@@ -172,8 +172,8 @@ def test_which_optimizers_write_only_the_rows_that_are_touched(contenders):
         shape = (workload.size, workloads.WIDTH)
         handles = [
             inner for outer, inner in graph.captures
-            if outer.dtype.name == "resource" and inner._handle_data.shape_and_type[0].shape.dim
-            and tuple(dim.size for dim in inner._handle_data.shape_and_type[0].shape.dim) == shape
+            if outer.dtype.name == "resource" and outer._handle_data.shape_and_type[0].shape.dim
+            and tuple(dim.size for dim in outer._handle_data.shape_and_type[0].shape.dim) == shape
         ]  # fmt: skip
         assert handles
         writes = {op.type for handle in handles for op in handle.consumers()}
