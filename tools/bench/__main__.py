@@ -51,7 +51,8 @@ def main() -> int:
         print(f"no row's name holds {options.only!r}: see --list", file=sys.stderr)
         return 2
     if options.one is not None:
-        print(json.dumps(asdict(run(*chosen[options.one], options))))
+        case, names = chosen[options.one]
+        print(json.dumps(asdict(run(case, names, options))))
         return 0
     return run_all(chosen, options)
 
