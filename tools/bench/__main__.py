@@ -148,12 +148,12 @@ def run(case: Case, names: list[str], options: argparse.Namespace) -> CaseReport
             rows[each.one].why_not = "its result is wrong"
             calls.pop(each.one, None)
     if UNDECAYED in calls:
-        times, report.calls = measuring.interleaved(calls, options.rounds, options.budget)
+        times, blocks = measuring.interleaved(calls, options.rounds, options.budget)
         report.rounds = len(times[UNDECAYED])
         if report.rounds < options.rounds:
             report.remarks.append(f"cut from {options.rounds} rounds, which would take more than {options.budget:g} s")
         for name, each in times.items():
-            rows[name].measured(each, times[UNDECAYED], times.get(FLOOR))
+            rows[name].measured(each, times[UNDECAYED], times.get(FLOOR)).calls = blocks[name]
     if ADDONS in rows and rows[ADDONS].why_not is None:
         _addons(case, rows[ADDONS], options)
     return report
@@ -170,7 +170,7 @@ def _addons(case: Case, row: Row, options: argparse.Namespace) -> None:
         row.why_not = str(error)
         return
     times = {name: measuring.np.array(each) for name, each in found["times"].items()}
-    row.measured(times["decayed"], times["undecayed"], None)
+    row.measured(times["decayed"], times["undecayed"], None).calls = found["calls"]["decayed"]
     undecayed = measuring.quartiles(times["undecayed"] * 1e3)[1]
     row.remark = (
         f"its undecayed step on TensorFlow {found['tensorflow']} takes {undecayed:.3f} ms; "

@@ -14,7 +14,7 @@ MOST_CALLS = 200
 
 def interleaved(
     steps: Mapping[str, Callable[[], object]], rounds: int, budget: float
-) -> tuple[dict[str, np.ndarray], int]:
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Runs each of some steps in a short block in each round, beginning with another one each time.
 
     Args:
@@ -23,10 +23,10 @@ def interleaved(
         budget: seconds; where the rounds would take longer there are fewer of them, but 3.
 
     Returns:
-        Seconds a call, by name, one for each round; and the number of calls of a block.
+        Seconds a call, by name, one for each round; and the number of calls in a block, by name.
     """
     names = list(steps)
-    calls = int(np.clip(BLOCK / min(_block(steps[names[0]], 3) for _ in range(3)), 1, MOST_CALLS))
+    calls = {name: _calls(steps[name]) for name in names}
     start = time.perf_counter()
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
@@ -35,8 +35,13 @@ def interleaved(
         first = number % len(names)
         for name in names[first:] + names[:first]:
             steps[name]()  # brings its own variables into the caches, as far as they fit
-            times[name].append(_block(steps[name], calls))
+            times[name].append(_block(steps[name], calls[name]))
     return {name: np.array(each) for name, each in times.items()}, calls
+
+
+def _calls(step: Callable[[], object]) -> int:
+    """How many calls take about as long as a block is meant to."""
+    return int(np.clip(BLOCK / min(_block(step, 1) for _ in range(3)), 1, MOST_CALLS))
 
 
 def quartiles(values: np.ndarray) -> list[float]:

@@ -25,6 +25,7 @@ class Row:
         ratio: to the undecayed step of the same round, quartiles.
         of_floor: to the floor of the same round, quartiles.
         extra_ms: what it takes more than the undecayed step of the same round, quartiles.
+        calls: how many calls a block holds.
         remark: what else there is to say.
     """
 
@@ -34,6 +35,7 @@ class Row:
     ratio: list[float] | None = None
     of_floor: list[float] | None = None
     extra_ms: list[float] | None = None
+    calls: int = 0
     remark: str = ""
 
     def measured(self, times: np.ndarray, undecayed: np.ndarray, floor: np.ndarray | None) -> Row:
@@ -55,7 +57,6 @@ class CaseReport:
     jit_compile: bool
     rows: list[Row]
     rounds: int = 0
-    calls: int = 0
     checks: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
@@ -92,7 +93,7 @@ def write_text(reports: list[CaseReport], facts: dict[str, Any], console: Consol
     for heading in ("contender", "ms a step", "times the undecayed", "times the floor", "more ms", "remark"):
         table.add_column(heading, justify="left" if heading in ("contender", "remark") else "right", overflow="fold")
     for report in reports:
-        timed = f"{report.rounds} rounds of {report.calls} calls" if report.rounds else "not timed"
+        timed = f"{report.rounds} rounds" if report.rounds else "not timed"
         table.add_row(f"[bold]{report.name}[/bold]", "", "", "", "", "; ".join([timed, *report.remarks]))
         for row in report.rows:
             table.add_row(
