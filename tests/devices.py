@@ -12,4 +12,4 @@ def split_cpu() -> None:
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     except RuntimeError:
-        pytest.skip("TensorFlow started before two logical devices were asked for: run this file by itself")
+        pytest.skip("a process sets TensorFlow's devices once, and an earlier file did: run this file by itself")

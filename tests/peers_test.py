@@ -258,7 +258,7 @@ pickle.dump(trained, sys.stdout.buffer)
 def torch_weights():
     """What PyTorch trains in each case; in a process of its own, as it and TensorFlow bring OpenMP runtimes each."""
     if importlib.util.find_spec("torch") is None:
-        pytest.skip("torch is not installed; the extra 'torch' brings it")
+        pytest.skip("PyTorch, 192 MB and more, is no dependency: .venv/bin/pip install -e '.[torch]'")
     cases = {
         (name, dtype): (case.kind, case.options, WEIGHT_DECAY, numbers(dtype, case.constant))
         for name, case in TORCH.items()

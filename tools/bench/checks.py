@@ -39,7 +39,7 @@ class Check(NamedTuple):
 
 
 def _pairs(case: Case) -> list[tuple[str, str, float]]:
-    by_hand = "assign loop, rows touched" if case.workload.touched else "assign loop"
+    by_hand = "assign loop, rows touched" if case.writes_rows else "assign loop"
     pairs = [
         ("graphwd decoupled", by_hand, EXACT),
         ("graphwd decoupled, fuse: xla", by_hand, FUSED),
