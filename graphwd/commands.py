@@ -139,9 +139,9 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     if policy is None and not os.path.isdir(text):
         _policy_path(values)
     _import_tensorflow()
-    from graphwd.emit_function import undecorated
     from graphwd.export import concrete_functions
     from graphwd.pipeline import plan
+    from graphwd.read_function import undecorated
     from graphwd.saved_model import as_saved_model, describe_saved_model, plan_meta_graph, plan_saved_model
     from graphwd.steps import find_step
 
@@ -192,8 +192,8 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
         raise UsageError("--rewritten is missing; write --rewritten DIR with the SavedModel that rewrite wrote")
     policy = load_policy(_policy_path(values))
     _import_tensorflow()
-    from graphwd.emit_function import undecorated
     from graphwd.export import concrete_functions, load_exported, load_function
+    from graphwd.read_function import undecorated
     from graphwd.saved_model import as_saved_model
     from graphwd.steps import find_step
     from graphwd.verifier import verify

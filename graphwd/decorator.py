@@ -10,10 +10,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from graphwd.emit_function import is_concrete, is_polymorphic, per_instance
+from graphwd.emit_function import per_instance
 from graphwd.errors import StepError
-from graphwd.pipeline import rewrite_concrete
+from graphwd.pipeline import emit_rewritten, rewrite_concrete
 from graphwd.policy import Policy, PolicyLike, as_policy
+from graphwd.read_function import is_concrete, is_polymorphic
 
 
 def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]:
@@ -67,7 +68,7 @@ def _decayed(original: Any, policy: Policy) -> Any:
     # Not its __dict__: in there TensorFlow keeps what it would unwrap to call a method without its instance.
     @functools.wraps(original.python_function, updated=())
     def decayed_step(*args: Any, **kwargs: Any) -> Any:
-        return rewritten.of(_trace(original, args, kwargs))(*args, **kwargs)
+        return rewritten.call(_trace(original, args, kwargs), args, kwargs)
 
     def bind(instance: Any, owner: Any) -> Any:
         return _decayed(original.__get__(instance, owner), policy)
@@ -118,8 +119,9 @@ class _Rewritten:
         self._lock = threading.Lock()
         self._by_trace: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
-    def of(self, trace: Any) -> Any:
+    def call(self, trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._lock:
             if trace not in self._by_trace:
-                self._by_trace[trace] = rewrite_concrete(trace, self._policy, keep_variables=False)[0]
-            return self._by_trace[trace]
+                self._by_trace[trace] = emit_rewritten(trace, self._policy)[0]
+            emitted = self._by_trace[trace]
+        return emitted.call(trace, args, kwargs)

@@ -10,12 +10,12 @@ from typing import Any
 import tensorflow as tf
 
 from graphwd.decorator import with_weight_decay
-from graphwd.emit_function import ConcreteFunction, is_concrete, trace, traces, variables_of
 from graphwd.errors import StepError
 from graphwd.model_files import new_directory, refuse_existing
 from graphwd.pipeline import rewrite_concrete
 from graphwd.planner import Plan
 from graphwd.policy import Policy
+from graphwd.read_function import ConcreteFunction, is_concrete, trace, traces, variables_of
 
 _VARIABLES = "variables_of_the_step"
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from graphwd.body import Node
 from graphwd.flow import Flow
-from graphwd.graph import DTYPE_NAMES, Node
+from graphwd.graph import DTYPE_NAMES
 from graphwd.injection import Use
 from graphwd.update_ops import PRODUCT_OPS, QUOTIENT_OPS, Form
 from graphwd.values import Content

@@ -9,7 +9,8 @@ import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from graphwd.graph import DTYPE_NUMBERS, Body, Graph, Node, Variable, parse_edge
+from graphwd.body import Body, Node, parse_edge
+from graphwd.graph import DTYPE_NUMBERS, Graph, Variable
 from graphwd.injection import Use
 from graphwd.interpreter import BodyValues
 from graphwd.sites import in_gradient_scope

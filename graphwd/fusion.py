@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from tensorflow.python.framework import op_def_registry
 
-from graphwd.graph import MARK, is_control, parse_edge
+from graphwd.body import is_control, parse_edge
+from graphwd.graph import MARK
 from graphwd.sites import in_gradient_scope
 
 if TYPE_CHECKING:

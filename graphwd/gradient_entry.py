@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
+from graphwd.body import Node, parse_edge
 from graphwd.errors import UnclearError
 from graphwd.flow import Flow, is_apply, sinks
-from graphwd.graph import Node, Variable, parse_edge
+from graphwd.graph import Variable
 from graphwd.injection import Entry, LearningRate, Use
 from graphwd.readiness import waits_of_read
 from graphwd.update_ops import CALL_OPS, PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SAME_OPS, WRITE_OPS

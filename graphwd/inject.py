@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graphwd.body import Body, is_control
 from graphwd.decay_nodes import Added, DecayNodes
 from graphwd.errors import RewriteError
 from graphwd.fusion import FUSED, outline
-from graphwd.graph import MARK, RECORD, Body, Graph, is_control
+from graphwd.graph import MARK, RECORD, Graph
 from graphwd.injection import Injection, Nest, Where, nested
 from graphwd.interpreter import Interpreter
 from graphwd.rewrite_check import check_rewritten
@@ -108,7 +109,7 @@ class _Writer:
                 _set_callee(nodes[frame.node], frame, self._copy(frame.callee.function, below))
         if nest.here:
             decays = _splice(function, nest.here)
-            check_rewritten(original, function, nest.here, was_sorted=self._graph.was_sorted(original))
+            check_rewritten(original, function, nest.here, places=self._graph.places(original))
             if self._fuse and not _is_compiled(function):
                 self._outline(function, nest.here, decays)
         return function

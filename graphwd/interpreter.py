@@ -10,8 +10,9 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from graphwd.body import Body, Node
 from graphwd.errors import GraphError
-from graphwd.graph import RECORD, Body, Callee, Graph, Node, Variable, call_kind, state_count
+from graphwd.graph import RECORD, Callee, Graph, Variable, call_kind, state_count
 from graphwd.sites import Frame, Path, Site, Write, in_gradient_scope
 from graphwd.update_ops import (
     CALL_OPS,

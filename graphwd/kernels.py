@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensorflow.python.framework import kernels, op_def_registry
 
+from graphwd.body import is_control, parse_edge
 from graphwd.errors import PlanError
-from graphwd.graph import DTYPE_NAMES, MARK, is_control, parse_edge
+from graphwd.graph import DTYPE_NAMES, MARK
 from graphwd.inject import inject
 from graphwd.planner import Plan
 

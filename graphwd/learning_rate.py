@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from graphwd.body import Node, parse_edge
 from graphwd.errors import UnclearError
 from graphwd.factors import LINEAR, Factors, number
 from graphwd.flow import Flow, sinks
-from graphwd.graph import DTYPE_NAMES, Node, parse_edge
+from graphwd.graph import DTYPE_NAMES
 from graphwd.injection import LearningRate, Use
 from graphwd.update_ops import PRODUCT_OPS, QUOTIENT_OPS, WRITE_OPS, Form
 from graphwd.values import Content

@@ -17,9 +17,10 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.framework.variable_pb2 import VariableDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
+from graphwd.body import is_control, parse_edge
 from graphwd.errors import PlanError, StepError
 from graphwd.function_library import NewNames, original_name, rename, set_library
-from graphwd.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, differentiable, is_control, parse_edge
+from graphwd.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, differentiable
 from graphwd.inject import decay_of, decay_records, inject, refuse_rewritten, take_out
 from graphwd.injection import Where
 from graphwd.planner import Plan, make_plan

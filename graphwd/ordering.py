@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from graphwd.graph import MARK, Body, Graph, Node, is_control, parse_edge
+from graphwd.body import Body, Node, is_control, parse_edge
+from graphwd.graph import MARK, Graph
 from graphwd.update_ops import METADATA_OPS, READ_OPS, WRITE_OPS
 
 

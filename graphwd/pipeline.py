@@ -8,13 +8,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from graphwd.emit_function import ConcreteFunction, emit, is_concrete, is_polymorphic, read, trace, undecorated
+from graphwd.emit_function import Emitted
 from graphwd.errors import StepError
 from graphwd.garbage import collection_paused
 from graphwd.graph import Graph
 from graphwd.inject import Rewritten, inject, refuse_rewritten
 from graphwd.planner import Plan, make_plan
 from graphwd.policy import Policy, PolicyLike, as_policy
+from graphwd.read_function import ConcreteFunction, is_concrete, is_polymorphic, read, trace, undecorated
 from graphwd.updates import find_updates
 
 _LOG = logging.getLogger("graphwd")
@@ -41,18 +42,33 @@ def plan(step: Any, policy: PolicyLike, /, *args: Any, **kwargs: Any) -> Plan:
         return _plan(read(traced), as_policy(policy))
 
 
-def rewrite_concrete(
-    step: ConcreteFunction, policy: Policy, *, keep_variables: bool = True
-) -> tuple[ConcreteFunction, Plan]:
+def rewrite_concrete(step: ConcreteFunction, policy: Policy) -> tuple[ConcreteFunction, Plan]:
     """Gives a concrete function weight decay.
 
     Args:
         step: the traced training step; it stays as it is.
         policy: the policy.
-        keep_variables: whether the result keeps the variables of the step alive.
 
     Returns:
-        A concrete function of the same signature, and the plan that it was made by.
+        A concrete function of the same signature, which keeps the variables of the step alive, and the plan that it was
+        made by.
+
+    Raises:
+        GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
+    """
+    emitted, decided = emit_rewritten(step, policy)
+    return emitted.concrete(step, keep_variables=True), decided
+
+
+def emit_rewritten(step: ConcreteFunction, policy: Policy) -> tuple[Emitted, Plan]:
+    """Registers the body of a concrete function with weight decay, to be called or made a concrete function.
+
+    Args:
+        step: the traced training step; it stays as it is.
+        policy: the policy.
+
+    Returns:
+        The body, and the plan that it was made by.
 
     Raises:
         GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
@@ -71,7 +87,7 @@ def rewrite_concrete(
             _LOG.warning("fuse: xla: not all of what updates and decays %s is fused", ", ".join(made.unfused))
         return made
 
-    return emit(step, make, keep_variables=keep_variables), decided
+    return Emitted(step, make), decided
 
 
 def concrete(step: Any, *args: Any, **kwargs: Any) -> ConcreteFunction:

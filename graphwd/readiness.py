@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from graphwd.body import parse_edge
 from graphwd.errors import UnclearError
 from graphwd.flow import Flow, sinks
-from graphwd.graph import Variable, parse_edge
+from graphwd.graph import Variable
 from graphwd.injection import Readiness, Use
 from graphwd.update_ops import CALL_OPS, SUM_OPS
 from graphwd.values import MANY

@@ -14,10 +14,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework.function_pb2 import FunctionDef
 
-from graphwd.emit_function import ConcreteFunction, Parts, read
+from graphwd.body import Body, Node, is_control, parse_edge
+from graphwd.emit_function import Parts
 from graphwd.errors import VerifyError
-from graphwd.graph import Body, Node, is_control, parse_edge
 from graphwd.injection import Injection, Nest, Use, Where, nested
+from graphwd.read_function import ConcreteFunction, read
 from graphwd.update_ops import CALL_OPS, WRITE_OPS, CallKind
 
 _Values = dict[str, Any]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from graphwd.body import Body, is_control, sources_of
 from graphwd.errors import RewriteError
-from graphwd.graph import MARK, Body, is_control, sources_of
+from graphwd.graph import MARK
 from graphwd.injection import Injection, Use, Where
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_rewritten(
-    before: FunctionDef, after: FunctionDef, injections: Mapping[str, Injection], *, was_sorted: bool
+    before: FunctionDef, after: FunctionDef, injections: Mapping[str, Injection], *, places: Sequence[int]
 ) -> None:
     """Checks what was made of a body.
 
@@ -24,7 +25,7 @@ def check_rewritten(
         before: the original, in which no edge leads nowhere and no nodes wait for each other.
         after: the rewritten body.
         injections: what was to be injected, by the write that it belongs to.
-        was_sorted: whether each node of the original comes after what it waits for.
+        places: where each node of the original comes in an order in which they may run.
 
     Raises:
         RewriteError: it is not the original with one decay for each injection.
@@ -41,7 +42,8 @@ def check_rewritten(
         raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)} undecayed")
     moved = {use for injection in injections.values() for use in injection.uses}
     changed = {*(use.node for use in moved), *injections}
-    order = _Order(after, count)
+    order = _Order(after, places)
+    keeps_order = order.is_whole
     for number, (old, new) in enumerate(
         itertools.zip_longest(before.node_def, itertools.islice(after.node_def, count))
     ):
@@ -54,23 +56,21 @@ def check_rewritten(
         injection = injections.get(new.name)
         if injection and injection.where is Where.BEFORE and new.input[-1][1:] not in decays:
             raise RewriteError(f"rewriting '{name}' left {new.name} not to wait for its decay")
-        was_sorted = was_sorted and order.allows(number, new)
-    if not (was_sorted and order.is_whole):
+        keeps_order = keeps_order and order.allows(places[number], new)
+    if not keeps_order:
         Body(after)  # raises where an edge leads nowhere or a circle was closed
 
 
 class _Order:
     """An order in which a rewritten body may run: each injected node right after the last of those it waits for."""
 
-    def __init__(self, function: FunctionDef, count: int) -> None:
-        """Numbers the injected nodes, which come after the first ``count``, as what they follow."""
-        added = function.node_def[count:]
+    def __init__(self, function: FunctionDef, original: Sequence[int]) -> None:
+        """Places the injected nodes, which come after those of the original, where what they follow is."""
+        added = function.node_def[len(original) :]
         wanted = {source for node in added for source in sources_of(node)}
         places = {argument.name: -1 for argument in function.signature.input_arg}
         places |= {
-            node.name: place
-            for place, node in enumerate(itertools.islice(function.node_def, count))
-            if node.name in wanted
+            node.name: place for place, node in zip(original, function.node_def, strict=False) if node.name in wanted
         }
         self.is_whole = True
         self._places: dict[str, int] = {}

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from graphwd.emit_function import is_concrete, is_polymorphic
 from graphwd.errors import StepError, UsageError
+from graphwd.read_function import is_concrete, is_polymorphic
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from graphwd.emit_function import read, undecorated, variables_of
 from graphwd.errors import StepError, VerifyError
 from graphwd.ordering import races
 from graphwd.pipeline import concrete, plan
 from graphwd.policy import PolicyLike
+from graphwd.read_function import read, undecorated, variables_of
 from graphwd.reference import Reference
 
 Array = np.ndarray

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tensorflow.python.framework import op_def_registry
 
+from graphwd.body import is_control
 from graphwd.errors import GraphError
-from graphwd.graph import is_control
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.node_def_pb2 import NodeDef

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 import graphwd
-from graphwd.emit_function import variables_of
 from graphwd.fusion import FUSED
 from graphwd.graph import MARK
+from graphwd.read_function import variables_of
 from tests import steps
 from tests.lockstep import assert_bit_equal
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from graphwd.body import Body, Edge, parse_edge
 from graphwd.errors import GraphError
-from graphwd.graph import Body, Callee, Edge, Graph, parse_edge
+from graphwd.graph import Callee, Graph
 from tests.graphs import function
 
 

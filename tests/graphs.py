@@ -5,8 +5,8 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
-from graphwd.emit_function import read
 from graphwd.placement import Flows
+from graphwd.read_function import read
 from graphwd.updates import find_updates
 
 

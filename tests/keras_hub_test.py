@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import graphwd
-from graphwd.emit_function import variables_of
+from graphwd.read_function import variables_of
 from tests.agreement import ulps_of_largest
 from tests.lockstep import (
     Case,

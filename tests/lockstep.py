@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 import graphwd
-from graphwd.emit_function import variables_of
+from graphwd.read_function import variables_of
 
 
 @dataclass

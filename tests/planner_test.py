@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import tensorflow as tf
 
-from graphwd.emit_function import read
 from graphwd.errors import PlanError
 from graphwd.graph import Graph, Variable
 from graphwd.planner import Outcome, make_plan
 from graphwd.policy import Policy, load_policy
+from graphwd.read_function import read
 from graphwd.updates import find_updates
 from tests.graphs import function, gradient_of, variable
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 import graphwd
-from graphwd.emit_function import variables_of
+from graphwd.read_function import variables_of
 from graphwd.verifier import verify
 from tests import references
 from tests.references import FIELDS, Sparse, Training

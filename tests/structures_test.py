@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 import graphwd
-from graphwd.emit_function import variables_of
+from graphwd.read_function import variables_of
 from tests import steps
 from tests.lockstep import Case, assert_bit_equal, assert_within_ulps, check_lockstep, policy_for
 

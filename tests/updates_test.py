@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import tensorflow as tf
 
-from graphwd.emit_function import read
 from graphwd.errors import GraphError
 from graphwd.graph import Graph
+from graphwd.read_function import read
 from graphwd.sites import Evidence
 from graphwd.updates import find_updates
 from tests.graphs import function, gradient_of, variable

@@ -1,0 +1,221 @@
+"""A function body: its nodes, sorted, and their edges.
+
+This module alone knows how edges are written (``node:output:index``, ``node:index``, ``argument``, ``^node``).
+"""
+
+from __future__ import annotations
+
+import graphlib
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from graphwd.errors import GraphError
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+
+_MAX_DIGITS = 10
+"""Of the number of an output: more than any node has."""
+
+
+class Edge(NamedTuple):
+    """A data input: output ``index`` of ``node``, which may be an argument of the body."""
+
+    node: str
+    index: int
+
+
+class Node(NamedTuple):
+    """A node of a body, its data inputs parsed.
+
+    Attributes:
+        name: its name, unique in the body.
+        op: its op type.
+        inputs: its data inputs, in order.
+        proto: the node as TensorFlow keeps it.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[Edge, ...]
+    proto: NodeDef
+
+
+def parse_edge(text: str) -> Edge:
+    """Reads a data edge in either of TensorFlow's two notations.
+
+    Args:
+        text: ``node:output:index`` or ``argument`` (functions), ``node:index`` or ``node`` (graphs).
+
+    Returns:
+        The node and the number at the end; 0 where none is written.
+
+    Raises:
+        GraphError: the number is none that a node could have.
+    """
+    node, colon, rest = text.partition(":")
+    if not colon:
+        return Edge(text, 0)
+    digits = rest.rpartition(":")[2]
+    if len(digits) > _MAX_DIGITS:
+        raise GraphError(f"'{node}' has no output of number {digits[:_MAX_DIGITS]}...")
+    return Edge(node, int(digits) if digits.isdecimal() else 0)
+
+
+def is_control(text: str) -> bool:
+    """Whether an input is a control dependency."""
+    return text.startswith("^")
+
+
+class Body:
+    """A function body: arguments, nodes in an order in which they may run, results.
+
+    Attributes:
+        name: the name of the function.
+        arguments: names of its arguments, in order.
+        nodes: its nodes, each after all that it waits for.
+        places: of each node of the function, in its order there, the place among ``nodes``; mostly the same order.
+        results: where its results come from, in order.
+    """
+
+    def __init__(self, function: FunctionDef) -> None:
+        """Parses a function.
+
+        Args:
+            function: the function; it is read and never changed.
+
+        Raises:
+            GraphError: an edge leads nowhere, or the nodes wait for each other in a circle.
+        """
+        self.name: str = function.signature.name
+        self.arguments: tuple[str, ...] = tuple(argument.name for argument in function.signature.input_arg)
+        self.nodes: Sequence[Node]
+        self.places: Sequence[int]
+        self.nodes, self.places = _in_order(self.name, self.arguments, function.node_def)
+        self.results: tuple[Edge, ...] = tuple(_results(self, function))
+
+
+def _results(body: Body, function: FunctionDef) -> Iterator[Edge]:
+    known = {*body.arguments, *(node.name for node in body.nodes)}
+    for result in function.signature.output_arg:
+        # A protobuf map that is asked for what it does not hold adds it.
+        if result.name not in function.ret:
+            raise GraphError(f"the function '{body.name}' does not say where its result '{result.name}' comes from")
+        edge = parse_edge(function.ret[result.name])
+        if edge.node not in known:
+            raise GraphError(f"the function '{body.name}' has a result from '{edge.node}', which does not exist")
+        yield edge
+    if missing := [node for node in function.control_ret.values() if node not in known]:
+        raise GraphError(f"the function '{body.name}' waits for '{missing[0]}', which does not exist")
+
+
+def sources_of(proto: NodeDef) -> Iterator[str]:
+    """The names of all that a node waits for, by data or control."""
+    for text in proto.input:
+        yield text[1:] if is_control(text) else text.partition(":")[0]
+
+
+def _in_order(
+    body: str, arguments: Iterable[str], protos: RepeatedCompositeFieldContainer[NodeDef]
+) -> tuple[list[Node], Sequence[int]]:
+    """Parses nodes, each after all that it waits for, and says at which place each of them is.
+
+    They stay as they are but for those that come before something they wait for, of which TensorFlow leaves a few:
+    such a node is put right after the last of that.
+    """
+    order = _Order(body, arguments)
+    for proto in protos:
+        node, missing = order.parse(proto)
+        if missing and node.op in _LOOP_HEADS:
+            # A v1 loop feeds NextIteration back into Merge: the one edge that may point backwards.
+            missing = missing - _loop_ends(protos)
+        if missing:
+            order.put_later(node, missing)
+        else:
+            order.put(node)
+    order.refuse_late()
+    if order.stayed:
+        return order.nodes, range(len(order.nodes))
+    places = {node.name: place for place, node in enumerate(order.nodes)}
+    return order.nodes, array("q", (places[proto.name] for proto in protos))
+
+
+class _Order:
+    """Nodes that are put one by one, each after what it waits for."""
+
+    def __init__(self, body: str, arguments: Iterable[str]) -> None:
+        self._body = body
+        self._known = {name: name for name in arguments}
+        self._edges: dict[str, Edge] = {}
+        self._late: dict[str, set[str]] = {}  # of each node that is to be put later, what it still waits for
+        self._waiting_for: dict[str, list[Node]] = {}
+        self.nodes: list[Node] = []
+        self.stayed = True
+
+    def parse(self, proto: NodeDef) -> tuple[Node, set[str] | None]:
+        """A node, and what it waits for that is not put yet."""
+        known, edges, late = self._known, self._edges, self._late
+        inputs: list[Edge] = []
+        missing: set[str] | None = None
+        for text in proto.input:
+            if is_control(text):
+                source = text[1:]
+            else:
+                edge = edges.get(text)
+                if edge is None:
+                    parsed = parse_edge(text)
+                    # One text for each name: there are as many edges as nodes, and more.
+                    edge = edges[text] = Edge(known.get(parsed.node, parsed.node), parsed.index)
+                inputs.append(edge)
+                source = edge.node
+            if source not in known or source in late:
+                missing = {source, *(missing or ())}
+        name = proto.name
+        if name in known:
+            raise GraphError(f"the function '{self._body}' has two nodes named '{name}'")
+        known[name] = name
+        return Node(name, sys.intern(proto.op), tuple(inputs), proto), missing
+
+    def put_later(self, node: Node, missing: set[str]) -> None:
+        """Puts a node when all of what is missing is put."""
+        self.stayed = False
+        self._late[node.name] = missing
+        for source in missing:
+            self._waiting_for.setdefault(source, []).append(node)
+
+    def put(self, node: Node) -> None:
+        """Puts a node, and those that waited for it alone."""
+        ready = [node]
+        while ready:
+            node = ready.pop()
+            self.nodes.append(node)
+            for waiter in self._waiting_for.pop(node.name, ()):
+                missing = self._late[waiter.name]
+                missing.remove(node.name)
+                if not missing:
+                    del self._late[waiter.name]
+                    ready.append(waiter)
+
+    def refuse_late(self) -> None:
+        """Refuses nodes that wait for what never comes."""
+        for name, missing in self._late.items():
+            if nowhere := sorted(missing - self._known.keys()):
+                raise GraphError(
+                    f"the node '{name}' of '{self._body}' has an input from '{nowhere[0]}', which does not exist"
+                )
+        try:
+            graphlib.TopologicalSorter(self._late).prepare()
+        except graphlib.CycleError as error:
+            raise GraphError(f"nodes of '{self._body}' wait for each other: {' -> '.join(error.args[1])}") from None
+
+
+_LOOP_HEADS = frozenset({"Merge", "RefMerge"})
+
+
+def _loop_ends(protos: Iterable[NodeDef]) -> set[str]:
+    return {proto.name for proto in protos if proto.op in {"NextIteration", "RefNextIteration"}}

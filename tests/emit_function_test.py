@@ -1,0 +1,144 @@
+"""Calls of a rewritten body: which graph gradients, the runtime and saving see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import auto_control_deps_utils, ops
+
+import graphwd
+from graphwd.emit_function import Emitted
+from graphwd.pipeline import emit_rewritten
+from graphwd.policy import Policy
+from tests.lockstep import assert_bit_equal
+
+HALVED = {"version": 1, "rules": [{"weight_decay": 0.5}]}
+
+
+def trainer():
+    """A kernel of 4, and a step that trains it and returns the square of what it gives for its batch then."""
+    kernel = tf.Variable([4.0], name="kernel")
+
+    @graphwd.with_weight_decay(HALVED)
+    @tf.function(input_signature=[tf.TensorSpec([1])])
+    def step(batch):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(kernel * batch)
+        kernel.assign_sub(tape.gradient(loss, kernel))
+        return (kernel * batch) ** 2
+
+    return kernel, step
+
+
+def by_tape(step, batch):
+    with tf.GradientTape() as tape:
+        tape.watch(batch)
+        result = step(batch)
+    return tape.gradient(result, batch)
+
+
+def by_tape_in_a_function(step, batch):
+    return tf.function(by_tape)(step, batch)
+
+
+def by_tape_around_a_function(step, batch):
+    return by_tape(tf.function(lambda batch: step(batch)), batch)
+
+
+def by_a_persistent_tape(step, batch):
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(batch)
+        result = step(batch)
+    return tape.gradient(result, batch)
+
+
+def by_symbols(step, batch):
+    return tf.function(lambda batch: tf.gradients(step(batch), batch))(batch)[0]
+
+
+@pytest.mark.parametrize("traced_before", [False, True], ids=["first call", "traced before"])
+@pytest.mark.parametrize(
+    "gradient", [by_tape, by_tape_in_a_function, by_tape_around_a_function, by_a_persistent_tape, by_symbols]
+)
+def test_gradients_are_of_the_decayed_step(gradient, traced_before):
+    kernel, step = trainer()
+    if traced_before:
+        step.get_concrete_function()
+    # The gradient of 3 is subtracted from the kernel, and that is halved: 2 k^2 x, which would be 6 without decay.
+    assert_bit_equal(gradient(step, tf.constant([3.0])).numpy(), np.float32([1.5]))
+    assert_bit_equal(kernel.numpy(), np.float32([0.5]))
+
+
+def test_second_gradients_are_of_the_decayed_step():
+    kernel, step = trainer()
+    step.get_concrete_function()
+    batch = tf.constant([0.5])
+    with tf.GradientTape() as outer:
+        outer.watch(batch)
+        with tf.GradientTape() as inner:
+            inner.watch(batch)
+            result = step(batch)
+        first = inner.gradient(result, batch)
+    assert_bit_equal(outer.gradient(first, batch).numpy(), np.float32([2 * 1.75**2]))
+    assert_bit_equal(kernel.numpy(), np.float32([1.75]))
+
+
+def test_tracing_makes_no_second_graph_of_the_step(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the graph was made")
+
+    kernel, step = trainer()
+    monkeypatch.setattr(Emitted, "concrete", refuse)
+    step(tf.constant([1.0]))
+    assert_bit_equal(kernel.numpy(), np.float32([1.5]))
+    with pytest.raises(AssertionError, match="the graph was made"):
+        by_tape(step, tf.constant([1.0]))
+
+
+@pytest.mark.parametrize("semantics", ["decoupled", "adamw", "l2"])
+def test_a_call_reads_only_what_the_rewritten_body_only_reads(semantics):
+    kernel, rate = tf.Variable([[4.0]], name="kernel"), tf.Variable(0.5, trainable=False, name="learning_rate")
+    untouched = tf.Variable([1.0], name="untouched")
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 1])])
+    def step(batch):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(kernel * batch) + untouched
+        kernel.assign_sub(rate * tape.gradient(loss, kernel))
+        return loss
+
+    original = step.get_concrete_function()
+    rules = [{"regex": "kernel", "weight_decay": 0.5}, {"weight_decay": 0}]
+    policy = Policy.from_dict({"version": 1, "defaults": {"semantics": semantics}, "rules": rules})
+    emitted, _ = emit_rewritten(original, policy)
+    caller = tf.function(lambda batch: emitted.call(original, (batch,), {}), autograph=False)
+    operations = caller.get_concrete_function(tf.TensorSpec([1, 1])).graph.get_operations()
+    (call,) = [operation for operation in operations if operation.type == "StatefulPartitionedCall"]
+    body = emitted.concrete(original).graph
+    expected = auto_control_deps_utils.get_read_only_resource_input_indices_graph(body)
+    assert len(expected) == 2
+    assert list(call.get_attr("_read_only_resource_inputs")) == expected
+
+
+def test_what_cannot_be_saved_says_why():
+    kernel = tf.Variable([4.0], name="kernel")
+    module = tf.Module()
+
+    @graphwd.with_weight_decay(HALVED)
+    @tf.function(input_signature=[tf.TensorSpec([1])])
+    def step(batch):
+        ops.get_default_graph().mark_as_unsaveable("it belongs to this process")
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(kernel * batch)
+        kernel.assign_sub(tape.gradient(loss, kernel))
+        return loss
+
+    module.kernel, module.step = kernel, step
+    with pytest.raises(ValueError, match="it belongs to this process"):
+        tf.saved_model.save(module, "/nonexistent")
+
+
+def test_the_variables_of_the_step_are_those_of_the_function_around_it():
+    kernel, step = trainer()
+    assert [id(each) for each in step.get_concrete_function().trainable_variables] == [id(kernel)]
