@@ -67,6 +67,11 @@ def parse_edge(text: str) -> Edge:
     return Edge(node, int(digits) if digits.isdecimal() else 0)
 
 
+def node_of(text: str) -> str:
+    """The node, or argument, that a data edge comes from."""
+    return text.partition(":")[0]
+
+
 def is_control(text: str) -> bool:
     """Whether an input is a control dependency."""
     return text.startswith("^")
@@ -117,7 +122,7 @@ def _results(body: Body, function: FunctionDef) -> Iterator[Edge]:
 def sources_of(proto: NodeDef) -> Iterator[str]:
     """The names of all that a node waits for, by data or control."""
     for text in proto.input:
-        yield text[1:] if is_control(text) else text.partition(":")[0]
+        yield text[1:] if is_control(text) else node_of(text)
 
 
 def _in_order(

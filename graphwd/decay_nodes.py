@@ -59,7 +59,7 @@ class Added:
 
     Attributes:
         function: the body.
-        taken: the names in use.
+        taken: the names in use, as far as they are like those of nodes to be added.
         shared: the tensors made once, by the device of the variables that they serve and what they hold.
         last_read: the read of the decay that was added last.
     """
@@ -68,11 +68,6 @@ class Added:
     taken: set[str] = field(default_factory=set)
     shared: dict[tuple[object, ...], str] = field(default_factory=dict)
     last_read: NodeDef | None = None
-
-    def __post_init__(self) -> None:
-        """Takes those names of the body's own nodes that one to be added might have."""
-        names = (node.name for node in self.function.node_def)
-        self.taken |= {name for name in names if "graphwd/" in name}
 
 
 class DecayNodes:
@@ -283,8 +278,7 @@ class DecayNodes:
 
     def _add(self, role: str, op: str, inputs: Iterable[str], **dtypes: str | int) -> str:
         name = self._name(role)
-        node = self._added.function.node_def.add(name=name, op=op)
-        node.input.extend(inputs)
+        node = self._added.function.node_def.add(name=name, op=op, input=inputs)
         for key, dtype in dtypes.items():
             number = DTYPE_NUMBERS[dtype] if isinstance(dtype, str) else dtype
             node.attr[key].type = number  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int

@@ -9,7 +9,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from graphwd.body import Body, Node, parse_edge
+from graphwd.body import Body, Edge, Node, node_of, parse_edge
 from graphwd.graph import DTYPE_NUMBERS, Graph, Variable
 from graphwd.injection import Use
 from graphwd.interpreter import BodyValues
@@ -84,7 +84,9 @@ class Flow:
 
     def value(self, tensor: str) -> Value:
         """What is known of a tensor."""
-        edge = parse_edge(tensor)
+        return self._value(parse_edge(tensor))
+
+    def _value(self, edge: Edge) -> Value:
         known = self._values.get(edge.node)
         if not known:
             return NOTHING
@@ -92,11 +94,11 @@ class Flow:
 
     def producer(self, tensor: str) -> Node | None:
         """The node that a tensor comes from; None for an argument."""
-        return self.nodes.get(parse_edge(tensor).node)
+        return self.nodes.get(node_of(tensor))
 
     def order(self, tensor: str) -> int:
         """A number that is larger the later in the body a tensor is made; -1 for an argument."""
-        return self._position.get(parse_edge(tensor).node, -1)
+        return self._position.get(node_of(tensor), -1)
 
     def origin(self, tensor: str) -> str:
         """The tensor that this one is a mere alias of; itself where it is none."""
@@ -110,10 +112,9 @@ class Flow:
 
     def inputs(self, node: Node) -> Iterator[tuple[int, str]]:
         """The data inputs of a node that are not handles of variables: position and tensor."""
-        for position in range(len(node.inputs)):
-            tensor = node.proto.input[position]
-            if self.value(tensor).handle == NO_VARIABLE:
-                yield position, tensor
+        for position, edge in enumerate(node.inputs):
+            if self._value(edge).handle == NO_VARIABLE:
+                yield position, node.proto.input[position]
 
     def read(self, tensor: str) -> Variable | None:
         """The variable of whose content a tensor was read; None where it was not, or it is not known of which."""
@@ -166,7 +167,7 @@ class Flow:
         """Whether a tensor brings gradient on: this run's, or what a slot variable has of earlier ones."""
         node = self.producer(tensor)
         shape = node is not None and node.op == "Const" and node.proto.attr["dtype"].type in _INTEGERS
-        carried = self.value(tensor).from_gradient or parse_edge(tensor).node in self.slotted
+        carried = self.value(tensor).from_gradient or node_of(tensor) in self.slotted
         return carried and not shape and self.origin(tensor) not in self._indices
 
     @functools.cached_property
@@ -179,9 +180,11 @@ class Flow:
                 made = variable is not None and self.is_slot(variable)
             else:
                 made = (
-                    node.op not in SHAPE_OPS
+                    bool(found)
+                    and any(edge.node in found for edge in node.inputs)  # rarely; the rest takes longer to find out
+                    and node.op not in SHAPE_OPS
                     and not in_gradient_scope(node.name)
-                    and any(parse_edge(tensor).node in found for _, tensor in self.contents(node))
+                    and any(node_of(tensor) in found for _, tensor in self.contents(node))
                 )
             if made:
                 found.add(node.name)
@@ -225,27 +228,31 @@ class Flow:
     def _is_gradient(self, node: Node) -> bool:
         if in_gradient_scope(node.name):
             return True
+        if node.op not in CALL_OPS:
+            return False
         outputs = (f"{node.name}:output:{number}" for number in range(len(self._values.get(node.name, ()))))
-        return node.op in CALL_OPS and any(self.value(each).from_gradient and self.is_source(each) for each in outputs)
+        return any(self.value(each).from_gradient and self.is_source(each) for each in outputs)
 
     def upstream(self, names: Iterable[str]) -> set[str]:
         """The nodes whose outputs go, through whatever, into any of some nodes, and these."""
-        found: set[str] = set()
-        waiting = list(names)
+        found = {name for name in names if name in self.nodes}
+        waiting = list(found)
         while waiting:
-            name = waiting.pop()
-            if name not in found and name in self.nodes:
-                found.add(name)
-                waiting.extend(edge.node for edge in self.nodes[name].inputs)
+            for source, _ in self.nodes[waiting.pop()].inputs:
+                if source not in found and source in self.nodes:
+                    found.add(source)
+                    waiting.append(source)
         return found
 
     @functools.cached_property
     def _users(self) -> Mapping[str, Sequence[str]]:
         """For each node those that wait for it, by data or control."""
         users: dict[str, list[str]] = defaultdict(list)
-        for name in self.nodes:
-            for need in self._needs(name):
+        for name, node in self.nodes.items():
+            for need, _ in node.inputs:
                 users[need].append(name)
+            for text in node.proto.input[len(node.inputs) :]:
+                users[text[1:]].append(name)
         return users
 
     def downstream(self, names: Iterable[str], last: str) -> set[str]:

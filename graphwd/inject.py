@@ -154,8 +154,14 @@ def _splice(function: FunctionDef, injections: Mapping[str, Injection]) -> dict[
     """Adds the decays; returns for each write the node that decays."""
     decays: dict[str, str] = {}
     needed = {name for injection in injections.values() for name in injection.touched}
-    nodes = {node.name: node for node in function.node_def if node.name in needed}
+    nodes: dict[str, NodeDef] = {}
     added = Added(function)
+    for node in function.node_def:
+        name = node.name
+        if name in needed:
+            nodes[name] = node
+        if "graphwd/" in name:  # one that a node to be added might have
+            added.taken.add(name)
     last: dict[str, str] = {}
     for name, injection in injections.items():
         moved = [(*use, nodes[use.node].input[use.position]) for use in injection.uses]
@@ -273,15 +279,15 @@ def decay_records(graph: Graph) -> list[dict[str, Any]]:
 
 def _redirect(function: FunctionDef, targets: Mapping[str, str]) -> None:
     """Lets what waited for some nodes wait for others: all nodes but injected ones, and the function's end."""
-    for node in function.node_def:
-        if not node.input or not is_control(node.input[-1]) or MARK in node.attr:
+    waits = {f"^{name}": f"^{target}" for name, target in targets.items()}
+    for node in function.node_def if targets else ():
+        inputs = node.input
+        if not inputs or not is_control(inputs[-1]):
             continue  # what a node waits for comes after what it takes
-        if any(is_control(text) and text[1:] in targets for text in node.input):
-            moved = [
-                f"^{targets[text[1:]]}" if is_control(text) and text[1:] in targets else text for text in node.input
-            ]
-            del node.input[:]
-            node.input.extend(moved)
+        if any(text in waits for text in inputs) and MARK not in node.attr:
+            moved = [waits.get(text, text) for text in inputs]
+            del inputs[:]
+            inputs.extend(moved)
     # Over a copy: a protobuf map that is written while it is iterated skips entries.
     for output, node_name in list(function.control_ret.items()):
         if node_name in targets:

@@ -7,7 +7,7 @@ variable. What is known of a tensor is a `Value`; what is learnt on the way is k
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graphwd.body import Body, Node
@@ -44,21 +44,6 @@ BodyValues = Mapping[str, Sequence[Value]]
 """What is known of the tensors of one body: by node or argument, a value for each output, or one for all of them."""
 
 
-def observe(graph: Graph, paths: Iterable[Path]) -> dict[Path, BodyValues]:
-    """Runs the step for what is known of the tensors in some of its bodies.
-
-    Args:
-        graph: the step.
-        paths: the calls that lead to each body of interest.
-
-    Returns:
-        For each path, the values of its body.
-    """
-    run = Interpreter(graph, told_apart=False, watched=frozenset(paths))
-    run.run()
-    return run.seen
-
-
 @dataclass
 class Interpreter:
     """Runs the step on abstract values; every body once for each call that reaches it.
@@ -67,7 +52,7 @@ class Interpreter:
         graph: the step.
         told_apart: whether each gradient node has a taint bit of its own.
         records: whether decays that graphwd injected before are looked for.
-        watched: the bodies whose values are kept in ``seen``.
+        seen: what is known of the tensors of each body that writes a trainable variable, by the calls that lead to it.
         memory: content of the variables that are not trainable.
         writes: every write to a trainable variable, in program order.
         unresolved: writes of a gradient to a variable that is not known.
@@ -81,7 +66,6 @@ class Interpreter:
     graph: Graph
     told_apart: bool
     records: bool = False
-    watched: frozenset[Path] = frozenset()
     seen: dict[Path, BodyValues] = field(default_factory=dict)
     memory: dict[int, Value] = field(default_factory=dict)
     writes: dict[Site, Write] = field(default_factory=dict)
@@ -93,6 +77,7 @@ class Interpreter:
     injected: dict[Site, Variable] = field(default_factory=dict)
     _bits: dict[tuple[Path, str], int] = field(default_factory=dict)
     _known: dict[Value, list[Value]] = field(default_factory=dict)
+    _writing: set[Path] = field(default_factory=set)
     _visited: int = 0
     _references: bool = False
 
@@ -140,7 +125,7 @@ class Interpreter:
             outputs = self._node(node, inputs, path)
             if outputs:
                 values[node.name] = outputs
-        if path in self.watched:
+        if path in self._writing:
             self.seen[path] = values
         return [_result(values, source, index) for source, index in body.results]
 
@@ -239,6 +224,7 @@ class Interpreter:
         elif handle >= 0 and self.graph.variables[handle].trainable:
             met = self.writes.get(site)
             gradients = met.gradients if met else value.taint
+            self._writing.add(path)
             self.writes[site] = Write(self.graph.variables[handle], site, value, gradients)
         else:
             self._store(handle, value, replace=op.form is Form.ASSIGN and op.rows is None)

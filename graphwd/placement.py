@@ -9,7 +9,6 @@ from graphwd.errors import UnclearError
 from graphwd.flow import Flow
 from graphwd.gradient_entry import find_entry
 from graphwd.injection import EPSILON, Entry, Injection, LearningRate, Where
-from graphwd.interpreter import observe
 from graphwd.learning_rate import find_learning_rate
 from graphwd.policy import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
 from graphwd.readiness import find_readiness, refuse_forward_reads
@@ -23,7 +22,7 @@ class RefusedError(Exception):
 
 
 class Flows:
-    """The flow of data in the bodies of the step's updates; the step is run for it when it is first asked for."""
+    """The flow of data in the bodies of the step's updates, each read when it is first asked for."""
 
     def __init__(self, analysis: Analysis) -> None:
         """Remembers the account.
@@ -36,12 +35,11 @@ class Flows:
 
     def at(self, path: Path) -> Flow:
         """The flow in the body that some calls lead to."""
-        graph = self._analysis.graph
-        assert graph is not None
-        if not self._flows:
-            for path_, values in observe(graph, self._paths()).items():
-                body = graph.body(path_[-1].callee.function) if path_ else graph.root
-                self._flows[path_] = Flow(graph, body, values)
+        if path not in self._flows:
+            graph = self._analysis.graph
+            assert graph is not None
+            body = graph.body(path[-1].callee.function) if path else graph.root
+            self._flows[path] = Flow(graph, body, self._analysis.values[path])
         return self._flows[path]
 
     def rereads(self, update: Update) -> bool:
@@ -51,11 +49,6 @@ class Flows:
             return bool(find_readiness(self.at(update.site.path), update.variable, names).rereads)
         except UnclearError:
             return True
-
-    def _paths(self) -> set[Path]:
-        return {
-            update.site.path for writes in self._analysis.variables for update in (*writes.updates, *writes.guesses)
-        }
 
 
 def place_decay(rule: Rule, writes: VariableWrites, flows: Flows) -> tuple[Injection, ...]:

@@ -106,14 +106,17 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
         The plan; what does not fit together is in its ``problems``, not raised.
     """
     flows = Flows(analysis)
-    decided = [_decide(writes, policy, flows) for writes in analysis.variables]
+    subjects = [subject(writes) for writes in analysis.variables]
+    decided = [
+        _decide(writes, policy.decide(seen), flows) for writes, seen in zip(analysis.variables, subjects, strict=True)
+    ]
     decisions = tuple(decision for decision, _ in decided)
     problems = [
         *_step_problems(analysis),
         *_grouped((decision, reason) for decision, reason in decided if reason),
-        *(_policy_problems(decisions, policy) if decisions else ()),
+        *(_policy_problems(decisions, subjects, policy) if decisions else ()),
     ]
-    notes = [*policy.notes, *_notes(decisions, policy, flows)]
+    notes = [*policy.notes, *_notes(decisions, subjects, policy, flows)]
     notes += [
         f"{site} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
         for site in analysis.python_calls
@@ -127,10 +130,9 @@ def subject(writes: VariableWrites) -> Subject:
     return Subject(variable.name, variable.rank, variable.dtype, variable.path, writes.used_by)
 
 
-def _decide(writes: VariableWrites, policy: Policy, flows: Flows) -> tuple[Decision, str]:
+def _decide(writes: VariableWrites, rule: Rule | None, flows: Flows) -> tuple[Decision, str]:
     """The decision for one variable and, where it is a refusal, why; else no text."""
     variable = writes.variable
-    rule = policy.decide(subject(writes))
     if rule is None:
         return Decision(variable, Outcome.UNMATCHED, None, writes), ""
     if rule.weight_decay == 0:
@@ -204,14 +206,13 @@ def _step_problems(analysis: Analysis) -> Iterator[str]:
         )
 
 
-def _policy_problems(decisions: Sequence[Decision], policy: Policy) -> Iterator[str]:
+def _policy_problems(decisions: Sequence[Decision], subjects: Sequence[Subject], policy: Policy) -> Iterator[str]:
     unmatched = [d.variable.name for d in decisions if d.outcome is Outcome.UNMATCHED]
     if unmatched and not policy.skip_unmatched:
         yield (
             f"{policy.where}: no rule matches {_listed(unmatched)}; end the rules with '- weight_decay: 0', or write "
             "'unmatched: skip'"
         )
-    subjects = [subject(decision.writes) for decision in decisions]
     for rule in policy.rules:
         if rule.selectors.any_given and not rule.optional and not any(map(rule.selectors.match, subjects)):
             advice = "correct or remove it, or write 'optional: true'"
@@ -232,10 +233,10 @@ def _near(rule: Rule, decisions: Sequence[Decision]) -> str:
     return f"; there is {_listed(close)}" if names else ""
 
 
-def _notes(decisions: Sequence[Decision], policy: Policy, flows: Flows) -> Iterator[str]:
+def _notes(decisions: Sequence[Decision], subjects: Sequence[Subject], policy: Policy, flows: Flows) -> Iterator[str]:
     deciding = {id(decision.rule) for decision in decisions}
     for rule in policy.rules:
-        matches = [d.variable.name for d in decisions if rule.selectors.match(subject(d.writes))]
+        matches = [seen.name for seen in subjects if rule.selectors.match(seen)]
         if matches and rule.selectors.any_given and id(rule) not in deciding:
             yield f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({_listed(matches)})"
     yield from _grouped(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from graphwd.body import Body, is_control, sources_of
@@ -42,57 +42,51 @@ def check_rewritten(
         raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)} undecayed")
     moved = {use for injection in injections.values() for use in injection.uses}
     changed = {*(use.node for use in moved), *injections}
-    order = _Order(after, places)
-    keeps_order = order.is_whole
-    for number, (old, new) in enumerate(
-        itertools.zip_longest(before.node_def, itertools.islice(after.node_def, count))
-    ):
+    order = _Order(after, count)
+    touched: list[tuple[int, NodeDef]] = []
+    undecayed = {f"^{write}" for write in decayed_after}
+    for place, old, new in itertools.zip_longest(places, before.node_def, itertools.islice(after.node_def, count)):
         if new is None or old.name != new.name:
             raise RewriteError(f"rewriting '{name}' lost or reordered nodes of the original")
-        _check_waits(new, decayed_after, name)
-        if old.input == new.input and new.name not in changed:
+        inputs = new.input
+        if new.name in order.wanted:
+            order.places[new.name] = place
+        # What a node waits for comes after what it takes.
+        if undecayed and inputs and is_control(inputs[-1]) and (early := undecayed.intersection(inputs)):
+            raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)[1:]} undecayed")
+        if old.input == inputs and new.name not in changed:
             continue
         _check_inputs(old, new, moved, name)
         injection = injections.get(new.name)
         if injection and injection.where is Where.BEFORE and new.input[-1][1:] not in decays:
             raise RewriteError(f"rewriting '{name}' left {new.name} not to wait for its decay")
-        keeps_order = keeps_order and order.allows(places[number], new)
-    if not keeps_order:
+        touched.append((place, new))
+    if not order.allows(touched):
         Body(after)  # raises where an edge leads nowhere or a circle was closed
 
 
 class _Order:
-    """An order in which a rewritten body may run: each injected node right after the last of those it waits for."""
+    """An order in which a rewritten body may run: each injected node right after the last of those it waits for.
 
-    def __init__(self, function: FunctionDef, original: Sequence[int]) -> None:
-        """Places the injected nodes, which come after those of the original, where what they follow is."""
-        added = function.node_def[len(original) :]
-        wanted = {source for node in added for source in sources_of(node)}
-        places = {argument.name: -1 for argument in function.signature.input_arg}
-        places |= {
-            node.name: place for place, node in zip(original, function.node_def, strict=False) if node.name in wanted
-        }
-        self.is_whole = True
-        self._places: dict[str, int] = {}
-        for node in added:
-            sources = list(sources_of(node))
-            self.is_whole = self.is_whole and all(source in places for source in sources)
-            places[node.name] = max((places.get(source, -1) for source in sources), default=-1)
-            self._places[node.name] = places[node.name]
+    Attributes:
+        wanted: the names of all that injected nodes wait for.
+        places: of these, where they come; to be filled in.
+    """
 
-    def allows(self, place: int, node: NodeDef) -> bool:
-        """Whether a node of the original comes after all injected nodes that it waits for."""
-        return all(self._places.get(source, -1) < place for source in sources_of(node))
+    def __init__(self, function: FunctionDef, count: int) -> None:
+        """Reads what the injected nodes wait for, which come after the first ``count``."""
+        self._added = [(node.name, list(sources_of(node))) for node in function.node_def[count:]]
+        self.wanted = {source for _, sources in self._added for source in sources}
+        self.places = {argument.name: -1 for argument in function.signature.input_arg}
 
-
-def _check_waits(node: NodeDef, decayed_after: Collection[str], name: str) -> None:
-    """Refuses a node that waits for a write where it must wait for the decay after it."""
-    inputs = node.input
-    if not inputs or not is_control(inputs[-1]):
-        return  # what a node waits for comes after what it takes
-    for text in inputs:
-        if is_control(text) and text[1:] in decayed_after:
-            raise RewriteError(f"rewriting '{name}' left something to wait for {text[1:]} undecayed")
+    def allows(self, nodes: Iterable[tuple[int, NodeDef]]) -> bool:
+        """Whether each of some nodes of the original, given with its place, comes after what is injected before it."""
+        added: dict[str, int] = {}
+        for name, sources in self._added:
+            if not all(source in self.places for source in sources):
+                return False
+            self.places[name] = added[name] = max((self.places[source] for source in sources), default=-1)
+        return all(added.get(source, -1) < place for place, node in nodes for source in sources_of(node))
 
 
 def _check_inputs(old: NodeDef, new: NodeDef, moved: Collection[Use], name: str) -> None:

@@ -7,12 +7,12 @@ not updates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from graphwd.graph import Graph, Variable
-from graphwd.interpreter import Interpreter
-from graphwd.sites import STRONG, Evidence, Site, Write
+from graphwd.interpreter import BodyValues, Interpreter
+from graphwd.sites import STRONG, Evidence, Path, Site, Write
 from graphwd.update_ops import Form
 
 
@@ -72,6 +72,7 @@ class Analysis:
         opaque: for variables that reach a function graphwd does not follow and that writes variables: the site.
         python_calls: calls of Python code that get a gradient: what they write is not in the graph.
         graph: the step; None for an account made by hand.
+        values: what is known of the tensors of each body that writes a variable, by the calls that lead to it.
     """
 
     variables: tuple[VariableWrites, ...]
@@ -79,6 +80,7 @@ class Analysis:
     opaque: tuple[tuple[Variable, Site], ...]
     python_calls: tuple[Site, ...] = ()
     graph: Graph | None = None
+    values: Mapping[Path, BodyValues] = field(default_factory=dict)
 
 
 def find_updates(graph: Graph) -> Analysis:
@@ -94,6 +96,7 @@ def find_updates(graph: Graph) -> Analysis:
         GraphError: the graph cannot be followed: a dangling edge, a missing or recursive function.
     """
     run = Interpreter(graph, told_apart=False).run()
+    values = run.seen
     if any(len(_update_writes(writes)) > 1 for writes in run.writes_by_variable().values()):
         # Which writes belong to one gradient matters only now, and telling gradients apart costs memory.
         run = Interpreter(graph, told_apart=True).run()
@@ -105,7 +108,7 @@ def find_updates(graph: Graph) -> Analysis:
         # A handle that is only passed on, as the token that orders collective ops is, belongs to no weight.
         if variable.trainable and (variable.id in writes or variable.id in run.read or variable in run.passed_on())
     )
-    return Analysis(accounts, tuple(run.unresolved), tuple(run.opaque.values()), tuple(run.python_calls), graph)
+    return Analysis(accounts, tuple(run.unresolved), tuple(run.opaque.values()), tuple(run.python_calls), graph, values)
 
 
 def _account(variable: Variable, writes: list[Write], used_by: frozenset[str], has_gradients: bool) -> VariableWrites:

@@ -71,6 +71,8 @@ def combine(inputs: list[Value]) -> Value:
     Returns:
         Tainted by all inputs, derived from whatever they are derived from.
     """
+    if len(inputs) == 1 and inputs[0].handle == NO_VARIABLE and inputs[0].source == NO_VARIABLE:
+        return inputs[0]  # of most nodes of most steps
     taint = 0
     source = NO_VARIABLE
     for value in inputs:
