@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graphwd.body import Body, Edge, parse_edge
 from graphwd.errors import GraphError
@@ -31,6 +33,24 @@ def test_a_body_keeps_an_order_that_is_sound_and_mends_one_that_is_not():
     order = [node.name for node in mended.nodes]
     assert order.index("b") < order.index("d") < order.index("c")
     assert next(node for node in mended.nodes if node.name == "c").inputs == (Edge("b", 0),)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_order_is_mended_and_nothing_is_moved_without_need(data):
+    count = data.draw(st.integers(1, 9))
+    waits = {f"n{later}": data.draw(st.sets(st.integers(0, later - 1))) if later else set() for later in range(count)}
+    given_order = data.draw(st.permutations(list(waits)))
+    body = Body(function(*(" ".join([name, "NoOp", *(f"^n{n}" for n in waits[name])]) for name in given_order)))
+    order = [node.name for node in body.nodes]
+    assert sorted(order) == sorted(given_order)
+    assert all(order.index(f"n{n}") < order.index(name) for name in waits for n in waits[name])
+    assert [order[place] for place in body.places] == given_order
+    early = {name for name in waits if any(given_order.index(f"n{n}") > given_order.index(name) for n in waits[name])}
+    while more := {name for name in waits if name not in early and {f"n{n}" for n in waits[name]} & early}:
+        early |= more
+    kept = [name for name in given_order if name not in early]
+    assert [name for name in order if name not in early] == kept
 
 
 @pytest.mark.parametrize(
