@@ -37,13 +37,20 @@ class Node(NamedTuple):
         name: its name, unique in the body.
         op: its op type.
         inputs: its data inputs, in order.
-        proto: the node as TensorFlow keeps it.
+        protos: the nodes of the body as TensorFlow keeps them.
+        index: which of these it is.
     """
 
     name: str
     op: str
     inputs: tuple[Edge, ...]
-    proto: NodeDef
+    protos: Sequence[NodeDef]
+    index: int
+
+    @property
+    def proto(self) -> NodeDef:
+        """The node as TensorFlow keeps it; not held, for of most nodes nobody asks for it again."""
+        return self.protos[self.index]
 
 
 def parse_edge(text: str) -> Edge:
@@ -134,8 +141,8 @@ def _in_order(
     such a node is put right after the last of that.
     """
     order = _Order(body, arguments)
-    for proto in protos:
-        node, missing = order.parse(proto)
+    for index, proto in enumerate(protos):
+        node, missing = order.parse(proto, protos, index)
         if missing and node.op in _LOOP_HEADS:
             # A v1 loop feeds NextIteration back into Merge: the one edge that may point backwards.
             missing = missing - _loop_ends(protos)
@@ -162,7 +169,7 @@ class _Order:
         self.nodes: list[Node] = []
         self.stayed = True
 
-    def parse(self, proto: NodeDef) -> tuple[Node, set[str] | None]:
+    def parse(self, proto: NodeDef, protos: Sequence[NodeDef], index: int) -> tuple[Node, set[str] | None]:
         """A node, and what it waits for that is not put yet."""
         known, edges, late = self._known, self._edges, self._late
         inputs: list[Edge] = []
@@ -184,7 +191,7 @@ class _Order:
         if name in known:
             raise GraphError(f"the function '{self._body}' has two nodes named '{name}'")
         known[name] = name
-        return Node(name, sys.intern(proto.op), tuple(inputs), proto), missing
+        return Node(name, sys.intern(proto.op), tuple(inputs), protos, index), missing
 
     def put_later(self, node: Node, missing: set[str]) -> None:
         """Puts a node when all of what is missing is put."""

@@ -23,6 +23,8 @@ Checked on TensorFlow 2.16, 2.17, 2.18, 2.19, 2.20 and 2.21 (tools/test_versions
 
 from __future__ import annotations
 
+import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -63,10 +65,13 @@ class Emitted:
         for function in rewritten.functions:
             children.append(_register(function, children))
         runtime.add_function_def(root)
-        self._atomic: Any = atomic_function.AtomicFunction(
-            root.signature.name, runtime, original.function_type, children, original.inference_fn.call_options
-        )
+        self._make_atomic = functools.partial(
+            atomic_function.AtomicFunction,
+            root.signature.name, runtime, original.function_type, children, original.inference_fn.call_options,
+        )  # fmt: skip
+        self._atomic: Any = self._make_atomic()
         self._concrete: ConcreteFunction | None = None
+        self._lock = threading.Lock()
 
     def concrete(self, original: ConcreteFunction, *, keep_variables: bool = False) -> ConcreteFunction:
         """Makes the body a concrete function, once.
@@ -78,10 +83,12 @@ class Emitted:
         Returns:
             A concrete function with the signature, the captures and the variables of ``original``.
         """
-        if self._concrete is None:
-            with collection_paused():
-                self._concrete = ConcreteFunction(self._atomic)
-                _bind(self._concrete, original)
+        with self._lock:
+            if self._concrete is None:
+                with collection_paused():
+                    concrete = ConcreteFunction(self._atomic)
+                    _bind(concrete, original)
+                self._concrete = concrete
         made: Any = self._concrete
         if keep_variables:
             made.graphwd_variables = tuple(variables_of(original))
@@ -124,12 +131,13 @@ class Emitted:
     def _call_flat(self, inputs: Sequence[Any], traced: Any) -> Sequence[Any]:
         """Adds a call to the graph that is being traced."""
         # All that is asked of this graph is which resources the body only reads. That a rewrite does not change: it
-        # writes what the original writes. Nothing else may see it, least of all a gradient.
-        self._atomic._cached_graph = traced
+        # writes what the original writes. Nothing else may see it, least of all a gradient that another thread takes
+        # meanwhile; hence a function of this call's own, under the name of the other.
+        atomic: Any = self._make_atomic(cached_graph=traced)
         try:
-            return self._atomic.call_flat(*inputs)
+            return atomic.call_flat(*inputs)
         finally:
-            self._atomic._cached_graph = None
+            atomic._cached_graph = None
 
 
 def _bind(result: Any, original: ConcreteFunction) -> None:

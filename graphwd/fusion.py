@@ -42,24 +42,28 @@ FUSED = b"fused"
 """The role of the call of what was outlined."""
 
 
-def outline(function: FunctionDef, writes: Iterable[str], name: str) -> tuple[FunctionDef | None, list[str]]:
+def outline(
+    function: FunctionDef, writes: Iterable[str], name: str, device: str
+) -> tuple[FunctionDef | None, list[str]]:
     """Moves the arithmetic behind some writes of a body into a function of its own.
 
     Args:
         function: the body; it is changed.
         writes: the nodes that write decayed variables, and those that decay them.
         name: the name of the new function.
+        device: where the variables are, and it is to run.
 
     Returns:
         The new function, which the body calls; None where nothing can be outlined. And the writes that were not.
     """
     nodes = {node.name: node for node in function.node_def}
     asked = list(writes)
-    chosen = _convex(_behind([write for write in asked if nodes[write].op in _WRITES], nodes), nodes)
+    chosen = _behind([write for write in asked if nodes[write].op in _WRITES], nodes)
+    chosen = _convex(chosen - set(_foreign_reads(chosen, nodes)), nodes)
     left_out = [write for write in asked if write not in chosen]
     if len(left_out) == len(asked):
         return None, left_out
-    return _Outline(function, nodes, chosen, name).make(), left_out
+    return _Outline(function, nodes, chosen, name).make(device), left_out
 
 
 def _behind(writes: Iterable[str], nodes: Mapping[str, NodeDef]) -> set[str]:
@@ -78,6 +82,15 @@ def _behind(writes: Iterable[str], nodes: Mapping[str, NodeDef]) -> set[str]:
             if source.op in _WRITES or (not is_control(text) and source.op in _ELEMENTWISE | _READS):
                 waiting.append(source.name)
     return chosen
+
+
+def _foreign_reads(chosen: Iterable[str], nodes: Mapping[str, NodeDef]) -> Iterator[str]:
+    """The reads of variables that no node of a set writes, such as the learning rate and the number of the step.
+
+    These may be on another device than the weights, where a compiled function cannot reach them.
+    """
+    written = {nodes[name].input[0] for name in chosen if nodes[name].op in _WRITES}
+    return (name for name in chosen if nodes[name].op in _READS and nodes[name].input[0] not in written)
 
 
 def _convex(chosen: set[str], nodes: Mapping[str, NodeDef]) -> set[str]:
@@ -118,14 +131,13 @@ class _Outline:
         self._made = type(function)()
         self._made.signature.name = name
 
-    def make(self) -> FunctionDef:
+    def make(self, device: str) -> FunctionDef:
         """Moves the nodes, and leaves a call of them."""
         function, made = self._function, self._made
         call_name = self._call_name()
         moved = [node for node in function.node_def if node.name in self._chosen]
         kept = [node for node in function.node_def if node.name not in self._chosen]
         waits = dict.fromkeys(wait for node in moved for wait in self._move(node))
-        devices = {node.device for node in moved}
         for node in kept:
             self._lead_on(node, call_name)
         for result, text in list(function.ret.items()):
@@ -133,7 +145,7 @@ class _Outline:
         self._end_with(call_name)
         del function.node_def[:]
         function.node_def.extend(kept)
-        self._call(call_name, devices.pop() if len(devices) == 1 else "", waits)
+        self._call(call_name, device, waits)
         made.signature.is_stateful = True
         for key in ("_XlaMustCompile", "_noinline"):
             made.attr[key].b = True

@@ -123,8 +123,8 @@ class _Writer:
             writes[write] = injection.variable.name
             if injection.where is not Where.GRADIENT:
                 writes[decays[write]] = injection.variable.name
-        for writes in by_device.values():
-            made, left_out = outline(function, writes, self._new_name(f"{function.signature.name}_fused"))
+        for device, writes in by_device.items():
+            made, left_out = outline(function, writes, self._new_name(f"{function.signature.name}_fused"), device)
             self.unfused += [writes[write] for write in left_out]
             if made is not None:
                 self.functions.append(made)

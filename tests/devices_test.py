@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -139,3 +140,33 @@ def test_an_update_that_asks_for_another_device_than_its_variable(semantics):
         tf.config.set_soft_device_placement(soft)
     assert {device for _, device in injected(nodes)} == {"CPU:1"}
     assert kernel.numpy() == {"decoupled": 1.75, "tfa": 1.5, "adamw": 2.5}[semantics]
+
+
+def test_what_is_fused_is_fused_device_by_device():
+    def trained(policy):
+        weights = []
+        for device in ("CPU:0", "CPU:1"):
+            with tf.device(device):
+                weights.append(tf.Variable(np.linspace(-1, 1, 8, dtype=np.float32), name=f"kernel_{device[-1]}"))
+        optimizer = keras.optimizers.Adam(0.1)
+        optimizer.build(weights)
+        slots = [variable for variable in optimizer.variables if variable.path.endswith(("momentum", "velocity"))]
+        assert [slot.value.device[-5:] for slot in slots] == ["CPU:0", "CPU:0", "CPU:1", "CPU:1"]
+
+        @graphwd.with_weight_decay(policy)
+        @tf.function
+        def step():
+            with tf.GradientTape() as tape:
+                loss = tf.add_n([tf.reduce_sum(weight**2) for weight in weights])
+            optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+
+        nodes = placed(step)
+        step()
+        return [weight.numpy() for weight in weights], nodes
+
+    policy = {"version": 1, "rules": [{"weight_decay": 0.25}]}
+    plain, _ = trained(policy)
+    fused, nodes = trained({**policy, "fuse": "xla"})
+    assert sorted(device for _, device in injected(nodes)) == ["CPU:0", "CPU:1"]
+    # XLA contracts a product and a sum into one operation: an ulp or two of the largest.
+    np.testing.assert_allclose(fused, plain, rtol=0, atol=4 * np.finfo(np.float32).eps)

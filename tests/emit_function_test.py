@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent import futures
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager.polymorphic_function import atomic_function
 from tensorflow.python.framework import auto_control_deps_utils, ops
 
 import graphwd
@@ -16,12 +20,15 @@ from tests.lockstep import assert_bit_equal
 HALVED = {"version": 1, "rules": [{"weight_decay": 0.5}]}
 
 
-def trainer():
+BATCH = tf.TensorSpec([1])
+
+
+def trainer(signature=(BATCH,)):
     """A kernel of 4, and a step that trains it and returns the square of what it gives for its batch then."""
     kernel = tf.Variable([4.0], name="kernel")
 
     @graphwd.with_weight_decay(HALVED)
-    @tf.function(input_signature=[tf.TensorSpec([1])])
+    @tf.function(input_signature=signature)
     def step(batch):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(kernel * batch)
@@ -68,6 +75,34 @@ def test_gradients_are_of_the_decayed_step(gradient, traced_before):
     # The gradient of 3 is subtracted from the kernel, and that is halved: 2 k^2 x, which would be 6 without decay.
     assert_bit_equal(gradient(step, tf.constant([3.0])).numpy(), np.float32([1.5]))
     assert_bit_equal(kernel.numpy(), np.float32([0.5]))
+
+
+def test_gradients_taken_while_another_thread_traces_are_of_the_decayed_step(monkeypatch):
+    kernel, step = trainer(signature=None)
+    traced = step.get_concrete_function(BATCH)
+    traced(tf.constant([0.0]))
+    assert_bit_equal(kernel.numpy(), np.float32([2.0]))
+    held, resume = threading.Event(), threading.Event()
+    call = atomic_function.partitioned_call_op
+
+    def wait(*args, **kwargs):
+        if threading.current_thread().name.startswith("tracing"):
+            held.set()
+            assert resume.wait(60)
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(atomic_function, "partitioned_call_op", wait)
+    with futures.ThreadPoolExecutor(1, "tracing") as pool:
+        # Another name for the argument has the function around the step traced again, which calls the same body.
+        traces_again = pool.submit(step.get_concrete_function, tf.TensorSpec([1], name="another"))
+        assert held.wait(60)
+        gradient = by_tape(traced, tf.constant([1.0]))
+        resume.set()
+        traces_again.result()
+    assert_bit_equal(kernel.numpy(), np.float32([0.5]))
+    assert_bit_equal(gradient.numpy(), np.float32([0.5]))
+    assert_bit_equal(by_tape(step, tf.constant([0.0])).numpy(), np.float32([0.0]))
+    assert_bit_equal(kernel.numpy(), np.float32([0.25]))
 
 
 def test_second_gradients_are_of_the_decayed_step():
