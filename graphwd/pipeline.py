@@ -84,7 +84,11 @@ def emit_rewritten(step: ConcreteFunction, policy: Policy) -> tuple[Emitted, Pla
         with collection_paused():
             made = inject(graph, decided.injections, new_name, fuse=decided.fuse)
         if made.unfused:
-            _LOG.warning("fuse: xla: not all of what updates and decays %s is fused", ", ".join(made.unfused))
+            _LOG.warning(
+                "fuse: xla: not all of what updates and decays %s is fused: optimizer ops, sparse updates and what is "
+                "not elementwise stay as they are",
+                ", ".join(made.unfused),
+            )
         return made
 
     return Emitted(step, make), decided

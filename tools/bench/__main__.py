@@ -4,9 +4,16 @@ A case is a workload, an optimizer, and plain execution or XLA. In each round ev
 block, beginning with another one each time; the ratios are of blocks of one round. Before anything is timed, contenders
 that should agree are held against each other after one step; those that do not are not timed, and the exit status is 1.
 
-Each case runs in a process of its own. The largest take about 5 GiB of memory.
+Contenders, beside graphwd's: the undecayed step; the floor, which reads and writes once what is decayed; the
+optimizer's own `weight_decay`; L2 in the loss; an assign loop, which multiplies each variable after the step; a second
+optimizer, SGD with the weights for gradients; TensorFlow Addons. `more ms` is the median of what a step takes more than
+the undecayed one of the same round. In the JSON, `ms`, `ratio`, `of_floor` and `extra_ms` are quartiles: lower, median,
+upper. In the plot, whiskers are quartiles, and graphwd is orange.
 
-Exit status: 0 done; 1 contenders disagree or a case failed; 2 the command line is malformed.
+Each case runs in a process of its own, for up to a minute and a half. The largest take about 5 GiB of memory.
+
+Exit status: 0 done; 1 contenders disagree or a case failed; 2 the command line is malformed, or --plot finds no
+matplotlib.
 """
 
 from __future__ import annotations
@@ -48,7 +55,7 @@ def main() -> int:
         print_list(chosen)
         return 0
     if not chosen:
-        print(f"no row's name holds {options.only!r}: see --list", file=sys.stderr)
+        print(f"no row's name holds {options.only!r}: see --list{' --quick' * options.quick}", file=sys.stderr)
         return 2
     if options.one is not None:
         case, names = chosen[options.one]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def write_text(reports: list[CaseReport], facts: dict[str, Any], console: Consol
         + ", ".join(f"{name} {value}" for name, value in facts.items()),
         highlight=False,
     )
-    console.print(SPARSE_NOTE, highlight=False)
+    if any(report.workload.startswith("recommender") for report in reports):
+        console.print(SPARSE_NOTE, highlight=False)
 
 
 def write_json(reports: list[CaseReport], facts: dict[str, Any], path: Path) -> None:
@@ -150,7 +152,8 @@ def pyplot_or_exit() -> Any:
     try:
         import matplotlib  # pyright: ignore[reportMissingImports] - of the extra `bench`
     except ImportError:
-        raise SystemExit("--plot needs matplotlib: pip install -e '.[bench]'") from None
+        print("--plot needs matplotlib, of the extra `bench`: .venv/bin/pip install -e '.[bench]'", file=sys.stderr)
+        raise SystemExit(2) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot  # pyright: ignore[reportMissingImports] - the same
 

@@ -190,7 +190,7 @@ def main() -> None:
 
 def show(result: Mapping[str, Any]) -> None:
     """Prints one table."""
-    table = Table(title=f"{result['semantics']}, {result['shape']}: growth exponent {result['growth']:.2f}")
+    table = Table(title=f"{result['semantics']}, {result['shape']}: growth exponent {_growth(result['growth'])}")
     for column in ("nodes", "variables", "MB", "parse + serialize (s)", "rewrite (s)", "us a node", "peak / proto"):
         table.add_column(column, justify="right")
     for row in result["rows"]:
@@ -200,6 +200,10 @@ def show(result: Mapping[str, Any]) -> None:
             f"{row['peak_over_proto']:.1f}",
         )  # fmt: skip
     Console(width=110).print(table)
+
+
+def _growth(exponent: float) -> str:
+    return "unknown, of fewer than two large graphs" if math.isnan(exponent) else f"{exponent:.2f}"
 
 
 if __name__ == "__main__":
