@@ -8,7 +8,7 @@ from __future__ import annotations
 import graphlib
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from graphwd.errors import GraphError
@@ -37,6 +37,7 @@ class Node(NamedTuple):
         name: its name, unique in the body.
         op: its op type.
         inputs: its data inputs, in order.
+        controls: the names of the nodes that it waits for besides.
         protos: the nodes of the body as TensorFlow keeps them.
         index: which of these it is.
     """
@@ -44,6 +45,7 @@ class Node(NamedTuple):
     name: str
     op: str
     inputs: tuple[Edge, ...]
+    controls: tuple[str, ...]
     protos: Sequence[NodeDef]
     index: int
 
@@ -84,6 +86,20 @@ def is_control(text: str) -> bool:
     return text.startswith("^")
 
 
+class Layout(NamedTuple):
+    """Where the nodes of a function are: what is worth keeping of a body that nobody reads any more.
+
+    Attributes:
+        indices: by name, which of the function's nodes each is.
+        places: of each node of the function, the place in an order in which they may run; mostly the same order.
+        waiting: which of the function's nodes wait for others by control.
+    """
+
+    indices: Mapping[str, int]
+    places: Sequence[int]
+    waiting: Sequence[int]
+
+
 class Body:
     """A function body: arguments, nodes in an order in which they may run, results.
 
@@ -111,6 +127,12 @@ class Body:
         self.nodes, self.places = _in_order(self.name, self.arguments, function.node_def)
         self.results: tuple[Edge, ...] = tuple(_results(self, function))
 
+    @property
+    def layout(self) -> Layout:
+        """Where the nodes of the function are."""
+        waiting = array("q", (node.index for node in self.nodes if node.controls))
+        return Layout({node.name: node.index for node in self.nodes}, self.places, waiting)
+
 
 def _results(body: Body, function: FunctionDef) -> Iterator[Edge]:
     known = {*body.arguments, *(node.name for node in body.nodes)}
@@ -126,10 +148,9 @@ def _results(body: Body, function: FunctionDef) -> Iterator[Edge]:
         raise GraphError(f"the function '{body.name}' waits for '{missing[0]}', which does not exist")
 
 
-def sources_of(proto: NodeDef) -> Iterator[str]:
+def sources_of(proto: NodeDef) -> list[str]:
     """The names of all that a node waits for, by data or control."""
-    for text in proto.input:
-        yield text[1:] if is_control(text) else node_of(text)
+    return [text[1:] if is_control(text) else node_of(text) for text in proto.input]
 
 
 def _in_order(
@@ -162,8 +183,8 @@ class _Order:
 
     def __init__(self, body: str, arguments: Iterable[str]) -> None:
         self._body = body
-        self._known = {name: name for name in arguments}
-        self._edges: dict[str, Edge] = {}
+        # By name, the first output, which is nearly all that edges come from: one object for all of these.
+        self._known = {name: Edge(name, 0) for name in arguments}
         self._late: dict[str, set[str]] = {}  # of each node that is to be put later, what it still waits for
         self._waiting_for: dict[str, list[Node]] = {}
         self.nodes: list[Node] = []
@@ -171,27 +192,30 @@ class _Order:
 
     def parse(self, proto: NodeDef, protos: Sequence[NodeDef], index: int) -> tuple[Node, set[str] | None]:
         """A node, and what it waits for that is not put yet."""
-        known, edges, late = self._known, self._edges, self._late
+        known, late = self._known, self._late
         inputs: list[Edge] = []
+        controls: list[str] = []
         missing: set[str] | None = None
         for text in proto.input:
-            if is_control(text):
-                source = text[1:]
+            source, _, output = text.partition(":")
+            edge = known.get(source)
+            if edge is not None:
+                first = not output or output.endswith(":0") or output == "0"
+                inputs.append(edge if first else Edge(edge.node, parse_edge(text).index))
+            elif is_control(source):
+                source = source[1:]
+                edge = known.get(source)
+                controls.append(source if edge is None else edge.node)
             else:
-                edge = edges.get(text)
-                if edge is None:
-                    parsed = parse_edge(text)
-                    # One text for each name: there are as many edges as nodes, and more.
-                    edge = edges[text] = Edge(known.get(parsed.node, parsed.node), parsed.index)
-                inputs.append(edge)
-                source = edge.node
-            if source not in known or source in late:
+                inputs.append(parse_edge(text))
+            if edge is None or (late and source in late):
                 missing = {source, *(missing or ())}
         name = proto.name
         if name in known:
             raise GraphError(f"the function '{self._body}' has two nodes named '{name}'")
-        known[name] = name
-        return Node(name, sys.intern(proto.op), tuple(inputs), protos, index), missing
+        known[name] = Edge(name, 0)
+        node = Node(name, sys.intern(proto.op), tuple(inputs), tuple(controls), protos, index)
+        return node, missing
 
     def put_later(self, node: Node, missing: set[str]) -> None:
         """Puts a node when all of what is missing is put."""
@@ -202,6 +226,9 @@ class _Order:
 
     def put(self, node: Node) -> None:
         """Puts a node, and those that waited for it alone."""
+        if not self._waiting_for:
+            self.nodes.append(node)
+            return
         ready = [node]
         while ready:
             node = ready.pop()

@@ -23,7 +23,7 @@ with it. Those in a gradient are not: the gradient is where TensorFlow puts it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -59,12 +59,14 @@ class Added:
 
     Attributes:
         function: the body.
-        taken: the names in use, as far as they are like those of nodes to be added.
+        present: the names of what was there before.
+        taken: the names of what was added.
         shared: the tensors made once, by the device of the variables that they serve and what they hold.
         last_read: the read of the decay that was added last.
     """
 
     function: FunctionDef
+    present: Container[str]
     taken: set[str] = field(default_factory=set)
     shared: dict[tuple[object, ...], str] = field(default_factory=dict)
     last_read: NodeDef | None = None
@@ -279,15 +281,16 @@ class DecayNodes:
     def _add(self, role: str, op: str, inputs: Iterable[str], **dtypes: str | int) -> str:
         name = self._name(role)
         node = self._added.function.node_def.add(name=name, op=op, input=inputs)
+        attributes = node.attr
         for key, dtype in dtypes.items():
             number = DTYPE_NUMBERS[dtype] if isinstance(dtype, str) else dtype
-            node.attr[key].type = number  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
+            attributes[key].type = number  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
         if self._with_write:
             # No device: TensorFlow overrules one of the update that is not its variable's, but not that of a Const.
-            node.attr["_class"].list.s.append(f"loc:@{self._write.name}".encode())
+            attributes["_class"].list.s.append(f"loc:@{self._write.name}".encode())
         else:
             node.device = self._write.device
-        node.attr[MARK].s = role.encode()
+        attributes[MARK].s = role.encode()
         if role == "read":
             self._added.last_read = node
         return name
@@ -306,7 +309,7 @@ class DecayNodes:
         scope, slash, leaf = self._write.name.rpartition("/")
         base = name = f"{scope}{slash}graphwd/{role}_{leaf}"
         number = 0
-        while name in self._added.taken:
+        while name in self._added.taken or name in self._added.present:
             number += 1
             name = f"{base}_{number}"
         self._added.taken.add(name)

@@ -16,6 +16,7 @@ from graphwd.interpreter import BodyValues
 from graphwd.sites import in_gradient_scope
 from graphwd.update_ops import (
     CALL_OPS,
+    MERGE_OPS,
     PRODUCT_OPS,
     READ_OPS,
     SAME_OPS,
@@ -61,9 +62,12 @@ class Flow:
         self._variables = graph.variables
         self._values = values
         self.nodes: dict[str, Node] = {node.name: node for node in body.nodes}
+        self._places = body.places
         self._arguments = frozenset(body.arguments)
-        self._position = {name: number for number, name in enumerate(self.nodes)}
+        # What has been found out, by tensor: the same is asked over and over.
         self._origins: dict[str, str] = {}
+        self._sources: dict[str, bool] = {}
+        self._carrying: dict[str, bool] = {}
         self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
         self._indices: dict[str, int] = {}
         for node in body.nodes:
@@ -98,7 +102,8 @@ class Flow:
 
     def order(self, tensor: str) -> int:
         """A number that is larger the later in the body a tensor is made; -1 for an argument."""
-        return self._position.get(node_of(tensor), -1)
+        node = self.producer(tensor)
+        return -1 if node is None else self._places[node.index]
 
     def origin(self, tensor: str) -> str:
         """The tensor that this one is a mere alias of; itself where it is none."""
@@ -135,6 +140,12 @@ class Flow:
 
     def is_source(self, tensor: str) -> bool:
         """Whether a tensor is a gradient as it comes into the body, or out of the computation of gradients."""
+        known = self._sources.get(tensor)
+        if known is None:
+            known = self._sources[tensor] = self._is_source(tensor)
+        return known
+
+    def _is_source(self, tensor: str) -> bool:
         if not self.value(tensor).from_gradient:
             return False
         node = self.producer(tensor)
@@ -165,6 +176,12 @@ class Flow:
 
     def carries(self, tensor: str) -> bool:
         """Whether a tensor brings gradient on: this run's, or what a slot variable has of earlier ones."""
+        known = self._carrying.get(tensor)
+        if known is None:
+            known = self._carrying[tensor] = self._carries(tensor)
+        return known
+
+    def _carries(self, tensor: str) -> bool:
         node = self.producer(tensor)
         shape = node is not None and node.op == "Const" and node.proto.attr["dtype"].type in _INTEGERS
         carried = self.value(tensor).from_gradient or node_of(tensor) in self.slotted
@@ -174,6 +191,8 @@ class Flow:
     def slotted(self) -> frozenset[str]:
         """The nodes whose outputs are made of what slot variables have of earlier gradients."""
         found: set[str] = set()
+        if not any(map(self.is_slot, self._variables)):
+            return frozenset()
         for node in self.nodes.values():
             if node.op in READ_OPS:
                 variable = self.read(node.name)
@@ -222,8 +241,21 @@ class Flow:
     @functools.cached_property
     def forward(self) -> frozenset[str]:
         """The nodes that a gradient was computed from: the forward pass."""
-        ends = {node.name for node in self.nodes.values() if self._is_gradient(node)}
-        return frozenset(self.upstream(ends) - ends)
+        behind: set[str] = set()
+        ends: set[str] = set()
+        again = True
+        while again:
+            again = False
+            for node in reversed(self.nodes.values()):
+                if self._is_gradient(node):
+                    ends.add(node.name)
+                elif node.name not in behind:
+                    continue
+                sources = [source for source, _ in node.inputs]
+                # The end of a v1 loop leads back to its head, and comes after it.
+                again = again or (node.op in MERGE_OPS and not behind.issuperset(sources))
+                behind.update(sources)
+        return frozenset(behind - ends - self._arguments)
 
     def _is_gradient(self, node: Node) -> bool:
         if in_gradient_scope(node.name):
@@ -251,8 +283,8 @@ class Flow:
         for name, node in self.nodes.items():
             for need, _ in node.inputs:
                 users[need].append(name)
-            for text in node.proto.input[len(node.inputs) :]:
-                users[text[1:]].append(name)
+            for need in node.controls:
+                users[need].append(name)
         return users
 
     def downstream(self, names: Iterable[str], last: str) -> set[str]:
@@ -262,12 +294,12 @@ class Flow:
             names: the nodes waited for.
             last: the node up to which nodes are looked at, in the order of the body.
         """
-        end = self._position[last]
+        end = self.order(last)
         found: set[str] = set()
         waiting = list(names)
         while waiting:
             name = waiting.pop()
-            if name not in found and self._position[name] <= end:
+            if name not in found and self.order(name) <= end:
                 found.add(name)
                 waiting.extend(self._users.get(name, ()))
         return found
@@ -295,8 +327,7 @@ class Flow:
     def _needs(self, name: str) -> Iterator[str]:
         node = self.nodes[name]
         yield from (edge.node for edge in node.inputs)
-        for text in node.proto.input[len(node.inputs) :]:
-            yield text[1:]
+        yield from node.controls
 
 
 def sinks(flow: Flow, nodes: Iterable[str]) -> list[tuple[Use, str]]:

@@ -127,7 +127,8 @@ class _Outline:
         self._nodes = nodes
         self._chosen = chosen
         self._inputs: dict[str, str] = {}
-        self._outputs: dict[str, str] = {}
+        self._outputs: dict[str, int] = {}
+        self._arguments = {argument.name: argument.type for argument in function.signature.input_arg}
         self._made = type(function)()
         self._made.signature.name = name
 
@@ -186,11 +187,11 @@ class _Outline:
         if parse_edge(text).node not in self._chosen:
             return text
         if text not in self._outputs:
-            self._outputs[text] = f"output_{len(self._outputs)}"
-            result = self._made.signature.output_arg.add(name=self._outputs[text])
+            number = self._outputs[text] = len(self._outputs)
+            result = self._made.signature.output_arg.add(name=f"output_{number}")
             result.type = self._dtype(text)
-            self._made.ret[self._outputs[text]] = text
-        return f"{call}:output:{list(self._outputs).index(text)}"
+            self._made.ret[result.name] = text
+        return f"{call}:output:{self._outputs[text]}"
 
     def _lead_on(self, node: NodeDef, call: str) -> None:
         """Lets a node that stays take from the call what it took from nodes that were moved."""
@@ -206,11 +207,14 @@ class _Outline:
         """Lets the body end after the call where it ended after what was moved: once, for no node is named twice."""
         function = self._function
         moved = sorted(output for output, node in function.control_ret.items() if node in self._chosen)
-        for output in moved[1:]:
+        if not moved:
+            return
+        for output in moved:
             del function.control_ret[output]
-            function.signature.control_output.remove(output)
-        if moved:
-            function.control_ret[moved[0]] = call
+        function.control_ret[moved[0]] = call
+        kept = [output for output in function.signature.control_output if output in function.control_ret]
+        del function.signature.control_output[:]
+        function.signature.control_output.extend(kept)
 
     def _call(self, name: str, device: str, waits: Iterable[str]) -> None:
         call = self._function.node_def.add(name=name, op="StatefulPartitionedCall", device=device)
@@ -228,7 +232,7 @@ class _Outline:
         """The dtype of a tensor of the body, as a number."""
         name, _, rest = text.partition(":")
         if name not in self._nodes:
-            return next(argument.type for argument in self._function.signature.input_arg if argument.name == name)
+            return self._arguments[name]
         node = self._nodes[name]
         result, _, index = rest.partition(":")
         definition: Any = op_def_registry.get(node.op)

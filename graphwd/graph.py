@@ -6,7 +6,7 @@ This module alone knows which functions a node calls.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -108,7 +108,6 @@ class Graph:
         self.root_function = root
         self.library: Mapping[str, FunctionDef] = {function.signature.name: function for function in library}
         self._bodies: dict[str, Body] = {}
-        self._places: dict[str, Sequence[int]] = {}  # by name, the step itself by none
         self.handles = dict(handles)
         self.data = frozenset(data)
         self.variables: tuple[Variable, ...] = tuple(
@@ -138,17 +137,8 @@ class Graph:
             self._bodies[function] = Body(self.library[function])
         return self._bodies[function]
 
-    def places(self, function: FunctionDef) -> Sequence[int]:
-        """Where the nodes of a body, the step's own or that of a function, come in an order in which they may run."""
-        name = "" if function is self.root_function else function.signature.name
-        if name not in self._places:
-            self._places[name] = (self.body(name) if name else self.root).places
-        return self._places[name]
-
     def forget_bodies(self) -> None:
         """Drops the parsed bodies, which take more memory than the functions do; whoever asks has them parsed again."""
-        for function in (self.root_function, *(self.library[name] for name in self._bodies)):
-            self.places(function)
         self._bodies.clear()
         vars(self).pop("root", None)
 

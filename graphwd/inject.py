@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graphwd.body import Body, is_control
+from graphwd.body import Body, Layout, is_control
 from graphwd.decay_nodes import Added, DecayNodes
 from graphwd.errors import RewriteError
 from graphwd.fusion import FUSED, outline
@@ -62,9 +62,12 @@ def inject(
         RewriteError: the step holds injected nodes already, or the result is not what was planned.
     """
     refuse_rewritten(graph)
+    nest = nested(injections)
+    layouts = {name: graph.body(name).layout for name in set(nest.functions())}
+    root_layout = graph.root.layout
     graph.forget_bodies()
-    writer = _Writer(graph, new_name, fuse=fuse)
-    root = writer.rewrite(graph.root_function, nested(injections))
+    writer = _Writer(graph, layouts, new_name, fuse=fuse)
+    root = writer.rewrite(graph.root_function, root_layout, nest)
     return Rewritten(root, tuple(writer.functions), tuple(dict.fromkeys(writer.unfused)))
 
 
@@ -90,26 +93,27 @@ def refuse_rewritten(graph: Graph) -> None:
 
 
 class _Writer:
-    def __init__(self, graph: Graph, new_name: Callable[[str], str], *, fuse: bool) -> None:
+    def __init__(
+        self, graph: Graph, layouts: Mapping[str, Layout], new_name: Callable[[str], str], *, fuse: bool
+    ) -> None:
         self._graph = graph
+        self._layouts = layouts
         self._new_name = new_name
         self._fuse = fuse
         self.unfused: list[str] = []
         self._names: dict[tuple[str, tuple[object, ...]], str] = {}
         self.functions: list[FunctionDef] = []
 
-    def rewrite(self, original: FunctionDef, nest: Nest) -> FunctionDef:
+    def rewrite(self, original: FunctionDef, layout: Layout, nest: Nest) -> FunctionDef:
         """A copy of a function with the injections of ``nest`` in it."""
         function = type(original)()
         function.CopyFrom(original)
-        if nest.calls:
-            callers = {frame.node for frame in nest.calls}
-            nodes = {node.name: node for node in function.node_def if node.name in callers}
-            for frame, below in nest.calls.items():
-                _set_callee(nodes[frame.node], frame, self._copy(frame.callee.function, below))
+        for frame, below in nest.calls.items():
+            caller = function.node_def[layout.indices[frame.node]]
+            _set_callee(caller, frame, self._copy(frame.callee.function, below))
         if nest.here:
-            decays = _splice(function, nest.here)
-            check_rewritten(original, function, nest.here, places=self._graph.places(original))
+            decays = _splice(function, layout, nest.here)
+            check_rewritten(original, function, layout, nest.here, nest.calls)
             if self._fuse and not _is_compiled(function):
                 self._outline(function, nest.here, decays)
         return function
@@ -133,7 +137,7 @@ class _Writer:
     def _copy(self, name: str, nest: Nest) -> str:
         key = (name, nest.signature())
         if key not in self._names:
-            function = self.rewrite(self._graph.library[name], nest)
+            function = self.rewrite(self._graph.library[name], self._layouts[name], nest)
             function.signature.name = self._new_name(name)
             self._names[key] = function.signature.name
             self.functions.append(function)
@@ -150,18 +154,13 @@ def _set_callee(node: NodeDef, frame: Frame, function: str) -> None:
     target.name = function
 
 
-def _splice(function: FunctionDef, injections: Mapping[str, Injection]) -> dict[str, str]:
+def _splice(function: FunctionDef, layout: Layout, injections: Mapping[str, Injection]) -> dict[str, str]:
     """Adds the decays; returns for each write the node that decays."""
     decays: dict[str, str] = {}
     needed = {name for injection in injections.values() for name in injection.touched}
-    nodes: dict[str, NodeDef] = {}
-    added = Added(function)
-    for node in function.node_def:
-        name = node.name
-        if name in needed:
-            nodes[name] = node
-        if "graphwd/" in name:  # one that a node to be added might have
-            added.taken.add(name)
+    nodes = {name: function.node_def[layout.indices[name]] for name in needed}
+    waiting = [function.node_def[index] for index in layout.waiting]
+    added = Added(function, layout.indices)
     last: dict[str, str] = {}
     for name, injection in injections.items():
         moved = [(*use, nodes[use.node].input[use.position]) for use in injection.uses]
@@ -186,7 +185,7 @@ def _splice(function: FunctionDef, injections: Mapping[str, Injection]) -> dict[
         decays[name] = decay
         assert added.last_read is not None
         added.last_read.attr[RECORD].s = json.dumps(record).encode()
-    _redirect(function, last)
+    _redirect(function, waiting, last)
     return decays
 
 
@@ -220,7 +219,7 @@ def take_out(function: FunctionDef) -> list[dict[str, Any]]:
                 original[decay] = write.name
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise RewriteError(f"'{function.signature.name}' holds a damaged record of a decay: {error}") from None
-    _redirect(function, original)
+    _redirect(function, function.node_def, original)
     kept = [node for node in function.node_def if MARK not in node.attr]
     del function.node_def[:]
     function.node_def.extend(kept)
@@ -277,10 +276,10 @@ def decay_records(graph: Graph) -> list[dict[str, Any]]:
     return found
 
 
-def _redirect(function: FunctionDef, targets: Mapping[str, str]) -> None:
-    """Lets what waited for some nodes wait for others: all nodes but injected ones, and the function's end."""
+def _redirect(function: FunctionDef, nodes: Iterable[NodeDef], targets: Mapping[str, str]) -> None:
+    """Lets what waited for some nodes wait for others: nodes that graphwd did not inject, and the function's end."""
     waits = {f"^{name}": f"^{target}" for name, target in targets.items()}
-    for node in function.node_def if targets else ():
+    for node in nodes if targets else ():
         inputs = node.input
         if not inputs or not is_control(inputs[-1]):
             continue  # what a node waits for comes after what it takes

@@ -132,6 +132,12 @@ class Nest:
     here: dict[str, Injection] = field(default_factory=dict)
     calls: dict[Frame, Nest] = field(default_factory=dict)
 
+    def functions(self) -> Iterator[str]:
+        """The functions that are called on the way to any injection, each at least once."""
+        for frame, below in self.calls.items():
+            yield frame.callee.function
+            yield from below.functions()
+
     def signature(self) -> tuple[object, ...]:
         """What tells two rewritings of one body apart: not the variables, but what is done at which node."""
         here = tuple((node, i.variable.dtype, i.variable.shape, i.decay) for node, i in sorted(self.here.items()))

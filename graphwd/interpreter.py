@@ -44,6 +44,10 @@ BodyValues = Mapping[str, Sequence[Value]]
 """What is known of the tensors of one body: by node or argument, a value for each output, or one for all of them."""
 
 
+_Run = Callable[[Node, list[Value], Path], list[Value]]
+"""Runs a node, given its inputs and the calls that lead to its body, as `Interpreter._node` does."""
+
+
 @dataclass
 class Interpreter:
     """Runs the step on abstract values; every body once for each call that reaches it.
@@ -77,6 +81,7 @@ class Interpreter:
     injected: dict[Site, Variable] = field(default_factory=dict)
     _bits: dict[tuple[Path, str], int] = field(default_factory=dict)
     _known: dict[Value, list[Value]] = field(default_factory=dict)
+    _by_op: dict[str, _Run] = field(default_factory=dict)
     _writing: set[Path] = field(default_factory=set)
     _visited: int = 0
     _references: bool = False
@@ -136,19 +141,29 @@ class Interpreter:
             self.injected[Site(path, node.name, op)] = self.graph.variables[inputs[0].handle]
         if self._references:
             inputs = self._dereferenced(op, inputs)
+        run = self._by_op.get(op)
+        if run is None:
+            run = self._by_op[op] = self._run_of(op)
+        return run(node, inputs, path)
+
+    def _run_of(self, op: str) -> _Run:
+        """What runs the nodes of an op type."""
         if op in WRITE_OPS:
-            return self._write(node, WRITE_OPS[op], inputs, path)
+            return functools.partial(self._write, WRITE_OPS[op])
         if op in CALL_OPS:
-            return self._call(node, inputs, path)
+            return self._call
         if op in READ_OPS:
-            return [self._read(op, inputs)]
+            return lambda _node, inputs, _path: [self._read(op, inputs)]
         if op in METADATA_OPS:
-            return []
+            return lambda *_: []
         if op in _ALIASES:
-            return _ALIASES[op](inputs)
+            alias = _ALIASES[op]
+            return lambda _node, inputs, _path: alias(inputs)
         if op in self.graph.library:
-            raise GraphError(f"the node '{node.name}' calls the function '{op}' as an op, as v1 Defun did")
-        return self._compute(node, inputs, path)
+            return _refuse_function_as_op
+        if op in _PYTHON_CALLS:
+            return self._call_python
+        return functools.partial(self._compute, _ARITHMETIC.get(op, combine))
 
     def _dereferenced(self, op: str, inputs: list[Value]) -> list[Value]:
         """Inputs of an op with v1 references replaced by what they refer to, unless the op takes references."""
@@ -162,25 +177,29 @@ class Interpreter:
             for position, value in enumerate(inputs)
         ]
 
-    def _compute(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
+    def _compute(
+        self, compute: Callable[[list[Value]], Value], node: Node, inputs: list[Value], path: Path
+    ) -> list[Value]:
+        gradient = in_gradient_scope(node.name)
         for value in inputs:
-            if value.content is Content.EXACT and node.op != "Cast" and not in_gradient_scope(node.name):
+            if value.source != NO_VARIABLE and value.content is Content.EXACT and node.op != "Cast" and not gradient:
                 self.used_by.setdefault(value.source, set()).add(node.op)
             if value.handle != NO_VARIABLE:
                 self._note_opaque(node, value, path)
-        result = _ARITHMETIC.get(node.op, combine)(inputs)
-        if node.op in SHAPE_OPS:
-            result = Value(taint=result.taint & DATA)
-        if node.op in DATA_OPS:
-            result = result._replace(taint=result.taint | DATA)
-        elif in_gradient_scope(node.name):
-            result = Value(taint=result.taint | self._bit(node, path))
-        if node.op in _PYTHON_CALLS and any(value.from_gradient for value in inputs):
-            self.python_calls[Site(path, node.name, node.op)] = None
+        result = compute(inputs)
+        if gradient and node.op not in DATA_OPS:
+            taint = result.taint | self._bit(node, path)
+            if taint != result.taint or result.source != NO_VARIABLE:
+                result = Value(taint=taint)
         if result == NOTHING:
             return []
         # One list for all nodes of which the same is known: nobody changes it.
         return self._known.get(result) or self._known.setdefault(result, [result])
+
+    def _call_python(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
+        if any(value.from_gradient for value in inputs):
+            self.python_calls[Site(path, node.name, node.op)] = None
+        return self._compute(combine, node, inputs, path)
 
     def _bit(self, node: Node, path: Path) -> int:
         if not self.told_apart:
@@ -213,7 +232,7 @@ class Interpreter:
             self.used_by.setdefault(handle, set()).add(op)
         return Value(source=handle, content=Content.EXACT)
 
-    def _write(self, node: Node, op: WriteOp, inputs: list[Value], path: Path) -> list[Value]:
+    def _write(self, op: WriteOp, node: Node, inputs: list[Value], path: Path) -> list[Value]:
         handle = inputs[0].handle
         value = inputs[op.value]
         site = Site(path, node.name, node.op)
@@ -327,6 +346,10 @@ def _result(values: Mapping[str, list[Value]], source: str, index: int) -> Value
     return known[index] if index < len(known) else known[0]
 
 
+def _refuse_function_as_op(node: Node, _inputs: list[Value], _path: Path) -> list[Value]:
+    raise GraphError(f"the node '{node.name}' calls the function '{node.op}' as an op, as v1 Defun did")
+
+
 _ALIASES: Mapping[str, Callable[[list[Value]], list[Value]]] = {
     **dict.fromkeys(PASS_THROUGH_OPS, list),
     **dict.fromkeys(SWITCH_OPS, lambda inputs: inputs[:1]),
@@ -344,6 +367,8 @@ _ARITHMETIC: Mapping[str, Callable[[list[Value]], Value]] = {
     "AddN": add,
     "Sub": add,
     "Cast": lambda inputs: inputs[0],
+    **dict.fromkeys(SHAPE_OPS, lambda inputs: Value(taint=combine(inputs).taint & DATA)),
+    **dict.fromkeys(DATA_OPS, lambda inputs: (known := combine(inputs))._replace(taint=known.taint | DATA)),
 }
 
 _CALLS = {

@@ -85,6 +85,7 @@ class Plan:
         """The plan as plain values, with the keys that ``graphwd help plan`` documents."""
         return {
             "version": 1,
+            "fuse": "xla" if self.fuse else "none",
             "variables": [_record(decision) for decision in self.decisions],
             "problems": list(self.problems),
             "notes": list(self.notes),

@@ -168,4 +168,5 @@ def _decay(variable: Mapping[str, Any]) -> str:
 def _summary(record: Mapping[str, Any]) -> str:
     count = len(record["variables"])
     decayed = sum(variable["outcome"] == "decay" for variable in record["variables"])
-    return f"{decayed} of {count} trainable variable{'' if count == 1 else 's'} decayed"
+    fused = ", their updates fused with the decay as far as XLA can (fuse: xla)" if record["fuse"] == "xla" else ""
+    return f"{decayed} of {count} trainable variable{'' if count == 1 else 's'} decayed{fused}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from graphwd.body import Body, is_control, sources_of
+from graphwd.body import Body, Layout, is_control, sources_of
 from graphwd.errors import RewriteError
 from graphwd.graph import MARK
 from graphwd.injection import Injection, Use, Where
+from graphwd.sites import Frame
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
@@ -17,15 +18,16 @@ if TYPE_CHECKING:
 
 
 def check_rewritten(
-    before: FunctionDef, after: FunctionDef, injections: Mapping[str, Injection], *, places: Sequence[int]
+    before: FunctionDef, after: FunctionDef, layout: Layout, injections: Mapping[str, Injection], calls: Iterable[Frame]
 ) -> None:
     """Checks what was made of a body.
 
     Args:
         before: the original, in which no edge leads nowhere and no nodes wait for each other.
         after: the rewritten body.
+        layout: where the nodes of the original are.
         injections: what was to be injected, by the write that it belongs to.
-        places: where each node of the original comes in an order in which they may run.
+        calls: the calls that lead to other functions than they did.
 
     Raises:
         RewriteError: it is not the original with one decay for each injection.
@@ -33,63 +35,89 @@ def check_rewritten(
     """
     name = before.signature.name
     count = len(before.node_def)
-    added = after.node_def[count:]
-    decays = {node.name for node in added if node.attr[MARK].s == b"decay"}
-    if len(decays) != len(injections):
-        raise RewriteError(f"rewriting '{name}' did not add one decay for each of {len(injections)} updates")
-    decayed_after = {write for write, injection in injections.items() if injection.where is Where.AFTER}
-    if early := decayed_after.intersection(after.control_ret.values()):
-        raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)} undecayed")
+    decays = _decays(before, after, injections)
     moved = {use for injection in injections.values() for use in injection.uses}
-    changed = {*(use.node for use in moved), *injections}
-    order = _Order(after, count)
-    touched: list[tuple[int, NodeDef]] = []
-    undecayed = {f"^{write}" for write in decayed_after}
-    for place, old, new in itertools.zip_longest(places, before.node_def, itertools.islice(after.node_def, count)):
-        if new is None or old.name != new.name:
-            raise RewriteError(f"rewriting '{name}' lost or reordered nodes of the original")
-        inputs = new.input
-        if new.name in order.wanted:
-            order.places[new.name] = place
+    delayed = {write for write, injection in injections.items() if injection.where is Where.BEFORE}
+    led_on: dict[str, set[str]] = defaultdict(set)
+    for frame in calls:
+        led_on[frame.node].add(frame.callee.attribute)
+    unchanged = {*(use.node for use in moved), *delayed, *led_on}
+    changed: list[tuple[int, NodeDef]] = []
+    undecayed = {f"^{write}" for write, injection in injections.items() if injection.where is Where.AFTER}
+    for place, old, new in zip(layout.places, before.node_def, after.node_def, strict=False):
+        inputs = new.input if undecayed else ()
         # What a node waits for comes after what it takes.
-        if undecayed and inputs and is_control(inputs[-1]) and (early := undecayed.intersection(inputs)):
+        if inputs and is_control(inputs[-1]) and (early := undecayed.intersection(inputs)):
             raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)[1:]} undecayed")
-        if old.input == inputs and new.name not in changed:
+        if old == new:
             continue
-        _check_inputs(old, new, moved, name)
-        injection = injections.get(new.name)
-        if injection and injection.where is Where.BEFORE and new.input[-1][1:] not in decays:
-            raise RewriteError(f"rewriting '{name}' left {new.name} not to wait for its decay")
-        touched.append((place, new))
-    if not order.allows(touched):
+        unchanged.discard(old.name)
+        _check_changed(old, new, led_on.get(old.name, ()), moved, name)
+        if old.name in delayed and new.input[-1][1:] not in decays:
+            raise RewriteError(f"rewriting '{name}' left {old.name} not to wait for its decay")
+        changed.append((place, new))
+    if unchanged:
+        raise RewriteError(f"rewriting '{name}' left '{min(unchanged)}' as it was")
+    if not _Order(after, count, layout).allows(changed):
         Body(after)  # raises where an edge leads nowhere or a circle was closed
 
 
-class _Order:
-    """An order in which a rewritten body may run: each injected node right after the last of those it waits for.
-
-    Attributes:
-        wanted: the names of all that injected nodes wait for.
-        places: of these, where they come; to be filled in.
-    """
-
-    def __init__(self, function: FunctionDef, count: int) -> None:
-        """Reads what the injected nodes wait for, which come after the first ``count``."""
-        self._added = [(node.name, list(sources_of(node))) for node in function.node_def[count:]]
-        self.wanted = {source for _, sources in self._added for source in sources}
-        self.places = {argument.name: -1 for argument in function.signature.input_arg}
-
-    def allows(self, nodes: Iterable[tuple[int, NodeDef]]) -> bool:
-        """Whether each of some nodes of the original, given with its place, comes after what is injected before it."""
-        added: dict[str, int] = {}
-        for name, sources in self._added:
-            if not all(source in self.places for source in sources):
-                return False
-            self.places[name] = added[name] = max((self.places[source] for source in sources), default=-1)
-        return all(added.get(source, -1) < place for place, node in nodes for source in sources_of(node))
+def _decays(before: FunctionDef, after: FunctionDef, injections: Mapping[str, Injection]) -> set[str]:
+    """The nodes that decay; checks that there is one for each injection, and that the function ends after them."""
+    name = before.signature.name
+    count = len(before.node_def)
+    if len(after.node_def) < count:
+        raise RewriteError(f"rewriting '{name}' lost nodes of the original")
+    decays = {node.name for node in after.node_def[count:] if node.attr[MARK].s == b"decay"}
+    if len(decays) != len(injections):
+        raise RewriteError(f"rewriting '{name}' did not add one decay for each of {len(injections)} updates")
+    ends = injections.keys() & after.control_ret.values()
+    if early := [node for node in ends if injections[node].where is Where.AFTER]:
+        raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)} undecayed")
+    return decays
 
 
-def _check_inputs(old: NodeDef, new: NodeDef, moved: Collection[Use], name: str) -> None:
+def _check_changed(old: NodeDef, new: NodeDef, led_on: Iterable[str], moved: Collection[Use], name: str) -> None:
+    """Checks that a node is what it was, but for the attributes that name a function and the inputs that are moved."""
+    same = type(new)()
+    same.CopyFrom(new)
+    del same.input[:]
+    same.input.extend(old.input)
+    for attribute in led_on:
+        same.attr[attribute].CopyFrom(old.attr[attribute])
+    # By bytes: a NaN is not equal to itself.
+    if same.SerializeToString(deterministic=True) != old.SerializeToString(deterministic=True):
+        raise RewriteError(f"rewriting '{name}' changed, lost or reordered '{old.name}'")
     for position, (was, now) in enumerate(zip(old.input, new.input, strict=False)):
         if not is_control(was) and (was == now) == (Use(old.name, position) in moved):
             raise RewriteError(f"rewriting '{name}' changed the wrong inputs of '{old.name}'")
+
+
+class _Order:
+    """An order in which a rewritten body may run: each injected node right after the last of those it waits for."""
+
+    def __init__(self, after: FunctionDef, count: int, layout: Layout) -> None:
+        """Reads what the injected nodes wait for, which come after the first ``count``."""
+        self._added = after.node_def[count:]
+        self._arguments = {argument.name for argument in after.signature.input_arg}
+        self._layout = layout
+        self._places: dict[str, int] = {}  # of the injected nodes
+
+    def allows(self, nodes: Iterable[tuple[int, NodeDef]]) -> bool:
+        """Whether each of some nodes of the original, given with its place, comes after what is injected before it."""
+        for node in self._added:
+            last = -1
+            for source in sources_of(node):
+                place = self._place(source)
+                if place is None:
+                    return False
+                last = max(last, place)
+            self._places[node.name] = last
+        return all(self._places.get(source, -1) < place for place, node in nodes for source in sources_of(node))
+
+    def _place(self, source: str) -> int | None:
+        """Where what an injected node waits for comes; None for what has not come yet."""
+        index = self._layout.indices.get(source)
+        if index is not None:
+            return self._layout.places[index]
+        return -1 if source in self._arguments else self._places.get(source)

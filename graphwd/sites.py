@@ -19,7 +19,8 @@ SAVED_MODEL = "SavedModel"
 
 def in_gradient_scope(name: str) -> bool:
     """Whether a node of that name was made while a gradient was computed."""
-    return "gradient" in name and _GRADIENT_SCOPE.search(name) is not None
+    # Most such names are told by how they begin, and most others need no search.
+    return name.startswith("gradient_tape/") or ("gradient" in name and _GRADIENT_SCOPE.search(name) is not None)
 
 
 class Evidence(Enum):

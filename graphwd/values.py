@@ -20,6 +20,8 @@ class Content(IntEnum):
     LINEAR = 2  # the content times something that does not depend on it
     DERIVED = 3  # any other way
 
+    __hash__ = int.__hash__  # an Enum's is slow, and every node's value is hashed
+
 
 class Value(NamedTuple):
     """What is known of a tensor.
@@ -71,17 +73,19 @@ def combine(inputs: list[Value]) -> Value:
     Returns:
         Tainted by all inputs, derived from whatever they are derived from.
     """
-    if len(inputs) == 1 and inputs[0].handle == NO_VARIABLE and inputs[0].source == NO_VARIABLE:
-        return inputs[0]  # of most nodes of most steps
     taint = 0
     source = NO_VARIABLE
+    known = NOTHING  # the last one that says as much as all before it: nearly always the result
     for value in inputs:
-        taint |= value.taint
-        if value.source != NO_VARIABLE and value.source != source:
-            source = value.source if source == NO_VARIABLE else MANY
-    if not taint and source == NO_VARIABLE:
-        return NOTHING
-    return Value(NO_VARIABLE, taint, source, Content.NONE if source == NO_VARIABLE else Content.DERIVED)
+        handle, bits, of, _ = value
+        taint |= bits
+        if of != NO_VARIABLE and of != source:
+            source = of if source == NO_VARIABLE else MANY
+        if bits == taint and handle == NO_VARIABLE:
+            known = value
+    if source == NO_VARIABLE:
+        return known if known.taint == taint else Value(taint=taint)
+    return Value(NO_VARIABLE, taint, source, Content.DERIVED)
 
 
 def scale(factors: list[Value]) -> Value:

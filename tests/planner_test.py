@@ -173,7 +173,7 @@ def test_a_variable_that_goes_where_nobody_follows_is_a_problem():
 
 def test_the_record_has_the_documented_keys(net):
     record = plan_of(net, [{"weight_decay": 0.1}]).record()
-    assert list(record) == ["version", "variables", "problems", "notes"]
+    assert list(record) == ["version", "fuse", "variables", "problems", "notes"]
     assert record["variables"][0] == {
         "name": "net/kernel",
         "shape": [1, 1],

@@ -38,8 +38,8 @@ def variable(name="net/kernel", **changes):
     }
 
 
-def record(*variables, problems=(), notes=()):
-    return {"version": 1, "variables": list(variables), "problems": list(problems), "notes": list(notes)}
+def record(*variables, problems=(), notes=(), fuse="none"):
+    return {"version": 1, "fuse": fuse, "variables": list(variables), "problems": list(problems), "notes": list(notes)}
 
 
 def table_rows(text):
@@ -199,10 +199,17 @@ def test_a_narrow_table_fits_and_loses_nothing():
     assert "".join(line[1:].split("  ")[0].strip() for line in lines[2:-1]) == name
 
 
+def test_a_fused_plan_says_so():
+    fused = ", their updates fused with the decay as far as XLA can (fuse: xla)"
+    assert fused not in as_table(record(variable("w")))
+    assert as_table(record(variable("w"), fuse="xla")).splitlines()[-1] == f"1 of 1 trainable variable decayed{fused}"
+    assert fused in as_html(record(variable("w"), fuse="xla"))
+
+
 def test_json():
     text = as_json(FULL)
     assert json.loads(text) == FULL
-    assert list(json.loads(text)) == ["version", "variables", "problems", "notes"]
+    assert list(json.loads(text)) == ["version", "fuse", "variables", "problems", "notes"]
     assert text.startswith('{\n  "version": 1,\n')
 
 
@@ -227,6 +234,7 @@ def plan():
 def test_record_of_a_plan_round_trips_with_exactly_these_keys():
     assert json.loads(as_json(plan().record())) == {
         "version": 1,
+        "fuse": "none",
         "variables": [
             {
                 "name": "kernel",

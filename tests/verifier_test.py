@@ -110,8 +110,8 @@ def drop(monkeypatch, role, edge):
     """Makes the rewriter drop a control edge: from a node that the write's decay waits for, or the reverse."""
     splice = inject._splice
 
-    def spliced(function, injections):
-        splice(function, injections)
+    def spliced(function, layout, injections):
+        splice(function, layout, injections)
         for node in function.node_def:
             if role(node):
                 kept = [text for text in node.input if not edge(text)]

@@ -92,12 +92,13 @@ def _serialized(nodes: int, variables: int) -> tuple[bytes, int, dict[str, Varia
     return made.SerializeToString(), len(made.node_def), handles
 
 
-def measure(nodes: int, variables: int, semantics: str, repetitions: int) -> dict[str, float]:
+def measure(nodes: int, variables: int, semantics: str, repetitions: int, *, fuse: bool = False) -> dict[str, float]:
     """Measures one size in this process."""
     # In another process, so that what making it takes is not there to be used again.
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as maker:
         content, count, handles = maker.submit(_serialized, nodes, variables).result()
-    policy = Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.01, "semantics": semantics}]})
+    rule = {"weight_decay": 0.01, "semantics": semantics}
+    policy = Policy.from_dict({"version": 1, "fuse": "xla" if fuse else "none", "rules": [rule]})
     before = _memory()
     step = FunctionDef()
     step.ParseFromString(content)
@@ -108,7 +109,7 @@ def measure(nodes: int, variables: int, semantics: str, repetitions: int) -> dic
             graph = Graph(step, [], handles, ["inputs"])
             plan = make_plan(find_updates(graph), policy)
             plan.check()
-            inject(graph, plan.injections, lambda name: f"{name}_rewritten")
+            inject(graph, plan.injections, lambda name: f"{name}_rewritten", fuse=plan.fuse)
             assert len(plan.injections) == variables
 
     def parse_and_serialize() -> None:
@@ -153,13 +154,16 @@ def growth(rows: list[Mapping[str, float]]) -> float:
     return statistics.linear_regression(nodes, seconds).slope
 
 
-def in_processes(most: int, semantics: str, repetitions: int) -> Iterator[tuple[str, list[dict[str, float]]]]:
+def in_processes(
+    most: int, semantics: str, repetitions: int, *, fuse: bool
+) -> Iterator[tuple[str, list[dict[str, float]]]]:
     """Measures all sizes up to a number of nodes."""
     for shape, sizes in SIZES.items():
         rows = []
         for nodes, variables in sizes:
             if nodes <= most:
                 one = ["--one", str(nodes), str(variables), "--semantics", semantics, "--repetitions", str(repetitions)]
+                one += ["--fuse"] if fuse else []
                 ran = subprocess.run([sys.executable, __file__, *one], check=True, capture_output=True, text=True)
                 rows.append(json.loads(ran.stdout.splitlines()[-1]))
         yield shape, rows
@@ -172,15 +176,17 @@ def main() -> None:
     parser.add_argument("--semantics", choices=SEMANTICS, help="one meaning; by default all")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--one", type=int, nargs=2, metavar=("NODES", "VARIABLES"), help="one size, as JSON")
+    parser.add_argument("--fuse", action="store_true", help="outline the updates, as 'fuse: xla' does (XLA is not run)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.one:
         nodes, variables = options.one
-        print(json.dumps(measure(nodes, variables, options.semantics or "decoupled", options.repetitions)))
+        semantics = options.semantics or "decoupled"
+        print(json.dumps(measure(nodes, variables, semantics, options.repetitions, fuse=options.fuse)))
         return
     results: list[dict[str, Any]] = []
     for semantics in [options.semantics] if options.semantics else SEMANTICS:
-        for shape, rows in in_processes(options.most, semantics, options.repetitions):
+        for shape, rows in in_processes(options.most, semantics, options.repetitions, fuse=options.fuse):
             results.append({"semantics": semantics, "shape": shape, "rows": rows, "growth": growth([*rows])})
             if not options.json:
                 show(results[-1])
