@@ -2,9 +2,11 @@
 
 The graph is a chain of layers: for each variable a matrix product and elementwise ops, their gradients, and an update
 by plain arithmetic, as Keras 3 emits it; it is planned and rewritten as a step is, but not run. Every size runs in a
-process of its own. Printed are, of each, CPU seconds of parsing plus serializing the proto and of the rewrite (the
-median of several), microseconds a node, and the peak of memory over that before the parse as a multiple of what the
-parsed proto takes; then the exponent of growth, by least squares over the sizes from 10,000 nodes up.
+process of its own, the sizes in turn, several rounds of them. Printed are, of each, CPU seconds of parsing plus
+serializing the proto and of the rewrite, microseconds a node, and the peak of memory over that before the parse as a
+multiple of what the parsed proto takes; then the exponent of growth, by least squares over the sizes from 10,000 nodes
+up. A time is the median of a run's repetitions and the least of all runs, for what makes a run slower is what else the
+machine does, and lasts for minutes; the column "to" is the most of all runs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -155,18 +157,26 @@ def growth(rows: list[Mapping[str, float]]) -> float:
 
 
 def in_processes(
-    most: int, semantics: str, repetitions: int, *, fuse: bool
-) -> Iterator[tuple[str, list[dict[str, float]]]]:
-    """Measures all sizes up to a number of nodes."""
-    for shape, sizes in SIZES.items():
-        rows = []
-        for nodes, variables in sizes:
-            if nodes <= most:
-                one = ["--one", str(nodes), str(variables), "--semantics", semantics, "--repetitions", str(repetitions)]
-                one += ["--fuse"] if fuse else []
-                ran = subprocess.run([sys.executable, __file__, *one], check=True, capture_output=True, text=True)
-                rows.append(json.loads(ran.stdout.splitlines()[-1]))
-        yield shape, rows
+    sizes: Iterable[tuple[int, int]], semantics: str, rounds: int, repetitions: int, *, fuse: bool
+) -> list[dict[str, float]]:
+    """Measures sizes in turn, several rounds of them: of each the least, and the most that the rewrite took."""
+    sizes = list(sizes)
+    rows: list[list[dict[str, float]]] = [[] for _ in sizes]
+    for _ in range(rounds):
+        for (nodes, variables), measured in zip(sizes, rows, strict=True):
+            one = ["--one", str(nodes), str(variables), "--semantics", semantics, "--repetitions", str(repetitions)]
+            one += ["--fuse"] if fuse else []
+            ran = subprocess.run([sys.executable, __file__, *one], check=True, capture_output=True, text=True)
+            measured.append(json.loads(ran.stdout.splitlines()[-1]))
+    return [_together(measured) for measured in rows]
+
+
+def _together(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    least = {key: min(row[key] for row in rows) for key in rows[0]}
+    return least | {
+        "most_us_a_node": max(row["us_a_node"] for row in rows),
+        "peak_over_proto": max(row["peak_over_proto"] for row in rows),
+    }
 
 
 def main() -> None:
@@ -174,7 +184,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=1_000_000, help="the largest graph, in nodes (%(default)s)")
     parser.add_argument("--semantics", choices=SEMANTICS, help="one meaning; by default all")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="times that each size is run (%(default)s)")
+    parser.add_argument("--repetitions", type=int, default=3, help="rewrites in each of these runs (%(default)s)")
     parser.add_argument("--one", type=int, nargs=2, metavar=("NODES", "VARIABLES"), help="one size, as JSON")
     parser.add_argument("--fuse", action="store_true", help="outline the updates, as 'fuse: xla' does (XLA is not run)")
     parser.add_argument("--json", action="store_true")
@@ -186,7 +197,9 @@ def main() -> None:
         return
     results: list[dict[str, Any]] = []
     for semantics in [options.semantics] if options.semantics else SEMANTICS:
-        for shape, rows in in_processes(options.most, semantics, options.repetitions, fuse=options.fuse):
+        for shape, sizes in SIZES.items():
+            asked = [size for size in sizes if size[0] <= options.most]
+            rows = in_processes(asked, semantics, options.rounds, options.repetitions, fuse=options.fuse)
             results.append({"semantics": semantics, "shape": shape, "rows": rows, "growth": growth([*rows])})
             if not options.json:
                 show(results[-1])
@@ -197,12 +210,22 @@ def main() -> None:
 def show(result: Mapping[str, Any]) -> None:
     """Prints one table."""
     table = Table(title=f"{result['semantics']}, {result['shape']}: growth exponent {_growth(result['growth'])}")
-    for column in ("nodes", "variables", "MB", "parse + serialize (s)", "rewrite (s)", "us a node", "peak / proto"):
+    for column in (
+        "nodes",
+        "variables",
+        "MB",
+        "parse + serialize (s)",
+        "rewrite (s)",
+        "us a node",
+        "to",
+        "peak / proto",
+    ):
         table.add_column(column, justify="right")
     for row in result["rows"]:
         table.add_row(
             f"{row['nodes']:,}", f"{row['variables']:,}", f"{row['megabytes']:.1f}",
             f"{row['parse_and_serialize_s']:.3f}", f"{row['rewrite_s']:.3f}", f"{row['us_a_node']:.1f}",
+            f"{row['most_us_a_node']:.1f}",
             f"{row['peak_over_proto']:.1f}",
         )  # fmt: skip
     Console(width=110).print(table)
