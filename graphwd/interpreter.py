@@ -13,23 +13,20 @@ from dataclasses import dataclass, field
 from graphwd.body import Body, Node
 from graphwd.errors import GraphError
 from graphwd.graph import RECORD, Callee, Graph, Variable, call_kind, state_count
+from graphwd.op_rules import ALIASES, ARITHMETIC
 from graphwd.sites import Frame, Path, Site, Write, in_gradient_scope
 from graphwd.update_ops import (
     CALL_OPS,
     DATA_OPS,
-    MERGE_OPS,
     METADATA_OPS,
-    PASS_THROUGH_OPS,
     READ_OPS,
     REFERENCE_OPS,
-    SHAPE_OPS,
-    SWITCH_OPS,
     WRITE_OPS,
     CallKind,
     Form,
     WriteOp,
 )
-from graphwd.values import DATA, MANY, NO_VARIABLE, NOTHING, Content, Value, add, combine, join, scale
+from graphwd.values import DATA, MANY, NO_VARIABLE, NOTHING, Content, Value, combine, join
 
 _MAX_DEPTH = 64
 _MAX_NODES_VISITED = 50_000_000
@@ -156,14 +153,14 @@ class Interpreter:
             return lambda _node, inputs, _path: [self._read(op, inputs)]
         if op in METADATA_OPS:
             return lambda *_: []
-        if op in _ALIASES:
-            alias = _ALIASES[op]
+        if op in ALIASES:
+            alias = ALIASES[op]
             return lambda _node, inputs, _path: alias(inputs)
         if op in self.graph.library:
             return _refuse_function_as_op
         if op in _PYTHON_CALLS:
             return self._call_python
-        return functools.partial(self._compute, _ARITHMETIC.get(op, combine))
+        return functools.partial(self._compute, ARITHMETIC.get(op, combine))
 
     def _dereferenced(self, op: str, inputs: list[Value]) -> list[Value]:
         """Inputs of an op with v1 references replaced by what they refer to, unless the op takes references."""
@@ -349,27 +346,6 @@ def _result(values: Mapping[str, list[Value]], source: str, index: int) -> Value
 def _refuse_function_as_op(node: Node, _inputs: list[Value], _path: Path) -> list[Value]:
     raise GraphError(f"the node '{node.name}' calls the function '{node.op}' as an op, as v1 Defun did")
 
-
-_ALIASES: Mapping[str, Callable[[list[Value]], list[Value]]] = {
-    **dict.fromkeys(PASS_THROUGH_OPS, list),
-    **dict.fromkeys(SWITCH_OPS, lambda inputs: inputs[:1]),
-    **dict.fromkeys(MERGE_OPS, lambda inputs: [functools.reduce(join, inputs), NOTHING]),
-}
-
-_ARITHMETIC: Mapping[str, Callable[[list[Value]], Value]] = {
-    "Mul": scale,
-    "MulNoNan": scale,
-    "RealDiv": lambda inputs: scale(inputs) if inputs[1].source == NO_VARIABLE else combine(inputs),
-    "Div": lambda inputs: scale(inputs) if inputs[1].source == NO_VARIABLE else combine(inputs),
-    "Neg": scale,
-    "Add": add,
-    "AddV2": add,
-    "AddN": add,
-    "Sub": add,
-    "Cast": lambda inputs: inputs[0],
-    **dict.fromkeys(SHAPE_OPS, lambda inputs: Value(taint=combine(inputs).taint & DATA)),
-    **dict.fromkeys(DATA_OPS, lambda inputs: (known := combine(inputs))._replace(taint=known.taint | DATA)),
-}
 
 _CALLS = {
     CallKind.CALL: Interpreter._plain_call,
