@@ -8,7 +8,7 @@ from __future__ import annotations
 import graphlib
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from graphwd.errors import GraphError
@@ -124,8 +124,9 @@ class Body:
         self.arguments: tuple[str, ...] = tuple(argument.name for argument in function.signature.input_arg)
         self.nodes: Sequence[Node]
         self.places: Sequence[int]
-        self.nodes, self.places = _in_order(self.name, self.arguments, function.node_def)
-        self.results: tuple[Edge, ...] = tuple(_results(self, function))
+        order = _in_order(self.name, self.arguments, function.node_def)
+        self.nodes, self.places = order.nodes, order.places(function.node_def)
+        self.results: tuple[Edge, ...] = tuple(_results(function, order.known))
 
     @property
     def layout(self) -> Layout:
@@ -134,18 +135,18 @@ class Body:
         return Layout({node.name: node.index for node in self.nodes}, self.places, waiting)
 
 
-def _results(body: Body, function: FunctionDef) -> Iterator[Edge]:
-    known = {*body.arguments, *(node.name for node in body.nodes)}
+def _results(function: FunctionDef, known: Container[str]) -> Iterator[Edge]:
+    body = function.signature.name
     for result in function.signature.output_arg:
         # A protobuf map that is asked for what it does not hold adds it.
         if result.name not in function.ret:
-            raise GraphError(f"the function '{body.name}' does not say where its result '{result.name}' comes from")
+            raise GraphError(f"the function '{body}' does not say where its result '{result.name}' comes from")
         edge = parse_edge(function.ret[result.name])
         if edge.node not in known:
-            raise GraphError(f"the function '{body.name}' has a result from '{edge.node}', which does not exist")
+            raise GraphError(f"the function '{body}' has a result from '{edge.node}', which does not exist")
         yield edge
     if missing := [node for node in function.control_ret.values() if node not in known]:
-        raise GraphError(f"the function '{body.name}' waits for '{missing[0]}', which does not exist")
+        raise GraphError(f"the function '{body}' waits for '{missing[0]}', which does not exist")
 
 
 def sources_of(proto: NodeDef) -> list[str]:
@@ -153,10 +154,8 @@ def sources_of(proto: NodeDef) -> list[str]:
     return [text[1:] if is_control(text) else node_of(text) for text in proto.input]
 
 
-def _in_order(
-    body: str, arguments: Iterable[str], protos: RepeatedCompositeFieldContainer[NodeDef]
-) -> tuple[list[Node], Sequence[int]]:
-    """Parses nodes, each after all that it waits for, and says at which place each of them is.
+def _in_order(body: str, arguments: Iterable[str], protos: RepeatedCompositeFieldContainer[NodeDef]) -> _Order:
+    """Parses nodes and orders them, each after all that it waits for.
 
     They stay as they are but for those that come before something they wait for, of which TensorFlow leaves a few:
     such a node is put right after the last of that.
@@ -172,27 +171,35 @@ def _in_order(
         else:
             order.put(node)
     order.refuse_late()
-    if order.stayed:
-        return order.nodes, range(len(order.nodes))
-    places = {node.name: place for place, node in enumerate(order.nodes)}
-    return order.nodes, array("q", (places[proto.name] for proto in protos))
+    return order
 
 
 class _Order:
-    """Nodes that are put one by one, each after what it waits for."""
+    """Nodes that are put one by one, each after what it waits for.
+
+    Attributes:
+        known: by name, the first output of each argument and node: nearly all edges come from it, and share it.
+        nodes: the nodes, in order.
+    """
 
     def __init__(self, body: str, arguments: Iterable[str]) -> None:
         self._body = body
-        # By name, the first output, which is nearly all that edges come from: one object for all of these.
-        self._known = {name: Edge(name, 0) for name in arguments}
+        self.known = {name: Edge(name, 0) for name in arguments}
         self._late: dict[str, set[str]] = {}  # of each node that is to be put later, what it still waits for
         self._waiting_for: dict[str, list[Node]] = {}
         self.nodes: list[Node] = []
-        self.stayed = True
+        self._stayed = True
+
+    def places(self, protos: Iterable[NodeDef]) -> Sequence[int]:
+        """Where each node of the function, in its order there, is put."""
+        if self._stayed:
+            return range(len(self.nodes))
+        places = {node.name: place for place, node in enumerate(self.nodes)}
+        return array("q", (places[proto.name] for proto in protos))
 
     def parse(self, proto: NodeDef, protos: Sequence[NodeDef], index: int) -> tuple[Node, set[str] | None]:
         """A node, and what it waits for that is not put yet."""
-        known, late = self._known, self._late
+        known, late = self.known, self._late
         inputs: list[Edge] = []
         controls: list[str] = []
         missing: set[str] | None = None
@@ -219,7 +226,7 @@ class _Order:
 
     def put_later(self, node: Node, missing: set[str]) -> None:
         """Puts a node when all of what is missing is put."""
-        self.stayed = False
+        self._stayed = False
         self._late[node.name] = missing
         for source in missing:
             self._waiting_for.setdefault(source, []).append(node)
@@ -243,7 +250,7 @@ class _Order:
     def refuse_late(self) -> None:
         """Refuses nodes that wait for what never comes."""
         for name, missing in self._late.items():
-            if nowhere := sorted(missing - self._known.keys()):
+            if nowhere := sorted(missing - self.known.keys()):
                 raise GraphError(
                     f"the node '{name}' of '{self._body}' has an input from '{nowhere[0]}', which does not exist"
                 )

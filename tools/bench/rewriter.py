@@ -2,11 +2,11 @@
 
 The graph is a chain of layers: for each variable a matrix product and elementwise ops, their gradients, and an update
 by plain arithmetic, as Keras 3 emits it; it is planned and rewritten as a step is, but not run. Every size runs in a
-process of its own, the sizes in turn, several rounds of them. Printed are, of each, CPU seconds of parsing plus
-serializing the proto and of the rewrite, microseconds a node, and the peak of memory over that before the parse as a
-multiple of what the parsed proto takes; then the exponent of growth, by least squares over the sizes from 10,000 nodes
-up. A time is the median of a run's repetitions and the least of all runs, for what makes a run slower is what else the
-machine does, and lasts for minutes; the column "to" is the most of all runs.
+process of its own, once, the sizes in turn, several rounds of them: were it repeated there, a small graph would find
+the memory of the last time, and a large one would not. Printed are, of each, the medians of CPU seconds of parsing plus
+serializing the proto and of the rewrite, of microseconds a node, and of the peak of memory over that before the parse
+as a multiple of what the parsed proto takes; then the exponent of growth, by least squares over the sizes from 10,000
+nodes up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -35,14 +35,20 @@ from graphwd.planner import make_plan
 from graphwd.policy import Policy
 from graphwd.updates import find_updates
 
+_Result = TypeVar("_Result")
+
 SIZES = {
     "100 nodes a variable": [(1_000, 10), (10_000, 100), (100_000, 1_000), (600_000, 6_000), (1_000_000, 10_000)],
     "12 nodes a variable": [(1_200, 100), (12_000, 1_000), (120_000, 10_000), (600_000, 50_000)],
 }
 SEMANTICS = ["decoupled", "adamw", "l2"]
 _SMALLEST_OF_GROWTH = 10_000
+_SMALLEST_PROTO = 2e6
+"""Bytes of a parsed proto that can be told from what else a process does with its memory."""
 _FLOAT = DTYPE_NUMBERS["float32"]
 _RESOURCE = DTYPE_NUMBERS["resource"]
+_WARM_UP = (1_000, 10)
+"""The size of what is rewritten first, so that what Python does once is not counted."""
 _FIXED = 6
 """Nodes of a variable besides the elementwise ones: its read, two products forward and back, and its update."""
 
@@ -94,50 +100,47 @@ def _serialized(nodes: int, variables: int) -> tuple[bytes, int, dict[str, Varia
     return made.SerializeToString(), len(made.node_def), handles
 
 
-def measure(nodes: int, variables: int, semantics: str, repetitions: int, *, fuse: bool = False) -> dict[str, float]:
-    """Measures one size in this process."""
-    # In another process, so that what making it takes is not there to be used again.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as maker:
-        content, count, handles = maker.submit(_serialized, nodes, variables).result()
+def measure(nodes: int, variables: int, semantics: str, *, fuse: bool = False) -> dict[str, float]:
+    """Measures one size in this process, which must have done nothing of the kind before."""
     rule = {"weight_decay": 0.01, "semantics": semantics}
     policy = Policy.from_dict({"version": 1, "fuse": "xla" if fuse else "none", "rules": [rule]})
-    before = _memory()
-    step = FunctionDef()
-    step.ParseFromString(content)
-    proto = _memory() - before
 
-    def rewrite() -> None:
+    def rewrite(step: FunctionDef, handles: Mapping[str, Variable]) -> int:
         with collection_paused():
             graph = Graph(step, [], handles, ["inputs"])
             plan = make_plan(find_updates(graph), policy)
             plan.check()
             inject(graph, plan.injections, lambda name: f"{name}_rewritten", fuse=plan.fuse)
-            assert len(plan.injections) == variables
+        return len(plan.injections)
 
-    def parse_and_serialize() -> None:
-        again = FunctionDef()
-        again.ParseFromString(content)
-        again.SerializeToString()
-
-    first = _seconds(rewrite)
+    rewrite(*build(*_WARM_UP))
+    # In another process, so that the memory that making it takes is not there to be used again.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as maker:
+        content, count, handles = maker.submit(_serialized, nodes, variables).result()
+    before = _memory()
+    step = FunctionDef()
+    parsing, _ = _timed(lambda: step.ParseFromString(content))
+    proto = _memory() - before
+    rewriting, injected = _timed(lambda: rewrite(step, handles))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    rewriting = statistics.median([first, *(_seconds(rewrite) for _ in range(repetitions - 1))])
+    assert injected == variables
+    serializing, _ = _timed(step.SerializeToString)
     return {
         "nodes": count,
         "variables": variables,
         "megabytes": len(content) / 1e6,
-        "parse_and_serialize_s": statistics.median(_seconds(parse_and_serialize) for _ in range(repetitions)),
+        "parse_and_serialize_s": parsing + serializing,
         "rewrite_s": rewriting,
         "us_a_node": rewriting / count * 1e6,
-        "peak_over_proto": peak / proto if proto > 0 else float("nan"),
+        "peak_over_proto": peak / proto if proto > _SMALLEST_PROTO else float("nan"),
     }
 
 
-def _seconds(call: Callable[[], None]) -> float:
-    """CPU seconds of this process: other processes of the machine count little."""
+def _timed(call: Callable[[], _Result]) -> tuple[float, _Result]:
+    """CPU seconds of this process, of which other processes of the machine take few; and the result."""
     start = time.process_time()
-    call()
-    return time.process_time() - start
+    result = call()
+    return time.process_time() - start, result
 
 
 def _memory() -> int:
@@ -157,26 +160,23 @@ def growth(rows: list[Mapping[str, float]]) -> float:
 
 
 def in_processes(
-    sizes: Iterable[tuple[int, int]], semantics: str, rounds: int, repetitions: int, *, fuse: bool
+    sizes: Iterable[tuple[int, int]], semantics: str, rounds: int, *, fuse: bool
 ) -> list[dict[str, float]]:
-    """Measures sizes in turn, several rounds of them: of each the least, and the most that the rewrite took."""
+    """Measures sizes in turn, several rounds of them: of each the medians, and how far the rewrite's go."""
     sizes = list(sizes)
     rows: list[list[dict[str, float]]] = [[] for _ in sizes]
     for _ in range(rounds):
         for (nodes, variables), measured in zip(sizes, rows, strict=True):
-            one = ["--one", str(nodes), str(variables), "--semantics", semantics, "--repetitions", str(repetitions)]
-            one += ["--fuse"] if fuse else []
+            one = ["--one", str(nodes), str(variables), "--semantics", semantics, *(["--fuse"] if fuse else [])]
             ran = subprocess.run([sys.executable, __file__, *one], check=True, capture_output=True, text=True)
             measured.append(json.loads(ran.stdout.splitlines()[-1]))
     return [_together(measured) for measured in rows]
 
 
 def _together(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    least = {key: min(row[key] for row in rows) for key in rows[0]}
-    return least | {
-        "most_us_a_node": max(row["us_a_node"] for row in rows),
-        "peak_over_proto": max(row["peak_over_proto"] for row in rows),
-    }
+    medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    times = [row["us_a_node"] for row in rows]
+    return medians | {"least_us_a_node": min(times), "most_us_a_node": max(times)}
 
 
 def main() -> None:
@@ -184,8 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=1_000_000, help="the largest graph, in nodes (%(default)s)")
     parser.add_argument("--semantics", choices=SEMANTICS, help="one meaning; by default all")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each size is run (%(default)s)")
-    parser.add_argument("--repetitions", type=int, default=3, help="rewrites in each of these runs (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each size is run (%(default)s)")
     parser.add_argument("--one", type=int, nargs=2, metavar=("NODES", "VARIABLES"), help="one size, as JSON")
     parser.add_argument("--fuse", action="store_true", help="outline the updates, as 'fuse: xla' does (XLA is not run)")
     parser.add_argument("--json", action="store_true")
@@ -193,23 +192,25 @@ def main() -> None:
     if options.one:
         nodes, variables = options.one
         semantics = options.semantics or "decoupled"
-        print(json.dumps(measure(nodes, variables, semantics, options.repetitions, fuse=options.fuse)))
+        print(json.dumps(measure(nodes, variables, semantics, fuse=options.fuse)))
         return
     results: list[dict[str, Any]] = []
     for semantics in [options.semantics] if options.semantics else SEMANTICS:
         for shape, sizes in SIZES.items():
             asked = [size for size in sizes if size[0] <= options.most]
-            rows = in_processes(asked, semantics, options.rounds, options.repetitions, fuse=options.fuse)
+            rows = in_processes(asked, semantics, options.rounds, fuse=options.fuse)
             results.append({"semantics": semantics, "shape": shape, "rows": rows, "growth": growth([*rows])})
             if not options.json:
                 show(results[-1])
     if options.json:
-        print(json.dumps(results, indent=2))
+        print(json.dumps(_with_nulls(results), indent=2))
 
 
 def show(result: Mapping[str, Any]) -> None:
     """Prints one table."""
-    table = Table(title=f"{result['semantics']}, {result['shape']}: growth exponent {_growth(result['growth'])}")
+    table = Table(
+        title=f"{result['semantics']}, {result['shape']}: growth exponent {_or_unknown(result['growth'], '{:.2f}')}"
+    )
     for column in (
         "nodes",
         "variables",
@@ -217,22 +218,32 @@ def show(result: Mapping[str, Any]) -> None:
         "parse + serialize (s)",
         "rewrite (s)",
         "us a node",
-        "to",
+        "least",
+        "most",
         "peak / proto",
     ):
         table.add_column(column, justify="right")
     for row in result["rows"]:
         table.add_row(
-            f"{row['nodes']:,}", f"{row['variables']:,}", f"{row['megabytes']:.1f}",
+            f"{row['nodes']:,.0f}", f"{row['variables']:,.0f}", f"{row['megabytes']:.1f}",
             f"{row['parse_and_serialize_s']:.3f}", f"{row['rewrite_s']:.3f}", f"{row['us_a_node']:.1f}",
-            f"{row['most_us_a_node']:.1f}",
-            f"{row['peak_over_proto']:.1f}",
+            f"{row['least_us_a_node']:.1f}", f"{row['most_us_a_node']:.1f}",
+            _or_unknown(row["peak_over_proto"], "{:.1f}"),
         )  # fmt: skip
     Console(width=110).print(table)
 
 
-def _growth(exponent: float) -> str:
-    return "unknown, of fewer than two large graphs" if math.isnan(exponent) else f"{exponent:.2f}"
+def _with_nulls(value: Any) -> Any:
+    """The same with null for what is not a number, for which JSON has no sign."""
+    if isinstance(value, dict):
+        return {key: _with_nulls(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _or_unknown(number: float, form: str) -> str:
+    return "unknown" if math.isnan(number) else form.format(number)
 
 
 if __name__ == "__main__":
