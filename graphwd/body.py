@@ -209,8 +209,8 @@ class _Order:
             if edge is not None:
                 first = not output or output.endswith(":0") or output == "0"
                 inputs.append(edge if first else Edge(edge.node, parse_edge(text).index))
-            elif is_control(source):
-                source = source[1:]
+            elif is_control(text):
+                source = text[1:]
                 edge = known.get(source)
                 controls.append(source if edge is None else edge.node)
             else:

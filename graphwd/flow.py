@@ -16,7 +16,6 @@ from graphwd.interpreter import BodyValues
 from graphwd.sites import in_gradient_scope
 from graphwd.update_ops import (
     CALL_OPS,
-    MERGE_OPS,
     PRODUCT_OPS,
     READ_OPS,
     SAME_OPS,
@@ -191,7 +190,7 @@ class Flow:
     def slotted(self) -> frozenset[str]:
         """The nodes whose outputs are made of what slot variables have of earlier gradients."""
         found: set[str] = set()
-        if not any(map(self.is_slot, self._variables)):
+        if not any(self.is_slot(self._variables[handle]) for handle in self._writes if handle >= 0):
             return frozenset()
         for node in self.nodes.values():
             if node.op in READ_OPS:
@@ -241,21 +240,8 @@ class Flow:
     @functools.cached_property
     def forward(self) -> frozenset[str]:
         """The nodes that a gradient was computed from: the forward pass."""
-        behind: set[str] = set()
-        ends: set[str] = set()
-        again = True
-        while again:
-            again = False
-            for node in reversed(self.nodes.values()):
-                if self._is_gradient(node):
-                    ends.add(node.name)
-                elif node.name not in behind:
-                    continue
-                sources = [source for source, _ in node.inputs]
-                # The end of a v1 loop leads back to its head, and comes after it.
-                again = again or (node.op in MERGE_OPS and not behind.issuperset(sources))
-                behind.update(sources)
-        return frozenset(behind - ends - self._arguments)
+        ends = {node.name for node in self.nodes.values() if self._is_gradient(node)}
+        return frozenset(self.upstream(ends) - ends)
 
     def _is_gradient(self, node: Node) -> bool:
         if in_gradient_scope(node.name):

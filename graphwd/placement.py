@@ -188,7 +188,7 @@ def _constant_rate(rate: float, learning_rate: LearningRate) -> float:
     """The rate times a learning rate that is a number."""
     assert learning_rate.number is not None
     scaled = rate * learning_rate.number
-    if scaled >= 1:
+    if not scaled < 1:  # a NaN is not, either
         raise RefusedError(
             f"its learning rate is {learning_rate.name}, and weight_decay times that must be below 1, got {scaled:g}"
         )

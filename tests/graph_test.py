@@ -58,6 +58,7 @@ def test_any_order_is_mended_and_nothing_is_moved_without_need(data):
     [
         (["b Neg nowhere:y:0"], "'b' of 'f' has an input from 'nowhere', which does not exist"),
         (["b Neg a ^nowhere"], "'b' of 'f' has an input from 'nowhere'"),
+        (["b Neg a", "c Neg a ^b:0"], "'c' of 'f' has an input from 'b:0', which does not exist"),
         (["b Neg c:y:0", "c Neg b:y:0"], "nodes of 'f' wait for each other"),
         (["b Neg a", "b Neg a"], "two nodes named 'b'"),
     ],

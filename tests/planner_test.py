@@ -171,6 +171,16 @@ def test_a_variable_that_goes_where_nobody_follows_is_a_problem():
     assert "'w' goes into a function of MapDataset (MapDataset) that writes variables" in plan.problems[0]
 
 
+@pytest.mark.parametrize("rate", ["nan", "inf", "10"])
+def test_a_constant_learning_rate_that_leaves_no_weight_is_refused(rate):
+    w = variable("w")
+    plan = plan_of(
+        lambda: w.assign_sub(tf.constant(float(rate)) * gradient_of(w)), [{"weight_decay": 0.1, "semantics": "adamw"}]
+    )
+    (problem,) = [problem for problem in plan.problems if "weight_decay times that must be below 1" in problem]
+    assert f"its learning rate is {rate}" in problem
+
+
 def test_the_record_has_the_documented_keys(net):
     record = plan_of(net, [{"weight_decay": 0.1}]).record()
     assert list(record) == ["version", "fuse", "variables", "problems", "notes"]
