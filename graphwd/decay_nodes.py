@@ -14,7 +14,8 @@ Where only the rows are decayed that a sparse update touches, they are ``Resourc
 ``ResourceScatterUpdate(handle, indices, scaled)``, in the second case with a ``Sub`` between.
 
 Before an update come the same three, but the read waits for all that the write waits for, and the write for the decay.
-In a gradient come ``read``, ``scaled`` and ``decay = AddV2(gradient, scaled)``.
+Where the update overwrites the weight with a sum that the weight is a term of, it is ``scaled = Mul(weight, rate)`` and
+``decay = Sub(sum, scaled)``, which is written in place of the sum. In a gradient come ``read``, ``scaled`` and ``decay = AddV2(gradient, scaled)``.
 
 The device that a node asks for is often none, and then TensorFlow puts an update where its variable is, but arithmetic
 on the first accelerator: the weight would travel there and back at every step. So the nodes around a write are placed
@@ -27,6 +28,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from graphwd.body import node_of
 from graphwd.graph import DTYPE_NUMBERS, MARK
 from graphwd.injection import EPSILON, Entry, Injection, Where
 from graphwd.update_ops import WRITE_OPS
@@ -62,14 +64,14 @@ class Added:
         present: the names of what was there before.
         taken: the names of what was added.
         shared: the tensors made once, by the device of the variables that they serve and what they hold.
-        last_read: the read of the decay that was added last.
+        carrier: of the decay that was added last, the node that carries its record: its read, else its product.
     """
 
     function: FunctionDef
     present: Container[str]
     taken: set[str] = field(default_factory=set)
     shared: dict[tuple[object, ...], str] = field(default_factory=dict)
-    last_read: NodeDef | None = None
+    carrier: NodeDef | None = None
 
 
 class DecayNodes:
@@ -114,6 +116,22 @@ class DecayNodes:
             self._write.input.append(f"^{reread}")  # not all that is computed from it need be part of what is written
         return decay
 
+    def in_value(self, nodes: Mapping[str, NodeDef]) -> str:
+        """Subtracts a decay from what is written, and leads the difference into the write; returns the node it is of.
+
+        Args:
+            nodes: the nodes of the body, by name.
+        """
+        assert self._injection.value is not None
+        value, use = self._injection.value
+        scaled = self._multiply("scaled", self._cast("widened", self._weight([]), self._dtype, self._wide), self._rate())
+        wide = self._cast("widened_value", value, self._dtype, self._wide)
+        total = f"{self._add(self._last, 'Sub', [wide, scaled], T=self._wide)}:z:0"
+        if self._wide != self._dtype:
+            total = f"{self._add('decay', 'Cast', [total], SrcT=self._wide, DstT=self._dtype)}:y:0"
+        nodes[use.node].input[use.position] = total
+        return node_of(total)
+
     def in_gradient(self, nodes: Mapping[str, NodeDef]) -> str:
         """Adds a decay to the gradient and leads the result to where the gradient went; returns the node it is of.
 
@@ -126,7 +144,8 @@ class DecayNodes:
         rate = self._constant("rate", self._injection.rate, self._wide)
         gradient = self._cast("widened_gradient", entry.tensor, self._dtype, self._wide)
         if entry.indices is None:
-            decay = self._multiply("scaled", self._cast("widened", self._read(waits), self._dtype, self._wide), rate)
+            weight = self._cast("widened", self._weight(waits), self._dtype, self._wide)
+            decay = self._multiply("scaled", weight, rate)
             total = f"{self._add(self._last, 'AddV2', [gradient, decay], T=self._wide)}:z:0"
         else:
             total = self._add_rows(gradient, entry, waits, rate)
@@ -134,7 +153,7 @@ class DecayNodes:
             total = f"{self._add('decay', 'Cast', [total], SrcT=self._wide, DstT=self._dtype)}:y:0"
         for use in entry.uses:
             nodes[use.node].input[use.position] = total
-        return total.partition(":")[0]
+        return node_of(total)
 
     @property
     def _last(self) -> str:
@@ -178,6 +197,10 @@ class DecayNodes:
             return self._add("decay", _REFERENCE_FORMS[op], inputs, T=self._dtype, **index)
         return self._add("decay", op, inputs, dtype=self._dtype, **index)
 
+    def _weight(self, waits: Sequence[str]) -> str:
+        """The weight: the tensor of it that the body has, else a new read."""
+        return self._injection.weight or self._read(waits)
+
     def _read(self, waits: Sequence[str]) -> str:
         inputs = [self._handle, *waits]
         if self._injection.variable.reference:
@@ -186,15 +209,21 @@ class DecayNodes:
 
     def _factor(self) -> tuple[str, bool]:
         """What the weight is multiplied by, and whether the product is the new weight rather than what it loses."""
+        rate = self._injection.rate
+        if self._injection.learning_rate is None and keeps_rate(rate, EPSILON[self._wide]) and not self._served:
+            return self._constant("factor", 1 - rate, self._wide), True
+        return self._rate(), False
+
+    def _rate(self) -> str:
+        """What the weight is multiplied by for what it loses."""
         rate, learning_rate = self._injection.rate, self._injection.learning_rate
         if learning_rate is None:
-            multiplies = keeps_rate(rate, EPSILON[self._wide]) and not self._served
-            return self._constant("factor", 1 - rate if multiplies else rate, self._wide), multiplies
+            return self._constant("factor", rate, self._wide)
         key = (self._place, learning_rate.tensor, rate, self._wide)
         if key not in self._added.shared:
             wide = self._cast("learning_rate", learning_rate.tensor, learning_rate.dtype, self._wide)
             self._added.shared[key] = self._multiply("factor", wide, self._constant("rate", rate, self._wide))
-        return self._added.shared[key], False
+        return self._added.shared[key]
 
     def _gather(self, rows: str, index: int | str, waits: Sequence[str]) -> str:
         inputs = [self._handle, rows, *waits]
@@ -291,8 +320,8 @@ class DecayNodes:
         else:
             node.device = self._write.device
         attributes[MARK].s = role.encode()
-        if role == "read":
-            self._added.last_read = node
+        if role == ("read" if self._injection.weight is None else "scaled"):
+            self._added.carrier = node
         return name
 
     def _copy(self, role: str, original: NodeDef, wait: str) -> str:

@@ -192,7 +192,9 @@ def view(meta_graph: MetaGraphDef, entries: Sequence[EntryPoint]) -> Graph:
             function.signature.input_arg.add(name=argument)
     for wrapper in wrappers:
         case.attr["branches"].list.func.add(name=wrapper.signature.name)
-    handles = _variables(meta_graph.object_graph_def, {number for entry in entries for number in entry.bound})
+    objects, bound = meta_graph.object_graph_def, {number for entry in entries for number in entry.bound}
+    handles = _variables(objects, bound)
+    data += [_bound_name(number) for number in sorted(bound) if objects.nodes[number].WhichOneof("kind") == "constant"]
     return Graph(root, [*library.values(), *wrappers], handles, data)
 
 

@@ -13,19 +13,23 @@ from graphwd.body import Body, Edge, Node, node_of, parse_edge
 from graphwd.graph import DTYPE_NUMBERS, Graph, Variable
 from graphwd.injection import Use
 from graphwd.interpreter import BodyValues
-from graphwd.sites import in_gradient_scope
+from graphwd.sites import Path, Write, in_gradient_scope
 from graphwd.update_ops import (
     CALL_OPS,
+    GUARD_OPS,
     PRODUCT_OPS,
+    QUOTIENT_OPS,
     READ_OPS,
     SAME_OPS,
+    SCALAR_OPS,
     SHAPE_OPS,
+    SUM_OPS,
     WRITE_OPS,
     CallKind,
     Form,
     WriteOp,
 )
-from graphwd.values import NO_VARIABLE, NOTHING, Value
+from graphwd.values import MANY, NO_VARIABLE, NOTHING, Value
 
 _FIRST_ONLY = frozenset(
     {
@@ -39,6 +43,9 @@ _FIRST_ONLY = frozenset(
 _INDEXED = frozenset({"GatherV2", "ResourceGather", "UnsortedSegmentSum"})
 """Ops whose second input are indices of rows."""
 
+_SUMMING = frozenset({"Cast", "Select", "SelectV2", *SUM_OPS})
+_MAX_DEPTH = 100
+
 _INTEGERS = (DTYPE_NUMBERS["int32"], DTYPE_NUMBERS["int64"])
 
 
@@ -47,6 +54,7 @@ class Flow:
 
     Attributes:
         nodes: its nodes, by name, in an order in which they may run.
+        variables: the variables of the step, by number.
     """
 
     def __init__(self, graph: Graph, body: Body, values: BodyValues) -> None:
@@ -58,15 +66,20 @@ class Flow:
             values: what is known of its tensors in the context in question.
         """
         self._graph = graph
-        self._variables = graph.variables
+        self.variables = graph.variables
         self._values = values
         self.nodes: dict[str, Node] = {node.name: node for node in body.nodes}
         self._places = body.places
         self._arguments = frozenset(body.arguments)
+        self._results = body.results
+        signature = (graph.root_function if body is graph.root else graph.library[body.name]).signature
+        self._types = {argument.name: argument.type for argument in signature.input_arg}
+        self._scalars = graph.scalars if body is graph.root else frozenset()
         # What has been found out, by tensor: the same is asked over and over.
         self._origins: dict[str, str] = {}
         self._sources: dict[str, bool] = {}
         self._carrying: dict[str, bool] = {}
+        self._made_of: dict[str, int] = {}
         self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
         self._indices: dict[str, int] = {}
         for node in body.nodes:
@@ -114,6 +127,49 @@ class Flow:
             )
         return self._origins[tensor]
 
+    def guarded(self, uses: Iterable[Use]) -> str | None:
+        """The tensor by which some inputs get one origin, as near to them as what all go through; by their origin if free.
+
+        An alias that raises, or waits for what raises, must be gone through: what is joined to a gradient behind it
+        would go around it.
+
+        Args:
+            uses: inputs of one origin.
+
+        Returns:
+            The tensor; None where one of them has such an alias of its own.
+        """
+        chains = [self.aliases(use) for use in uses]
+        shared = [each for each in chains[0] if all(each in chain for chain in chains)]
+        own = {each for chain in chains for each in chain if each not in shared}
+        if any(map(self._is_guard, own)):
+            return None
+        return next((each for each in shared if self._is_guard(each)), shared[-1])
+
+    def aliases(self, use: Use) -> list[str]:
+        """The tensors from an input back to its origin."""
+        chain = [self.nodes[use.node].proto.input[use.position]]
+        while (node := self.producer(chain[-1])) is not None and node.op in SAME_OPS:
+            chain.append(node.proto.input[parse_edge(chain[-1]).index])
+        return chain
+
+    def _is_guard(self, tensor: str) -> bool:
+        node = self.producer(tensor)
+        return node is not None and node.op in SAME_OPS and (node.op in GUARD_OPS or bool(node.controls))
+
+    def is_scalar(self, tensor: str) -> bool:
+        """Whether a tensor is known to hold one number."""
+        node = self.producer(tensor)
+        if node is None:
+            return tensor in self._scalars
+        if node.op == "Const":
+            return not node.proto.attr["value"].tensor.tensor_shape.dim
+        variable = self.read(tensor)
+        if variable is not None:
+            return node.op == "ReadVariableOp" and variable.rank == 0
+        elementwise = node.op in SUM_OPS | PRODUCT_OPS | QUOTIENT_OPS | SCALAR_OPS
+        return elementwise and all(self.is_scalar(text) for _, text in self.inputs(node))
+
     def inputs(self, node: Node) -> Iterator[tuple[int, str]]:
         """The data inputs of a node that are not handles of variables: position and tensor."""
         for position, edge in enumerate(node.inputs):
@@ -126,7 +182,7 @@ class Flow:
         if node is None or node.op not in READ_OPS:
             return None
         handle = self.value(node.proto.input[0]).handle
-        return self._variables[handle] if handle >= 0 else None
+        return self.variables[handle] if handle >= 0 else None
 
     def written(self, variable: Variable) -> Sequence[tuple[Node, WriteOp, str]]:
         """What the body writes into a variable, in program order: the node, the row of its op, the tensor."""
@@ -190,7 +246,7 @@ class Flow:
     def slotted(self) -> frozenset[str]:
         """The nodes whose outputs are made of what slot variables have of earlier gradients."""
         found: set[str] = set()
-        if not any(self.is_slot(self._variables[handle]) for handle in self._writes if handle >= 0):
+        if not any(self.is_slot(self.variables[handle]) for handle in self._writes if handle >= 0):
             return frozenset()
         for node in self.nodes.values():
             if node.op in READ_OPS:
@@ -251,6 +307,90 @@ class Flow:
         outputs = (f"{node.name}:output:{number}" for number in range(len(self._values.get(node.name, ()))))
         return any(self.value(each).from_gradient and self.is_source(each) for each in outputs)
 
+    def reads_behind(self, tensor: str, without: Collection[str] = ()) -> frozenset[int]:
+        """The variables, by number, whose content a tensor is made of, from the gradient on; `MANY` where not all is seen.
+
+        Args:
+            tensor: the tensor.
+            without: tensors that do not count.
+        """
+        mask = 0
+        for each in self._unless(tensor, without):
+            mask |= self._reads_behind(each)
+        numbers = [number for number in range(mask.bit_length()) if mask >> number & 1]
+        return frozenset(number - 1 if number else MANY for number in numbers)
+
+    def _unless(self, tensor: str, without: Collection[str]) -> Iterator[str]:
+        """A tensor, or, of a sum that some tensors are terms of, what else it is made of."""
+        if tensor in without:
+            return
+        if not without or not self._holds(tensor, without):
+            yield tensor
+            return
+        for _, each in self.behind(tensor):
+            yield from self._unless(each, without)
+
+    def _holds(self, tensor: str, terms: Collection[str], depth: int = 0) -> bool:
+        node = self.producer(tensor)
+        if tensor in terms or node is None or depth > _MAX_DEPTH:
+            return tensor in terms
+        return node.op in _SUMMING and any(self._holds(each, terms, depth + 1) for _, each in self.behind(tensor))
+
+    def _reads_behind(self, start: str) -> int:
+        """A bit for each variable that a tensor is made of: bit n + 1 for variable n, bit 0 where not all is seen."""
+        known = self._made_of
+        waiting = [start]
+        entered: set[str] = set()
+        while waiting:
+            tensor = waiting[-1]
+            if tensor in known:
+                waiting.pop()
+                continue
+            mask, further = self._direct_reads(tensor)
+            missing = [each for each in further if each not in known and each not in entered]
+            if missing and tensor not in entered:
+                entered.add(tensor)
+                waiting.extend(missing)
+                continue
+            for each in further:  # a slot that leads back here has nothing more to say
+                mask |= known.get(each, 0)
+            known[tensor] = mask
+            waiting.pop()
+        return known[start]
+
+    def _direct_reads(self, tensor: str) -> tuple[int, list[str]]:
+        """The variable that a tensor is read of, as a bit, and the tensors that it is made of besides."""
+        known = self.value(tensor)
+        node = self.producer(tensor)
+        if self.is_source(tensor):
+            return 0, []
+        if node is None:
+            return (2 << known.source if known.source >= 0 else known.source == MANY), []
+        variable = self.read(tensor)
+        if variable is not None and variable.trainable:
+            return 2 << variable.id, []
+        bit = 0 if variable is None else 2 << variable.id
+        if node.op in CALL_OPS and known.source == MANY:
+            bit |= 1
+        elif node.op in CALL_OPS and known.source >= 0:
+            bit |= 2 << known.source
+        return bit, [each for _, each in self.behind(tensor)]
+
+    def gate(self, write: Write) -> str | None:
+        """The node that makes a factor of what is written of a condition, so that it is 0 or 1; None without one."""
+        waiting = [self.nodes[write.site.node].proto.input[write.op.value]]
+        for _ in range(_MAX_DEPTH):
+            if not waiting:
+                break
+            node = self.producer(self.origin(waiting.pop()))
+            if node is None:
+                continue
+            if node.op == "Cast" and node.proto.attr["SrcT"].type == DTYPE_NUMBERS["bool"]:
+                return node.name
+            if node.op in PRODUCT_OPS or node.op in ("Sub", "Neg", "Cast"):
+                waiting.extend(text for _, text in self.inputs(node))
+        return None
+
     def upstream(self, names: Iterable[str]) -> set[str]:
         """The nodes whose outputs go, through whatever, into any of some nodes, and these."""
         found = {name for name in names if name in self.nodes}
@@ -272,6 +412,30 @@ class Flow:
             for need in node.controls:
                 users[need].append(name)
         return users
+
+    @functools.cached_property
+    def _uses(self) -> Mapping[str, Sequence[Use | None]]:
+        uses: dict[str, list[Use | None]] = defaultdict(list)
+        for name, node in self.nodes.items():
+            for position, edge in enumerate(node.inputs):
+                uses[edge.node].append(Use(name, position))
+        for edge in self._results:
+            uses[edge.node].append(None)
+        return uses
+
+    def uses(self, name: str) -> Sequence[Use | None]:
+        """The inputs that the outputs of a node, or an argument, go to; None for a result of the body."""
+        return self._uses.get(name, ())
+
+    def dtype(self, tensor: str) -> int | None:
+        """The dtype of a tensor, as a number, as far as its node or the body says it."""
+        node = self.producer(tensor)
+        if node is None:
+            return self._types.get(tensor)
+        for key in ("DstT", "dtype", "out_type", "T"):
+            if key in node.proto.attr and node.proto.attr[key].type:
+                return node.proto.attr[key].type
+        return None
 
     def downstream(self, names: Iterable[str], last: str) -> set[str]:
         """The nodes that wait, by data or control, for any of some nodes, and these.
@@ -329,3 +493,36 @@ def sinks(flow: Flow, nodes: Iterable[str]) -> list[tuple[Use, str]]:
 def is_apply(flow: Flow, name: str) -> bool:
     """Whether a write is an Apply op."""
     return WRITE_OPS[flow.nodes[name].op].form is Form.APPLY
+
+
+class Flows:
+    """The flow of data in the bodies of a step that write variables, each read when it is first asked for."""
+
+    def __init__(self, graph: Graph, values: Mapping[Path, BodyValues]) -> None:
+        """Remembers the step.
+
+        Args:
+            graph: the step.
+            values: what is known of the tensors of its bodies, by the calls that lead to each.
+        """
+        self._graph = graph
+        self._values = values
+        self._flows: dict[Path, Flow] = {}
+
+    def at(self, path: Path) -> Flow:
+        """The flow in the body that some calls lead to."""
+        if path not in self._flows:
+            body = self._graph.body(path[-1].callee.function) if path else self._graph.root
+            self._flows[path] = Flow(self._graph, body, self._values[path])
+        return self._flows[path]
+
+    def reads(self, write: Write, without: Collection[str] = ()) -> frozenset[int]:
+        """The variables, by number, that the arithmetic behind a write reads, from the gradient on.
+
+        Args:
+            write: the write.
+            without: tensors that do not count.
+        """
+        flow = self.at(write.site.path)
+        tensor = flow.nodes[write.site.node].proto.input[write.op.value]
+        return flow.reads_behind(flow.origin(tensor), without)

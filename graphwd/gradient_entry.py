@@ -8,14 +8,15 @@ the learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 
-from graphwd.body import Node, parse_edge
+from graphwd.body import Node, node_of, parse_edge
 from graphwd.errors import UnclearError
 from graphwd.flow import Flow, is_apply, sinks
 from graphwd.graph import Variable
 from graphwd.injection import Entry, LearningRate, Use
+from graphwd.matching import glob_matches
 from graphwd.readiness import waits_of_read
 from graphwd.update_ops import CALL_OPS, PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SAME_OPS, WRITE_OPS
 from graphwd.values import NO_VARIABLE
@@ -87,8 +88,91 @@ def find_entry(flow: Flow, variable: Variable, writes: Sequence[str], rate: Lear
         indices = None if row.rows is None else flow.nodes[writes[0]].proto.input[row.rows]
         dtype = None if indices is None else flow.index_dtype(indices)
         waits = waits_of_read(flow, writes[0], [writes[0]])
-        return Entry(tensor, (use,), indices, dtype, _before(flow, tensor), waits)
+        return Entry(_guarded(flow, [use]), (use,), indices, dtype, _before(flow, tensor), waits)
     return _Entrance(flow, rate).find(variable, writes)
+
+
+def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: str) -> Entry:
+    """The place where a rule says that the gradient of an update enters.
+
+    Args:
+        flow: the body of the update.
+        variable: what is updated.
+        writes: the names of the update's writes, in order.
+        pattern: a glob for the node, or the argument of the body, that makes the gradient as the optimizer gets it.
+
+    Returns:
+        The place: all inputs through which the gradient goes on into the update, be it through slot variables.
+
+    Raises:
+        UnclearError: no tensor that the update is made of has that name, or several have.
+    """
+    uses: dict[str, list[Use]] = {}
+    known: dict[str, None] = {}
+    rows: dict[str, set[str]] = {}
+    waiting = [(*sink, _rows_of(flow, name)) for sink, name in zip(sinks(flow, writes), writes, strict=True)]
+    seen: set[tuple[Use, str]] = set()
+    while waiting:
+        use, tensor, indices = waiting.pop()
+        if (use, indices) in seen:
+            continue
+        seen.add((use, indices))
+        for each in flow.aliases(use):
+            known[node_of(each)] = None
+            if glob_matches(node_of(each), pattern):
+                uses.setdefault(each, []).append(use)
+                rows.setdefault(each, set()).add(indices)
+                break
+        else:
+            waiting.extend((each, made, _rows_behind(flow, each, indices)) for each, made in flow.behind(tensor))
+    if len(uses) != 1:
+        several = ", ".join(f"'{node_of(each)}'" for each in uses)
+        found = f"names several tensors: {several}" if uses else "names nothing that its update is made of"
+        raise UnclearError(f"'gradient: {pattern}' {found}; there is {_some(known)}")
+    ((tensor, together),) = uses.items()
+    indices = rows[tensor] - {_UNKNOWN}
+    if len(indices) != 1:
+        raise UnclearError(f"it cannot be told which rows of '{variable.name}' the gradient '{tensor}' is of")
+    (which,) = indices
+    dtype = flow.index_dtype(which) if which else None
+    later = flow.downstream([use.node for use in together], writes[0])
+    waits = waits_of_read(flow, writes[0], later)
+    return Entry(tensor, tuple(dict.fromkeys(together)), which or None, dtype, None, waits)
+
+
+def _rows_of(flow: Flow, write: str) -> str:
+    """How the rows of what is written are told."""
+    node = flow.nodes[write]
+    rows = WRITE_OPS[node.op].rows
+    return _DENSE if rows is None else flow.origin(node.proto.input[rows])
+
+
+def _rows_behind(flow: Flow, use: Use, rows: str) -> str:
+    """How the rows of an input are told, given how those of the output are."""
+    node = flow.nodes[use.node]
+    if node.op in WRITE_OPS:  # a slot, written so
+        return _rows_of(flow, use.node)
+    if node.op in _ELEMENTWISE:
+        return rows
+    if node.op == "UnsortedSegmentSum" and rows == _DENSE and use.position == 0:
+        return flow.origin(node.proto.input[1])
+    return _UNKNOWN
+
+
+def _some(names: Iterable[str], most: int = 12) -> str:
+    names = list(names)
+    return ", ".join(f"'{name}'" for name in names[:most]) + (" and others" if len(names) > most else "")
+
+
+def _guarded(flow: Flow, uses: Sequence[Use]) -> str:
+    """The tensor that a decay joins, behind whatever looks at the gradient and raises."""
+    tensor = flow.guarded(uses)
+    if tensor is None:
+        raise UnclearError(
+            "its gradient goes into the optimizer by several ways, one of them through something that may raise; "
+            "write 'gradient: GLOB' with the one that it is to join"
+        )
+    return tensor
 
 
 def _before(flow: Flow, tensor: str) -> str | None:
@@ -140,7 +224,7 @@ class _Entrance:
         later = flow.downstream([use.node for use in uses], writes[0])
         waits = waits_of_read(flow, writes[0], later)
         dtype = flow.index_dtype(indices) if indices else None
-        return Entry(tensor, uses, indices or None, dtype, _before(flow, tensor), waits)
+        return Entry(_guarded(flow, uses), uses, indices or None, dtype, _before(flow, tensor), waits)
 
     def _frontier(self, writes: Sequence[str]) -> set[str]:
         """The tensors by which the gradient comes into what is mixed with slots, weight and learning rate."""
@@ -148,7 +232,7 @@ class _Entrance:
         frontier: set[str] = set()
         waiting: list[tuple[Use, str, str]] = []
         for (use, tensor), name in zip(sinks(flow, writes), writes, strict=True):
-            waiting.append((use, tensor, self._rows_written(name)))
+            waiting.append((use, tensor, _rows_of(flow, name)))
         done: set[tuple[Use, str]] = set()
         while waiting:
             use, tensor, rows = waiting.pop()
@@ -160,7 +244,7 @@ class _Entrance:
                 self._refuse_late_scaling(tensor)
                 for further, each in flow.behind(tensor):
                     if self._flow.carries(each):
-                        waiting.append((further, each, self._rows_behind(further, rows)))
+                        waiting.append((further, each, _rows_behind(flow, further, rows)))
         return frontier
 
     def _refuse_late_scaling(self, tensor: str) -> None:
@@ -217,28 +301,12 @@ class _Entrance:
         for use, each in self._flow.behind(tensor):
             if self._flow.carries(each):
                 for rows in list(self._rows[tensor]):
-                    self._note(use, each, self._rows_behind(use, rows))
+                    self._note(use, each, _rows_behind(self._flow, use, rows))
                 yield each
 
     def _note(self, use: Use, tensor: str, rows: str) -> None:
         self._rows.setdefault(tensor, set()).add(rows)
         self._uses.setdefault(tensor, []).append(use)
-
-    def _rows_written(self, write: str) -> str:
-        node = self._flow.nodes[write]
-        rows = WRITE_OPS[node.op].rows
-        return _DENSE if rows is None else self._flow.origin(node.proto.input[rows])
-
-    def _rows_behind(self, use: Use, rows: str) -> str:
-        """How the rows of an input are told, given how those of the output are."""
-        node = self._flow.nodes[use.node]
-        if node.op in WRITE_OPS:  # a slot, written so
-            return self._rows_written(use.node)
-        if node.op in _ELEMENTWISE:
-            return rows
-        if node.op == "UnsortedSegmentSum" and rows == _DENSE and use.position == 0:
-            return self._flow.origin(node.proto.input[1])
-        return _UNKNOWN
 
     def _is_pure(self, tensor: str) -> bool:
         return self._state(tensor) is _State.PURE

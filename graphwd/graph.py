@@ -5,8 +5,10 @@ This module alone knows which functions a node calls.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,12 +92,18 @@ class Graph:
         root: the body of the step itself.
         library: every function that the step may call, by name.
         handles: for every argument of the root that is a variable's handle, the variable.
-        data: the arguments of the root that carry the step's data.
+        data: the arguments of the root that carry the step's data, and its captured tensors.
+        scalars: those of them that are known to hold one number.
         variables: every variable of the step, by number.
     """
 
     def __init__(
-        self, root: FunctionDef, library: Iterable[FunctionDef], handles: Mapping[str, Variable], data: Iterable[str]
+        self,
+        root: FunctionDef,
+        library: Iterable[FunctionDef],
+        handles: Mapping[str, Variable],
+        data: Iterable[str],
+        scalars: Iterable[str] = (),
     ) -> None:
         """Makes the view; bodies are parsed when they are first asked for.
 
@@ -104,15 +112,31 @@ class Graph:
             library: the functions that it may call.
             handles: the arguments of ``root`` that are variables' handles.
             data: the arguments of ``root`` that carry data.
+            scalars: those of them that are known to hold one number.
         """
         self.root_function = root
         self.library: Mapping[str, FunctionDef] = {function.signature.name: function for function in library}
         self._bodies: dict[str, Body] = {}
         self.handles = dict(handles)
         self.data = frozenset(data)
+        self.scalars = frozenset(scalars)
         self.variables: tuple[Variable, ...] = tuple(
             sorted(set(self.handles.values()), key=lambda variable: variable.id)
         )
+
+    def with_slots(self, slots: Collection[int]) -> Graph:
+        """The same step, seen so that some trainable variables are slot variables.
+
+        Args:
+            slots: their numbers.
+        """
+        view = copy.copy(self)
+        view.variables = tuple(
+            dataclasses.replace(variable, trainable=variable.trainable and variable.id not in slots)
+            for variable in self.variables
+        )
+        view.handles = {name: view.variables[variable.id] for name, variable in self.handles.items()}
+        return view
 
     @functools.cached_property
     def root(self) -> Body:

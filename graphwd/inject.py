@@ -125,7 +125,7 @@ class _Writer:
         for write, injection in injections.items():
             writes = by_device.setdefault(devices[write] or injection.variable.device, {})
             writes[write] = injection.variable.name
-            if injection.where is not Where.GRADIENT:
+            if injection.where in (Where.AFTER, Where.BEFORE):
                 writes[decays[write]] = injection.variable.name
         for device, writes in by_device.items():
             made, left_out = outline(function, writes, self._new_name(f"{function.signature.name}_fused"), device)
@@ -171,6 +171,8 @@ def _splice(function: FunctionDef, layout: Layout, injections: Mapping[str, Inje
             case Where.BEFORE:
                 decay = new.before(nodes)
                 nodes[name].input.append(f"^{decay}")
+            case Where.VALUE:
+                decay = new.in_value(nodes)
             case Where.GRADIENT:
                 decay = new.in_gradient(nodes)
         record = {
@@ -183,8 +185,8 @@ def _splice(function: FunctionDef, layout: Layout, injections: Mapping[str, Inje
             "moved": moved,
         }
         decays[name] = decay
-        assert added.last_read is not None
-        added.last_read.attr[RECORD].s = json.dumps(record).encode()
+        assert added.carrier is not None
+        added.carrier.attr[RECORD].s = json.dumps(record).encode()
     _redirect(function, waiting, last)
     return decays
 

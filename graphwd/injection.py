@@ -19,6 +19,7 @@ class Where(Enum):
 
     AFTER = "after"  # w <- (1 - c) * w, once the write is done
     BEFORE = "before"  # w <- (1 - c) * w, once the write is ready to be done
+    VALUE = "value"  # v <- v - c * w, where v is what is written
     GRADIENT = "gradient"  # g <- g + c * w
 
 
@@ -93,6 +94,9 @@ class Injection:
         learning_rate: what the rate is multiplied by, where it is a tensor.
         entry: where the gradient enters, for `Where.GRADIENT`.
         readiness: what the decay waits for, for `Where.BEFORE`.
+        weight: the tensor that is the weight as the update takes it, where the update writes a sum with that tensor;
+            None where the weight is read anew.
+        value: what is written, as an edge, and the input by which the write gets it, for `Where.VALUE`.
     """
 
     variable: Variable
@@ -103,6 +107,8 @@ class Injection:
     learning_rate: LearningRate | None = None
     entry: Entry | None = None
     readiness: Readiness | None = None
+    weight: str | None = None
+    value: tuple[str, Use] | None = None
 
     @property
     def touched(self) -> Iterator[str]:
@@ -117,12 +123,15 @@ class Injection:
         """The inputs of the original that are led elsewhere."""
         if self.entry is not None:
             return self.entry.uses
+        if self.value is not None:
+            return (self.value[1],)
         return tuple(use for _, uses in self.readiness.rereads for use in uses) if self.readiness is not None else ()
 
     @property
     def decay(self) -> tuple[object, ...]:
         """All but the variable and the calls that lead here: what is done to the body."""
-        return self.rate, self.where, self.rows, self.learning_rate, self.entry, self.readiness
+        place = self.entry, self.readiness, self.weight, self.value
+        return self.rate, self.where, self.rows, self.learning_rate, *place
 
 
 @dataclass

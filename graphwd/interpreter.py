@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from graphwd.body import Body, Node
 from graphwd.errors import GraphError
-from graphwd.graph import RECORD, Callee, Graph, Variable, call_kind, state_count
+from graphwd.graph import RECORD, Callee, Graph, Variable, call_kind, differentiable, state_count
 from graphwd.op_rules import ALIASES, ARITHMETIC
 from graphwd.sites import Frame, Path, Site, Write, in_gradient_scope
 from graphwd.update_ops import (
@@ -53,15 +53,17 @@ class Interpreter:
         graph: the step.
         told_apart: whether each gradient node has a taint bit of its own.
         records: whether decays that graphwd injected before are looked for.
-        seen: what is known of the tensors of each body that writes a trainable variable, by the calls that lead to it.
+        seen: what is known of the tensors of each body that a trainable variable is written in or below, by the calls
+            that lead to it.
         memory: content of the variables that are not trainable.
         writes: every write to a trainable variable, in program order.
         unresolved: writes of a gradient to a variable that is not known.
         opaque: variables that go where graphwd does not follow, and where.
         python_calls: calls of Python code that get a gradient.
-        used_by: for every variable, the op types that read it outside gradient scopes.
+        untrained: what adds a gradient to a variable that is not trainable: that, and where.
+        used_by: for every variable, the op types that read it.
         read: the variables that are read.
-        injected: the reads of decays that graphwd injected before, and the variable of each.
+        injected: the nodes that carry the records of decays that graphwd injected before, and the variable of each.
     """
 
     graph: Graph
@@ -73,6 +75,7 @@ class Interpreter:
     unresolved: dict[Site, None] = field(default_factory=dict)
     opaque: dict[tuple[int, Site], tuple[Variable, Site]] = field(default_factory=dict)
     python_calls: dict[Site, None] = field(default_factory=dict)
+    untrained: dict[Site, tuple[Variable, Site]] = field(default_factory=dict)
     used_by: dict[int, set[str]] = field(default_factory=dict)
     read: set[int] = field(default_factory=set)
     injected: dict[Site, Variable] = field(default_factory=dict)
@@ -134,8 +137,11 @@ class Interpreter:
     def _node(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
         """The outputs of a node: one value for all of them where only one is given, none where nothing is known."""
         op = node.op
-        if self.records and RECORD in node.proto.attr and inputs[0].handle >= 0:
-            self.injected[Site(path, node.name, op)] = self.graph.variables[inputs[0].handle]
+        if self.records and RECORD in node.proto.attr:
+            # Of the variable that is read here, or whose content comes in.
+            decayed = max(inputs[0].handle, inputs[0].source)
+            if decayed >= 0:
+                self.injected[Site(path, node.name, op)] = self.graph.variables[decayed]
         if self._references:
             inputs = self._dereferenced(op, inputs)
         run = self._by_op.get(op)
@@ -179,7 +185,7 @@ class Interpreter:
     ) -> list[Value]:
         gradient = in_gradient_scope(node.name)
         for value in inputs:
-            if value.source != NO_VARIABLE and value.content is Content.EXACT and node.op != "Cast" and not gradient:
+            if value.source != NO_VARIABLE and value.content is Content.EXACT and node.op != "Cast":
                 self.used_by.setdefault(value.source, set()).add(node.op)
             if value.handle != NO_VARIABLE:
                 self._note_opaque(node, value, path)
@@ -239,12 +245,20 @@ class Interpreter:
             self.unresolved[site] = None
         elif handle >= 0 and self.graph.variables[handle].trainable:
             met = self.writes.get(site)
-            gradients = met.gradients if met else value.taint
-            self._writing.add(path)
-            self.writes[site] = Write(self.graph.variables[handle], site, value, gradients)
+            gradients, number = (met.gradients, met.number) if met else (value.taint, len(self.writes))
+            self._writing.update(path[:depth] for depth in range(len(path) + 1))
+            self.writes[site] = Write(self.graph.variables[handle], site, value, gradients, number)
         else:
+            self._note_untrained(handle, value, op, site)
             self._store(handle, value, replace=op.form is Form.ASSIGN and op.rows is None)
         return [Value(handle=handle)] if op.reference else []
+
+    def _note_untrained(self, handle: int, value: Value, op: WriteOp, site: Site) -> None:
+        if handle < 0 or not (op.form is Form.APPLY or (op.form in (Form.ADD, Form.SUB) and value.from_gradient)):
+            return
+        variable = self.graph.variables[handle]
+        if variable.rank != 0 and differentiable(variable.dtype):  # a number is a count of something
+            self.untrained[site] = (variable, site)
 
     def _store(self, variable: int, value: Value, *, replace: bool) -> None:
         if variable < 0 or self.graph.variables[variable].trainable:

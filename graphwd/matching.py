@@ -18,6 +18,11 @@ RANK_COMPARISONS: Mapping[str, Callable[[int, int], bool]] = {
 }
 
 
+def glob_matches(name: str, pattern: str) -> bool:
+    """Whether a pattern is a name, or is a glob that matches all of it; ``*`` matches ``/`` too."""
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A variable as selectors see it.

@@ -5,50 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+from graphwd.body import node_of
+from graphwd.direct_terms import terms_after
 from graphwd.errors import UnclearError
-from graphwd.flow import Flow
-from graphwd.gradient_entry import find_entry
-from graphwd.injection import EPSILON, Entry, Injection, LearningRate, Where
+from graphwd.flow import Flow, Flows
+from graphwd.gradient_entry import find_entry, named_entry
+from graphwd.graph import DTYPE_NUMBERS
+from graphwd.injection import EPSILON, Entry, Injection, LearningRate, Use, Where
 from graphwd.learning_rate import find_learning_rate
+from graphwd.matching import glob_matches
 from graphwd.policy import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
-from graphwd.readiness import find_readiness, refuse_forward_reads
-from graphwd.sites import Path, Write
+from graphwd.readiness import find_readiness, refuse_forward_reads, when_ready
+from graphwd.sites import STRONG, Write
 from graphwd.update_ops import Form
-from graphwd.updates import Analysis, Update, VariableWrites
+from graphwd.updates import Update, VariableWrites, group_writes, is_whole
 
 
 class RefusedError(Exception):
     """Why a variable cannot be decayed as asked; said once for all variables of a rule that have the same reason."""
-
-
-class Flows:
-    """The flow of data in the bodies of the step's updates, each read when it is first asked for."""
-
-    def __init__(self, analysis: Analysis) -> None:
-        """Remembers the account.
-
-        Args:
-            analysis: the account of the step.
-        """
-        self._analysis = analysis
-        self._flows: dict[Path, Flow] = {}
-
-    def at(self, path: Path) -> Flow:
-        """The flow in the body that some calls lead to."""
-        if path not in self._flows:
-            graph = self._analysis.graph
-            assert graph is not None
-            body = graph.body(path[-1].callee.function) if path else graph.root
-            self._flows[path] = Flow(graph, body, self._analysis.values[path])
-        return self._flows[path]
-
-    def rereads(self, update: Update) -> bool:
-        """Whether the arithmetic of an update reads the weight, be it by way of a slot variable."""
-        names = [write.site.node for write in update.writes]
-        try:
-            return bool(find_readiness(self.at(update.site.path), update.variable, names).rereads)
-        except UnclearError:
-            return True
 
 
 def place_decay(rule: Rule, writes: VariableWrites, flows: Flows) -> tuple[Injection, ...]:
@@ -73,22 +47,52 @@ def place_decay(rule: Rule, writes: VariableWrites, flows: Flows) -> tuple[Injec
         raise RefusedError(str(reason)) from None
 
 
+def chosen_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
+    """The updates of a variable, as far as they can be told: those found, or those that the rule names.
+
+    Args:
+        rule: the rule that decides the variable.
+        writes: all that the step does to it.
+
+    Returns:
+        Its updates; none where no write is certain to be one.
+    """
+    if rule.update is None:
+        return writes.updates or (writes.guesses if rule.updates is not Updates.ONE else ())
+    named = [write for write in _in_order(writes) if _is_named(write, rule.update)]
+    return group_writes(writes.variable, named)
+
+
+def _in_order(writes: VariableWrites) -> Sequence[Write]:
+    """Every write of a variable, in program order."""
+    return sorted(writes.writes, key=lambda write: write.number)
+
+
+def _is_named(write: Write, pattern: str) -> bool:
+    return glob_matches(str(write.site), pattern) or glob_matches(write.site.node, pattern)
+
+
 def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
     """The updates of a variable that is written; refuses where it is not certain that the writes are updates."""
-    if writes.updates:
-        return writes.updates
-    if not writes.guesses:
-        places = ", ".join(f"{write.site} ({write.site.op})" for write in (*writes.others, *writes.native_decays))
+    if updates := chosen_updates(rule, writes):
+        return updates
+    places = "".join(
+        f"\n  {write.site} ({write.site.op}){': ' if write.site in writes.reasons else ''}"
+        f"{writes.reasons.get(write.site, '')}"
+        for write in _in_order(writes)
+    )
+    if rule.update is not None:
+        raise RefusedError(f"'update: {rule.update}' names none of its writes, which are:{places}")
+    if writes.guesses:
         raise RefusedError(
-            f"the step writes it, but no write is seen to come from a gradient: {places}; if that is right, write "
-            "'weight_decay: 0' for it"
+            "written from the step's data, while other variables are updated from gradients; if it is a statistic, "
+            "write 'weight_decay: 0' for it, make it not trainable, or write 'not_updated: leave' for the policy; if "
+            f"it is an update, write 'update: GLOB' with one of these, or 'updates: each':{places}"
         )
-    if rule.updates is not Updates.ONE:
-        return writes.guesses
-    places = ", ".join(f"{update.site} ({update.site.op})" for update in writes.guesses)
     raise RefusedError(
-        f"written from the step's data, while other variables are updated from gradients: {places}; if it is a "
-        "statistic, write 'weight_decay: 0' for it (or make it not trainable); if it is an update, 'updates: each'"
+        "the step writes it, but no write is seen to come from a gradient and to add to it; if one is its update, "
+        "write 'update: GLOB' with it; if none is, as for an average, a slot variable or a target network, write "
+        f"'weight_decay: 0' for it, or 'not_updated: leave' for the whole policy:{places}"
     )
 
 
@@ -116,11 +120,13 @@ def _check_supported(rule: Rule, writes: VariableWrites, updates: Sequence[Updat
         raise RefusedError(
             f"the dtype {dtype} cannot be decayed ({', '.join(EPSILON)} can); write 'weight_decay: 0' for it"
         )
-    if writes.native_decays and not rule.allow_double_decay:
-        places = ", ".join(f"{write.site} ({write.site.op})" for write in writes.native_decays)
+    updating = {write.site for update in updates for write in update.writes}
+    native = [write for write in writes.native_decays if write.site not in updating]
+    if native and not rule.allow_double_decay:
+        places = ", ".join(f"{write.site} ({write.site.op})" for write in native)
         raise RefusedError(
             f"the step already decays it, at {places}; switch that off, write 'weight_decay: 0' for it, or write "
-            "'double_decay: allow' to decay it twice"
+            "'double_decay: allow' to decay it twice, or where that is no decay but a mask, as in pruning"
         )
 
 
@@ -148,7 +154,7 @@ def _injection(rule: Rule, update: Update, writes: VariableWrites, flows: Flows)
     meaning = rule.semantics
     names = [write.site.node for write in update.writes]
     if meaning.mode is Mode.COUPLED:
-        return _coupled(rule, update, flows.at(update.site.path), names)
+        return _coupled(rule, update, writes, flows.at(update.site.path), names)
     rate, learning_rate = rule.weight_decay, None
     if meaning.scale is Scale.LR:
         learning_rate = find_learning_rate(flows.at(update.site.path), names, rule.learning_rate)
@@ -158,17 +164,88 @@ def _injection(rule: Rule, update: Update, writes: VariableWrites, flows: Flows)
         return Injection(
             update.variable, update.site, rate, Where.AFTER, _rows_only(update.writes[-1], rule), learning_rate
         )
-    first = update.writes[0]
-    refuse_forward_reads(flows.at(first.site.path), update.variable, names)
-    readiness = find_readiness(flows.at(first.site.path), update.variable, names, _other_writes(writes, update))
+    return _before(rule, update, writes, flows, rate, learning_rate)
+
+
+def _before(
+    rule: Rule,
+    update: Update,
+    writes: VariableWrites,
+    flows: Flows,
+    rate: float,
+    learning_rate: LearningRate | None,
+) -> Injection:
+    """A decay ahead of an update: U(w) - c * w where the update adds to the weight, else U(w - c * w).
+
+    In the first form no read has to be told to come later, so that nothing else can notice, and it does not matter
+    which read is whose.
+    """
+    first, variable = update.writes[0], update.variable
+    flow = flows.at(first.site.path)
+    names = [write.site.node for write in update.writes]
+    rows = _rows_only(first, rule)
+    if first.op.form in (Form.APPLY, Form.ADD, Form.SUB):
+        _refuse_reads_between(flow, update)
+        readiness = when_ready(flow, names[0])
+        return Injection(variable, first.site, rate, Where.BEFORE, rows, learning_rate, readiness=readiness)
+    terms = terms_after(flow, first)
+    if is_whole(terms) and not first.op.partial and (first.op.rows is None or rows):
+        _refuse_reads_between(flow, update)
+        weight = _weight_of_sum(flow, update, terms.weights, _other_writes(writes, update))
+        use = Use(names[0], first.op.value)
+        value = flow.nodes[names[0]].proto.input[use.position], use
+        return Injection(
+            variable, first.site, rate, Where.VALUE, rows, learning_rate, weight=weight, value=value
+        )
+    return _before_by_reading(rule, update, writes, flow, rate, learning_rate)
+
+
+def _before_by_reading(
+    rule: Rule, update: Update, writes: VariableWrites, flow: Flow, rate: float, learning_rate: LearningRate | None
+) -> Injection:
+    """A decay ahead of an update that overwrites the weight: what the update reads of it is read decayed."""
+    first, names = update.writes[0], [write.site.node for write in update.writes]
+    advice = "write 'order: after'"
+    if first.evidence not in STRONG:
+        raise RefusedError(
+            f"its update ({first.site}) overwrites the weight with what is no sum of it and something, and it cannot be "
+            f"told which reads of it belong to the gradient; {advice}"
+        )
+    refuse_forward_reads(flow, update.variable, names)
+    readiness = find_readiness(flow, update.variable, names, _other_writes(writes, update))
     if first.op.form is Form.ASSIGN and not readiness.rereads:
         raise RefusedError(
-            f"its update ({first.site}) overwrites the weight without reading it, so a decay before it has no "
-            "effect; write 'order: after'"
+            f"its update ({first.site}) overwrites the weight without reading it, so a decay before it has no effect; "
+            f"{advice}"
         )
     return Injection(
         update.variable, first.site, rate, Where.BEFORE, _rows_only(first, rule), learning_rate, readiness=readiness
     )
+
+
+def _refuse_reads_between(flow: Flow, update: Update) -> None:
+    """Refuses an update of several writes of which a later one starts from what an earlier one wrote."""
+    first, *later = [write.site.node for write in update.writes]
+    for name in later:
+        tensor = flow.nodes[name].proto.input[update.writes[0].op.value]
+        if any(flow.read(read) == update.variable and flow.precedes(first, read) for read in flow.upstream([tensor])):
+            raise RefusedError(
+                f"its update takes several writes, and '{name}' reads what '{first}' wrote, so a decay before it would "
+                "be seen by a part of the update; write 'order: after'"
+            )
+
+
+def _weight_of_sum(flow: Flow, update: Update, weights: Sequence[str], others: Sequence[str]) -> str:
+    """The tensor of the weight in a sum that is written, of the weight's own dtype."""
+    first = update.writes[0].site.node
+    for name in others if len(weights) > 1 else ():
+        if any(flow.precedes(node_of(each), name) for each in weights) and flow.precedes(name, first):
+            raise RefusedError(
+                f"its update starts from what the weight was before and after '{name}' wrote it; write 'order: after'"
+            )
+    if flow.dtype(weights[0]) != DTYPE_NUMBERS.get(update.variable.dtype):
+        raise RefusedError("its update reads the weight outside the function that makes it; write 'order: after'")
+    return weights[0]
 
 
 def _other_writes(writes: VariableWrites, update: Update) -> list[str]:
@@ -207,10 +284,18 @@ def _entry(update: Update, flow: Flow, names: Sequence[str], asked: str | None) 
     return find_entry(flow, update.variable, names, learning_rate)
 
 
-def _coupled(rule: Rule, update: Update, flow: Flow, names: Sequence[str]) -> Injection:
+def _coupled(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, names: Sequence[str]) -> Injection:
     first = update.writes[0]
-    if len(names) == 1 and first.op.form is Form.APPLY:
+    if rule.gradient is not None:
+        entry = named_entry(flow, update.variable, names, rule.gradient)
+    elif len(names) == 1 and first.op.form is Form.APPLY:
         entry = find_entry(flow, update.variable, names, None)
+    elif first.evidence not in STRONG:
+        raise RefusedError(
+            "it cannot be told where its gradient ends and the optimizer begins, since no name says so; write "
+            f"'gradient: GLOB' with the node that makes the gradient, as the optimizer gets it, in the body of "
+            f"{update.site}"
+        )
     else:
         refuse_forward_reads(flow, update.variable, names)
         entry = _entry(update, flow, names, rule.learning_rate)
@@ -221,9 +306,33 @@ def _coupled(rule: Rule, update: Update, flow: Flow, names: Sequence[str]) -> In
         )
     if entry.indices is not None and (update.variable.shape is None or None in update.variable.shape):
         raise RefusedError("its gradient is sparse and its shape is not known, so a coupled decay cannot be added")
+    sparse = entry.indices is not None
+    weight = None if sparse else _weight_before(flow, update, entry, _other_writes(writes, update))
     return Injection(
-        update.variable, first.site, rule.weight_decay, Where.GRADIENT, entry.indices is not None, entry=entry
+        update.variable, first.site, rule.weight_decay, Where.GRADIENT, sparse, entry=entry, weight=weight
     )
+
+
+def _weight_before(flow: Flow, update: Update, entry: Entry, others: Sequence[str]) -> str | None:
+    """The weight as the update takes it, where it takes it from before another write of the step; else None."""
+    first = update.writes[0]
+    if first.op.form is not Form.ASSIGN or not others:
+        return None
+    terms = terms_after(flow, first)
+    older = [
+        name
+        for name in others
+        if any(flow.precedes(node_of(each), name) for each in terms.weights) and flow.precedes(name, first.site.node)
+    ]
+    if not older:
+        return None
+    weight = _weight_of_sum(flow, update, terms.weights, others) if is_whole(terms) else None
+    if weight is None or any(flow.precedes(use.node, node_of(weight)) for use in entry.uses):
+        raise RefusedError(
+            f"its update starts from what the weight was before '{older[0]}' wrote it, and it cannot be told what the "
+            "weight is that the gradient is of; write a decoupled 'semantics'"
+        )
+    return weight
 
 
 def _rows_only(write: Write, rule: Rule) -> bool:

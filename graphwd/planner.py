@@ -12,11 +12,13 @@ from graphwd.errors import PlanError
 from graphwd.graph import Graph, Variable
 from graphwd.injection import EPSILON, Injection, Where
 from graphwd.matching import Subject
-from graphwd.placement import Flows, RefusedError, place_decay
-from graphwd.policy import Policy, Rule
+from graphwd.flow import Flows
+from graphwd.placement import RefusedError, chosen_updates, place_decay
+from graphwd.policy import Policy, Rule, Sparse, Updates
 from graphwd.report import as_table
-from graphwd.update_ops import Form
-from graphwd.updates import Analysis, VariableWrites
+from graphwd.sites import SAVED_MODEL
+from graphwd.update_ops import CALL_OPS, CallKind, Form
+from graphwd.updates import Analysis, Update, VariableWrites, depends_on_itself, keeps_a_part
 from graphwd.values import MANY
 
 
@@ -106,23 +108,26 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     Returns:
         The plan; what does not fit together is in its ``problems``, not raised.
     """
-    flows = Flows(analysis)
+    flows = Flows(analysis.graph, analysis.values) if analysis.graph is not None else None
     subjects = [subject(writes) for writes in analysis.variables]
     decided = [
-        _decide(writes, policy.decide(seen), flows) for writes, seen in zip(analysis.variables, subjects, strict=True)
+        _decide(writes, policy, seen, flows) for writes, seen in zip(analysis.variables, subjects, strict=True)
     ]
     decisions = tuple(decision for decision, _ in decided)
     problems = [
-        *_step_problems(analysis),
+        *_step_problems(analysis, decisions),
         *_grouped((decision, reason) for decision, reason in decided if reason),
         *(_policy_problems(decisions, subjects, policy) if decisions else ()),
     ]
-    notes = [*policy.notes, *_notes(decisions, subjects, policy, flows)]
-    notes += [
-        f"{site} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
-        for site in analysis.python_calls
-    ]
+    notes = [*policy.notes, *_notes(decisions, subjects, policy, flows), *_step_notes(analysis)]
     return Plan(decisions, tuple(problems), tuple(notes), analysis.graph, policy.fuse)
+
+
+def _step_notes(analysis: Analysis) -> Iterator[str]:
+    for site in analysis.python_calls:
+        yield f"{site} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
+    for variable, site in analysis.untrained:
+        yield f"'{variable.name}' is not trainable, but {site} ({site.op}) updates it from a gradient; it is not decayed"
 
 
 def subject(writes: VariableWrites) -> Subject:
@@ -131,15 +136,16 @@ def subject(writes: VariableWrites) -> Subject:
     return Subject(variable.name, variable.rank, variable.dtype, variable.path, writes.used_by)
 
 
-def _decide(writes: VariableWrites, rule: Rule | None, flows: Flows) -> tuple[Decision, str]:
+def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows | None) -> tuple[Decision, str]:
     """The decision for one variable and, where it is a refusal, why; else no text."""
-    variable = writes.variable
+    variable, rule = writes.variable, policy.decide(seen)
     if rule is None:
         return Decision(variable, Outcome.UNMATCHED, None, writes), ""
     if rule.weight_decay == 0:
         return Decision(variable, Outcome.EXEMPT, rule, writes), ""
-    if not (writes.updates or writes.guesses or writes.others or writes.native_decays):
+    if not writes.writes or (policy.leave_not_updated and not chosen_updates(rule, writes)):
         return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
+    assert flows is not None
     try:
         injections = place_decay(rule, writes, flows)
     except RefusedError as reason:
@@ -169,13 +175,18 @@ def _record(decision: Decision) -> dict[str, Any]:
                 "evidence": update.evidence.value,
                 "writes": [str(write.site) for write in update.writes],
             }
-            for update in (*decision.writes.updates, *decision.writes.guesses)
+            for update in _shown_updates(decision)
         ],
         "decays": [_decay_record(injection) for injection in decision.injections],
         "native_decays": [str(write.site) for write in decision.writes.native_decays],
         "other_writes": [str(write.site) for write in decision.writes.others],
         "used_by": sorted(decision.writes.used_by),
     }
+
+
+def _shown_updates(decision: Decision) -> Sequence[Update]:
+    found = (*decision.writes.updates, *decision.writes.guesses)
+    return (decision.rule and chosen_updates(decision.rule, decision.writes)) or found
 
 
 def _decay_record(injection: Injection) -> dict[str, Any]:
@@ -190,10 +201,12 @@ def _decay_record(injection: Injection) -> dict[str, Any]:
     }
 
 
-def _step_problems(analysis: Analysis) -> Iterator[str]:
+def _step_problems(analysis: Analysis, decisions: Sequence[Decision]) -> Iterator[str]:
     if not analysis.variables:
         yield "this is not a training step: it touches no trainable variable"
-    elif not any(writes.updates or writes.guesses for writes in analysis.variables):
+    elif not any(
+        decision.writes.updates or decision.writes.guesses or decision.injections for decision in decisions
+    ):
         yield (
             "this is not a training step: no trainable variable is updated from a gradient "
             f"({_listed(writes.variable.name for writes in analysis.variables)})"
@@ -234,7 +247,9 @@ def _near(rule: Rule, decisions: Sequence[Decision]) -> str:
     return f"; there is {_listed(close)}" if names else ""
 
 
-def _notes(decisions: Sequence[Decision], subjects: Sequence[Subject], policy: Policy, flows: Flows) -> Iterator[str]:
+def _notes(
+    decisions: Sequence[Decision], subjects: Sequence[Subject], policy: Policy, flows: Flows | None
+) -> Iterator[str]:
     deciding = {id(decision.rule) for decision in decisions}
     for rule in policy.rules:
         matches = [seen.name for seen in subjects if rule.selectors.match(seen)]
@@ -243,13 +258,20 @@ def _notes(decisions: Sequence[Decision], subjects: Sequence[Subject], policy: P
     yield from _grouped(
         (decision, note)
         for decision in decisions
-        if decision.outcome is Outcome.DECAY
-        for note in _content_notes(decision, flows)
+        if decision.outcome is Outcome.DECAY and flows is not None
+        for note in (*_content_notes(decision, flows), *_place_notes(decision), *_gate_notes(decision, flows))
     )
     yield from _grouped(
         (decision, "not decayed: the step never updates it")
+        if not decision.writes.writes
+        else (decision, "not decayed: the step writes it, but not from a gradient ('not_updated: leave')")
         for decision in decisions
         if decision.outcome is Outcome.NO_UPDATE
+    )
+    yield from _grouped(
+        (decision, f"its rule says 0, but the step itself decays it, at {decision.writes.native_decays[0].site}")
+        for decision in decisions
+        if decision.outcome is Outcome.EXEMPT and decision.writes.native_decays
     )
     yield from _grouped(
         (decision, f"{injection.rate:g} is too small to change any {decision.variable.dtype} weight")
@@ -261,18 +283,52 @@ def _notes(decisions: Sequence[Decision], subjects: Sequence[Subject], policy: P
 
 def _content_notes(decision: Decision, flows: Flows) -> Iterator[str]:
     """What is surprising about an update that is decayed."""
-    for update in decision.writes.updates:
+    assert decision.rule is not None
+    after = any(injection.where is Where.AFTER for injection in decision.injections)
+    for update in chosen_updates(decision.rule, decision.writes):
         written = update.writes[-1]
-        own = written.value.source in (decision.variable.id, MANY)
-        after = any(injection.where is Where.AFTER for injection in decision.injections)
-        if written.op.form is Form.ASSIGN and not own and after and not flows.rereads(update):
+        if after and written.op.form is Form.ASSIGN and not depends_on_itself(written, flows):
             yield "its update does not depend on the weight, so a decay lasts for one step and does not compound"
-        if written.op.form in (Form.ADD, Form.SUB) and own:
+        if any(keeps_a_part(write, flows) for write in update.writes):
+            yield "its update multiplies the weight by something of its own: it holds a decay already, and now two"
+        elif written.op.form in (Form.ADD, Form.SUB) and written.value.source in (decision.variable.id, MANY):
             yield "its update depends on the weight itself: perhaps it holds a decay already"
+        if decision.rule.sparse is Sparse.TOUCHED and "sparse" in decision.rule.spelled and written.op.rows is None:
+            yield "'sparse: touched', but its update writes all rows, so all are decayed at every step"
     for injection in decision.injections:
         if injection.entry is not None and injection.entry.after is not None:
             op = injection.entry.after.partition(" (")[2].rstrip(")")
             yield f"the decay joins the gradient after what is done to that before the optimizer, last by a {op}"
+
+
+def _place_notes(decision: Decision) -> Iterator[str]:
+    """What is surprising about where a decay of several updates goes."""
+    assert decision.rule is not None
+    if decision.rule.updates not in (Updates.LAST, Updates.FIRST):
+        return
+    which = decision.rule.updates.value
+    for injection in decision.injections:
+        for frame in injection.site.path:
+            kind = CALL_OPS[frame.op].kind
+            if kind is CallKind.BRANCH and frame.node != SAVED_MODEL:
+                yield (
+                    f"'updates: {which}' takes the one in a branch, at {injection.site}: a run that does not take that "
+                    "branch has no decay"
+                )
+            elif kind in (CallKind.LOOP, CallKind.SCAN):
+                yield f"'updates: {which}' takes one in a loop, at {injection.site}, which decays in every turn"
+
+
+def _gate_notes(decision: Decision, flows: Flows) -> Iterator[str]:
+    """What switches an update off by a factor, while the decay goes on."""
+    assert decision.rule is not None
+    for update in chosen_updates(decision.rule, decision.writes):
+        for write in update.writes:
+            if write.op.form is not Form.APPLY and (gate := flows.at(write.site.path).gate(write)):
+                yield (
+                    f"its update is multiplied by '{gate}', which is 0 or 1, and happens at every run all the same, and so "
+                    "does the decay"
+                )
 
 
 def _grouped(reasons: Iterable[tuple[Decision, str]]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -88,12 +88,15 @@ class Rule:
         weight_decay: the rate, a finite number >= 0 without unit.
         semantics: what the rate means.
         sparse: what a sparse update decays.
-        learning_rate: the name of the variable or tensor that holds the learning rate, where ``scale: lr`` cannot
-            find it by itself.
+        learning_rate: a glob for the variable, argument or node that holds the learning rate, where ``scale: lr``
+            cannot find it by itself.
         updates: which of several updates carries the decay.
         allow_double_decay: whether a variable that the step already decays may be decayed again.
         optional: whether the rule may match no variable.
         where: the place of the rule, as errors print it.
+        update: a glob for the writes that are the variable's update, where that cannot be told.
+        gradient: a glob for the node that makes the gradient as the optimizer gets it, where that cannot be told.
+        spelled: the fields that the rule, or the policy's defaults, spell out.
     """
 
     selectors: Selectors
@@ -105,6 +108,9 @@ class Rule:
     allow_double_decay: bool = False
     optional: bool = False
     where: str = "policy"
+    update: str | None = None
+    gradient: str | None = None
+    spelled: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,8 @@ class Policy:
         where: where the policy came from, as errors print it.
         notes: what the policy's source says that has no meaning here; every plan made by the policy repeats it.
         fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
+        leave_not_updated: whether a variable that a rule would decay, but that the step writes otherwise than from a
+            gradient, is left alone (true) or an error (false).
     """
 
     rules: tuple[Rule, ...]
@@ -124,6 +132,7 @@ class Policy:
     where: str = "policy"
     notes: tuple[str, ...] = ()
     fuse: bool = False
+    leave_not_updated: bool = False
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, object]) -> Policy:
@@ -222,6 +231,7 @@ def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Poli
         rules,
         skip_unmatched=fields.get("unmatched", "error") == "skip",
         fuse=fields.get("fuse", "none") == "xla",
+        leave_not_updated=fields.get("not_updated", "error") == "leave",
         where=source,
         notes=notes,
     )
@@ -246,10 +256,13 @@ def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> 
         semantics=semantics,
         sparse=Sparse(fields.get("sparse", "touched")),
         learning_rate=fields.get("learning_rate"),
+        update=fields.get("update"),
+        gradient=fields.get("gradient"),
         updates=Updates(fields.get("updates", "one")),
         allow_double_decay=fields.get("double_decay") == "allow",
         optional=fields.get("optional", False),
         where=item.where,
+        spelled=frozenset(fields),
     )
 
 

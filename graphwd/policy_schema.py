@@ -156,6 +156,8 @@ DEFAULT_FIELDS: Mapping[str, Reader] = {
     "semantics": _one_of("decoupled", "adamw", "tfa", "l2", "cuda-convnet"),
     "sparse": _one_of("touched", "all"),
     "learning_rate": _text,
+    "update": _text,
+    "gradient": _text,
     "updates": _one_of("each", "last", "first"),
     "double_decay": _one_of("allow"),
     "optional": _flag,
@@ -169,4 +171,5 @@ POLICY_FIELDS: Mapping[str, Reader] = {
     "rules": _rules,
     "unmatched": _one_of("error", "skip"),
     "fuse": _one_of("none", "xla"),
+    "not_updated": _one_of("error", "leave"),
 }

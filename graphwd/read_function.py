@@ -97,18 +97,21 @@ def read(step: ConcreteFunction) -> Graph:
     variables = _Variables(step)
     handles: dict[str, Variable] = {}
     data: list[str] = []
+    scalars: list[str] = []
     specs = list(_specs(step))
     for position, (name, tensor) in enumerate(zip(names, step.inputs, strict=True)):
+        if tensor.dtype != tf.resource:
+            data.append(name)
+            if tensor.shape.rank == 0:
+                scalars.append(name)
+            continue
         if position >= first_capture:
             variable = variables.captured(captures[position - first_capture])
-        elif tensor.dtype == tf.resource:
-            variable = variables.argument(name, specs[position], tensor)
         else:
-            data.append(name)
-            continue
+            variable = variables.argument(name, specs[position], tensor)
         if variable is not None:
             handles[name] = variable
-    return Graph(function, step.graph.as_graph_def().library.function, handles, data)
+    return Graph(function, step.graph.as_graph_def().library.function, handles, data, scalars)
 
 
 def _specs(step: ConcreteFunction) -> Iterator[object]:

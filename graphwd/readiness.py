@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from graphwd.body import parse_edge
 from graphwd.errors import UnclearError
 from graphwd.flow import Flow, sinks
 from graphwd.graph import Variable
 from graphwd.injection import Readiness, Use
-from graphwd.update_ops import CALL_OPS, SUM_OPS
+from graphwd.update_ops import CALL_OPS, SAME_OPS, SUM_OPS, WRITE_OPS
 from graphwd.values import MANY
+
+
+def when_ready(flow: Flow, write: str) -> Readiness:
+    """What a decay right before a write waits for: all that the write does, and so every read that comes before it.
+
+    Args:
+        flow: the body of the write.
+        write: its name.
+    """
+    return Readiness(in_order(flow, flow.needs(write)))
 
 
 def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others: Collection[str] = ()) -> Readiness:
@@ -31,9 +41,11 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
     """
     rereads: dict[str, list[Use]] = {}
     seen: set[str] = set()
+    met: set[Use] = set()
     waiting = sinks(flow, writes)
     while waiting:
         use, tensor = waiting.pop()
+        met.add(use)
         if flow.read(tensor) == variable:
             rereads.setdefault(parse_edge(tensor).node, []).append(use)
             continue
@@ -60,11 +72,31 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
         # A read that comes after the first write of the update sees the decayed weight as it is.
         rereads = {name: uses for name, uses in rereads.items() if flow.precedes(name, first)}
     _refuse_older_reads(flow, rereads, first, others)
+    _refuse_shared(flow, rereads, met)
     reading = {first, *flow.between([use.node for uses in rereads.values() for use in uses], first)}
     # The reads themselves too: what else they go to, an output of the step, must not see the decay.
     needed = [*rereads, *(need for name in reading for need in flow.needs(name))]
     waits = [need for need in needed if need not in reading]
     return Readiness(in_order(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
+
+
+def _refuse_shared(flow: Flow, reads: Mapping[str, Iterable[Use]], own: Collection[Use]) -> None:
+    """Refuses an update that shares what it makes of the weight with something else, which would see the decay."""
+    waiting = [use.node for uses in reads.values() for use in uses]
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or flow.nodes[name].op in WRITE_OPS:
+            continue
+        seen.add(name)
+        for use in flow.uses(name):
+            if use is None or not (use in own or flow.nodes[use.node].op in SAME_OPS):
+                where = "the function gives it out" if use is None else f"'{use.node}' takes it, too"
+                raise UnclearError(
+                    f"its update computes '{name}' of the weight, and {where}, which would see the decay; write "
+                    "'order: after'"
+                )
+            waiting.append(use.node)
 
 
 def _refuse_older_reads(flow: Flow, reads: Iterable[str], first: str, others: Collection[str]) -> None:

@@ -147,6 +147,10 @@ class _Compiler:
             yield proto.input[rows]
         if injection.learning_rate is not None:
             yield injection.learning_rate.tensor
+        if injection.weight is not None:
+            yield injection.weight
+        if injection.value is not None:
+            yield injection.value[0]
         if injection.entry is not None:
             yield injection.entry.tensor
             if injection.entry.indices is not None:
@@ -287,8 +291,14 @@ class _Compiler:
             if summed in values:  # once for all that it goes to: the weight may have been written since
                 values[name] = values[summed]
                 return
-            handle = values[write.proto.input[0]]
-            weight = tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
+            if injection.weight is not None:
+                weight = values[injection.weight]
+            else:
+                handle = values[write.proto.input[0]]
+                weight = tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
+            if injection.value is not None:
+                values[name] = _summed(values[injection.value[0]], weight, -_rate(injection, values), None)
+                return
             if injection.entry is not None:
                 indices = injection.entry.indices
                 which = None if indices is None else values[indices]

@@ -126,7 +126,7 @@ def _count(decays: Sequence[Mapping[str, Any]]) -> str:
 
 def _decay_row(decay: Mapping[str, Any]) -> tuple[str, ...]:
     rate = f"{decay['rate']:g}" + (f" × {decay['learning_rate']}" if decay["learning_rate"] else "")
-    where = {"gradient": "in the gradient"}.get(decay["where"], f"{decay['where']} the update")
+    where = {"gradient": "in the gradient", "value": "before the update"}.get(decay["where"], f"{decay['where']} the update")
     return decay["variable"], rate, where + (", rows touched" if decay["rows"] else ""), decay["at"]
 
 

@@ -29,6 +29,7 @@ class Evidence(Enum):
     APPLY_OP = "gradient input of an Apply op"
     GRADIENT_SCOPE = "computed from a gradient scope"
     DATA_PATH = "computed from the step's data"
+    NAMED = "named by the policy"
 
 
 STRONG = (Evidence.APPLY_OP, Evidence.GRADIENT_SCOPE)
@@ -88,12 +89,14 @@ class Write:
         value: what is known of the tensor written (of the gradient, for an Apply op).
         gradients: taint of the tensor the first time the write is met. In a loop, slot variables carry the gradients
             of one iteration into the next, and ``value`` has them all.
+        number: its place among the writes of the step, in program order.
     """
 
     variable: Variable
     site: Site
     value: Value
     gradients: int
+    number: int = 0
 
     @property
     def op(self) -> WriteOp:

@@ -196,6 +196,9 @@ PASS_THROUGH_OPS = frozenset(
 SAME_OPS = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot"})
 """Those of them that are mere aliases in any body."""
 
+GUARD_OPS = frozenset({"CheckNumerics"})
+"""Those of them that raise where their input is not as it should be."""
+
 PRODUCT_OPS = frozenset({"Mul", "MulNoNan"})
 """Ops that multiply their inputs."""
 
@@ -204,6 +207,11 @@ QUOTIENT_OPS = frozenset({"RealDiv", "Div"})
 
 SUM_OPS = frozenset({"Add", "AddN", "AddV2", "Sub", *SAME_OPS})
 """Ops that add up what they are given, with a sign."""
+
+SCALAR_OPS = frozenset(
+    {"Cast", "Exp", "Log", "Maximum", "Minimum", "Neg", "Pow", "Reciprocal", "Rsqrt", "Sqrt", "Square"}
+)
+"""Further ops that make one number of numbers."""
 
 SWITCH_OPS = frozenset({"Switch", "RefSwitch"})
 """Ops of v1 control flow whose outputs are both their first input."""

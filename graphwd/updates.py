@@ -1,19 +1,25 @@
 """Finds where each trainable variable is updated.
 
 An update is a write to a trainable variable whose value comes from a gradient, as the abstract interpretation of the
-step sees it: so constraints, overwrites by an average, decay that is already there, and checkpoint restore are writes,
-not updates.
+step sees it, and that adds to the variable: so constraints, overwrites, averages, slot variables, decay that is already
+there, and checkpoint restore are writes, not updates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from graphwd.direct_terms import DirectTerms, terms_after
+from graphwd.flow import Flows
 from graphwd.graph import Graph, Variable
 from graphwd.interpreter import BodyValues, Interpreter
 from graphwd.sites import STRONG, Evidence, Path, Site, Write
 from graphwd.update_ops import Form
+from graphwd.values import MANY, NO_VARIABLE
+
+_MAX_ROUNDS = 4
+"""How often variables may turn out to be slot variables of variables that are themselves found late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +42,7 @@ class Update:
     @property
     def evidence(self) -> Evidence:
         """What makes it an update."""
-        evidence = self.writes[0].evidence
-        assert evidence is not None
-        return evidence
+        return self.writes[0].evidence or Evidence.NAMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,9 @@ class VariableWrites:
         updates: its updates, in program order.
         native_decays: writes that already decay it.
         others: every other write.
-        used_by: op types that read it outside gradient scopes.
+        used_by: op types that read it.
         guesses: what looks like an update by the step's data alone, in a step that has gradients.
+        reasons: for writes that come from a gradient or from data and are no updates, why not.
     """
 
     variable: Variable
@@ -60,6 +65,13 @@ class VariableWrites:
     others: tuple[Write, ...]
     used_by: frozenset[str]
     guesses: tuple[Update, ...] = ()
+    reasons: Mapping[Site, str] = field(default_factory=dict)
+
+    @property
+    def writes(self) -> tuple[Write, ...]:
+        """Every write."""
+        updating = (write for update in (*self.updates, *self.guesses) for write in update.writes)
+        return (*updating, *self.native_decays, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +85,7 @@ class Analysis:
         python_calls: calls of Python code that get a gradient: what they write is not in the graph.
         graph: the step; None for an account made by hand.
         values: what is known of the tensors of each body that writes a variable, by the calls that lead to it.
+        untrained: writes that update variables that are not trainable from a gradient, by an op that says so.
     """
 
     variables: tuple[VariableWrites, ...]
@@ -81,6 +94,7 @@ class Analysis:
     python_calls: tuple[Site, ...] = ()
     graph: Graph | None = None
     values: Mapping[Path, BodyValues] = field(default_factory=dict)
+    untrained: tuple[tuple[Variable, Site], ...] = ()
 
 
 def find_updates(graph: Graph) -> Analysis:
@@ -95,39 +109,192 @@ def find_updates(graph: Graph) -> Analysis:
     Raises:
         GraphError: the graph cannot be followed: a dangling edge, a missing or recursive function.
     """
+    slots: dict[int, VariableWrites] = {}
+    for _ in range(_MAX_ROUNDS):
+        analysis = _analyse(graph.with_slots(slots.keys()) if slots else graph, slots)
+        found = _slots(analysis)
+        if not found.keys() - slots.keys():
+            break
+        slots |= found
+    return analysis
+
+
+def _analyse(graph: Graph, slots: Mapping[int, VariableWrites]) -> Analysis:
     run = Interpreter(graph, told_apart=False).run()
     values = run.seen
     if any(len(_update_writes(writes)) > 1 for writes in run.writes_by_variable().values()):
         # Which writes belong to one gradient matters only now, and telling gradients apart costs memory.
         run = Interpreter(graph, told_apart=True).run()
     writes = run.writes_by_variable()
+    flows = Flows(graph, values)
     has_gradients = any(write.evidence in STRONG for each in writes.values() for write in each)
-    accounts = tuple(
-        _account(variable, writes.get(variable.id, []), frozenset(run.used_by.get(variable.id, ())), has_gradients)
-        for variable in graph.variables
+    accounts: list[VariableWrites] = []
+    for variable in graph.variables:
+        if variable.id in slots:
+            accounts.append(slots[variable.id])
         # A handle that is only passed on, as the token that orders collective ops is, belongs to no weight.
-        if variable.trainable and (variable.id in writes or variable.id in run.read or variable in run.passed_on())
+        elif variable.trainable and (
+            variable.id in writes or variable.id in run.read or variable in run.passed_on()
+        ):
+            used_by = frozenset(run.used_by.get(variable.id, ()))
+            accounts.append(_account(variable, writes.get(variable.id, []), used_by, has_gradients, flows))
+    return Analysis(
+        tuple(accounts),
+        tuple(run.unresolved),
+        tuple(run.opaque.values()),
+        tuple(run.python_calls),
+        graph,
+        values,
+        tuple(_untrained(run, flows, accounts)),
     )
-    return Analysis(accounts, tuple(run.unresolved), tuple(run.opaque.values()), tuple(run.python_calls), graph, values)
 
 
-def _account(variable: Variable, writes: list[Write], used_by: frozenset[str], has_gradients: bool) -> VariableWrites:
-    updating = _update_writes(writes)
-    decays = tuple(write for write in writes if write.is_native_decay)
+def _untrained(run: Interpreter, flows: Flows, accounts: Sequence[VariableWrites]) -> Iterator[tuple[Variable, Site]]:
+    """What is updated from a gradient and is neither trainable nor read by the update of anything that is."""
+    if not run.untrained:
+        return
+    writes = [write for account in accounts for update in account.updates for write in update.writes]
+    slots = {number for write in writes if write.site.path in run.seen for number in flows.reads(write)}
+    for variable, site in run.untrained.values():
+        if variable.id not in slots:
+            yield variable, site
+
+
+def _account(
+    variable: Variable, writes: list[Write], used_by: frozenset[str], has_gradients: bool, flows: Flows
+) -> VariableWrites:
+    reasons = {
+        write.site: reason for write in writes if write.evidence is not None and (reason := _reason(write, flows))
+    }
+    updating = _update_writes([write for write in writes if write.site not in reasons])
+    decays = tuple(write for write in writes if write.is_native_decay and not _is_nothing(write, flows))
     others = tuple(write for write in writes if write not in updating and write not in decays)
-    updates = _group(variable, updating)
+    updates = group_writes(variable, updating)
     if has_gradients and updates and updates[0].evidence is Evidence.DATA_PATH:
-        return VariableWrites(variable, (), decays, others, used_by, guesses=updates)
-    return VariableWrites(variable, updates, decays, others, used_by)
+        return VariableWrites(variable, (), decays, others, used_by, updates, reasons)
+    return VariableWrites(variable, updates, decays, others, used_by, (), reasons)
 
 
-def _update_writes(writes: list[Write]) -> list[Write]:
+def _reason(write: Write, flows: Flows) -> str:
+    """Why a write that comes from a gradient, or from data, is no update; no text where it is one."""
+    if write.op.form in (Form.APPLY, Form.OTHER):
+        return ""
+    flow = flows.at(write.site.path)
+    terms = terms_after(flow, write)
+    if terms.coefficient == 0:
+        copied = write.value.source not in (write.variable.id, NO_VARIABLE, MANY) or terms.of_others
+        return "it is a copy, or a function, of what another variable is given" if copied else ""
+    if is_whole(terms) or terms.coefficient > 1:
+        return ""
+    if terms.of_others or _reads_other(write, flows):
+        return "it keeps a part of itself and takes a part of another variable, as an average does"
+    if write.evidence is Evidence.DATA_PATH:
+        return "it keeps a part of itself, as a statistic or a slot variable does, or is decayed already"
+    return ""
+
+
+def _reads_other(write: Write, flows: Flows) -> bool:
+    """Whether the arithmetic behind a write reads a trainable variable other than the one it writes."""
+    flow = flows.at(write.site.path)
+    read = flows.reads(write) - {write.variable.id}
+    return MANY in read or any(flow.variables[number].trainable for number in read)
+
+
+def is_whole(terms: DirectTerms) -> bool:
+    """Whether what is written is the weight, once, plus something."""
+    return terms.coefficient == 1
+
+
+def _is_nothing(write: Write, flows: Flows) -> bool:
+    """Whether a native decay is by a rate of 0."""
+    return is_whole(terms_after(flows.at(write.site.path), write))
+
+
+def depends_on_itself(write: Write, flows: Flows) -> bool:
+    """Whether what is written depends on what the variable was, be it by way of a slot variable."""
+    if write.value.source in (write.variable.id, MANY):
+        return True
+    return bool(flows.reads(write) & {write.variable.id, MANY})
+
+
+def keeps_a_part(write: Write, flows: Flows) -> bool:
+    """Whether a write multiplies what the variable was, so that it holds a decay, or is a part of one."""
+    if write.op.form in (Form.APPLY, Form.OTHER):
+        return False
+    coefficient = terms_after(flows.at(write.site.path), write).coefficient
+    return coefficient != 0 and not coefficient >= 1  # a NaN is not, either
+
+
+def _slots(analysis: Analysis) -> dict[int, VariableWrites]:
+    """Trainable variables that are slot variables of others, by number, with their accounts as such.
+
+    The updates of others read them, and they are written either so that they keep a part of themselves, or without
+    a look at what they hold.
+    """
+    graph = analysis.graph
+    assert graph is not None
+    flows = Flows(graph, analysis.values)
+    accounts = {each.variable.id: each for each in analysis.variables}
+    readers: dict[int, Variable] = {}
+    for account in analysis.variables:
+        for write in _steps(account, flows):
+            for read in flows.reads(write) - {account.variable.id}:
+                readers.setdefault(read, account.variable)
+    found: dict[int, VariableWrites] = {}
+    for number, reader in readers.items():
+        account = accounts.get(number)
+        if account is None or not account.writes or not _may_be_slot(account, flows):
+            continue
+        name = reader.name
+        why = f"the update of '{name}' reads it, as an optimizer reads its slot variables"
+        reasons = dict.fromkeys((write.site for write in account.writes), why)
+        variable, used_by = account.variable, account.used_by
+        found[number] = VariableWrites(variable, (), (), account.writes, used_by, (), reasons)
+    return found
+
+
+def _steps(account: VariableWrites, flows: Flows) -> Iterator[Write]:
+    """The writes of a variable that add to it: its updates, and what may turn out to be one."""
+    for update in (*account.updates, *account.guesses):
+        yield from update.writes
+    for write in account.others:
+        if write.site not in account.reasons and write.op.form is not Form.OTHER:
+            terms = terms_after(flows.at(write.site.path), write)
+            if is_whole(terms) and write.value.source not in (NO_VARIABLE, account.variable.id):
+                yield write
+
+
+def _may_be_slot(account: VariableWrites, flows: Flows) -> bool:
+    """Whether nothing that is written to a variable by its step depends on it, but for a part of it that is kept."""
+    updating = [write for update in (*account.updates, *account.guesses) for write in update.writes]
+    if any(write.op.form is Form.APPLY for write in updating):
+        return False
+    if not updating:
+        return bool(account.reasons)
+    return all(keeps_a_part(write, flows) or _is_blind(write, flows) for write in updating)
+
+
+def _is_blind(write: Write, flows: Flows) -> bool:
+    """Whether what a write adds to a variable does not depend on what that holds."""
+    weights = terms_after(flows.at(write.site.path), write).weights
+    return not flows.reads(write, without=weights) & {write.variable.id, MANY}
+
+
+def _update_writes(writes: Sequence[Write]) -> list[Write]:
     strong = [write for write in writes if write.evidence in STRONG]
     return strong or [write for write in writes if write.evidence is Evidence.DATA_PATH]
 
 
-def _group(variable: Variable, writes: Sequence[Write]) -> tuple[Update, ...]:
-    """Joins the writes that together make one update: those that no new gradient came between."""
+def group_writes(variable: Variable, writes: Iterable[Write]) -> tuple[Update, ...]:
+    """Joins the writes that together make one update: those that no new gradient came between.
+
+    Args:
+        variable: the variable.
+        writes: its writes, in program order.
+
+    Returns:
+        Its updates.
+    """
     groups: list[list[Write]] = []
     for write in writes:
         previous = next((group for group in reversed(groups) if _continues(group[-1], write)), None)

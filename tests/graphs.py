@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
-from graphwd.placement import Flows
+from graphwd.flow import Flows
 from graphwd.read_function import read
 from graphwd.updates import find_updates
 
@@ -45,5 +45,5 @@ def update_of(step, *args):
 
     analysis = find_updates(read(tf.function(quiet).get_concrete_function(*args)))
     (update,) = analysis.variables[0].updates
-    flow = Flows(analysis).at(update.site.path)
+    flow = Flows(analysis.graph, analysis.values).at(update.site.path)
     return flow, update.variable, [write.site.node for write in update.writes]

@@ -258,10 +258,10 @@ def step_with(write):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda w, o, x: o.assign(0.9 * o + 0.1 * w), "no write is seen to come from a gradient: AssignVariableOp"),
-        (lambda w, o, x: o.assign(o * 0.5), "no write is seen to come from a gradient: AssignVariableOp"),
+        (lambda w, o, x: o.assign(0.9 * o + 0.1 * w), "the step writes it, but no write is seen to come from a gradient and to add to it"),
+        (lambda w, o, x: o.assign(o * 0.5), "the step writes it, but no write is seen to come from a gradient and to add to it"),
         (lambda w, o, x: o.assign_add(x), "written from the step's data, while other variables are updated from grad"),
-        (lambda w, o, x: o.assign(0.9 * o + x), "written from the step's data, while other variables are updated"),
+        (lambda w, o, x: o.assign(0.9 * o + x), "it keeps a part of itself, as a statistic or a slot variable does"),
     ],
     ids=["average", "decay only", "total", "statistic"],
 )
@@ -280,7 +280,7 @@ def test_an_update_by_hand_beside_others_needs_a_word():
     assert [injection.variable.name for injection in plan.injections] == ["w", "other"]
 
 
-def test_a_trainable_slot_variable_is_refused():
+def test_a_trainable_slot_variable_is_refused_and_its_weight_is_not():
     w, momentum = variable("w"), variable("momentum")
 
     def step():
@@ -288,7 +288,12 @@ def test_a_trainable_slot_variable_is_refused():
         w.assign_sub(0.1 * momentum)
 
     plan = plan_of(step, [{"weight_decay": 0.1}])
-    assert outcomes(plan)["w"] is Outcome.REFUSED
+    assert outcomes(plan) == {"w": Outcome.DECAY, "momentum": Outcome.REFUSED}
+    assert "the update of 'w' reads it, as an optimizer reads its slot variables" in plan.problems[0]
+    policy = Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.1}], "not_updated": "leave"})
+    plan = make_plan(find_updates(read(tf.function(step).get_concrete_function())), policy)
+    assert outcomes(plan) == {"w": Outcome.DECAY, "momentum": Outcome.NO_UPDATE}
+    assert plan.problems == ()
 
 
 @pytest.mark.parametrize(
@@ -317,6 +322,8 @@ def test_what_the_update_says_of_the_decay_is_noted():
     plan = plan_of(recomputed, [{"weight_decay": 0.1}])
     assert "a decay lasts for one step and does not compound" in plan.notes[0]
     plan = plan_of(lambda: w.assign_sub(0.1 * (gradient_of(w) + 0.01 * w)), [{"weight_decay": 0.1}])
+    assert "it holds a decay already, and now two" in plan.notes[0]
+    plan = plan_of(lambda: w.assign_sub(0.1 * gradient_of(w) * tf.norm(w)), [{"weight_decay": 0.1}])
     assert "perhaps it holds a decay already" in plan.notes[0]
 
 

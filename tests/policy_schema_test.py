@@ -27,7 +27,7 @@ def error_of(text, schema=RULE_FIELDS):
 
 
 def test_keys():
-    assert set(POLICY_FIELDS) == {"version", "defaults", "rules", "unmatched", "fuse"}
+    assert set(POLICY_FIELDS) == {"version", "defaults", "rules", "unmatched", "fuse", "not_updated"}
     assert set(SELECTOR_FIELDS) == {"name", "regex", "path", "rank", "dtype", "used_by"}
     assert set(DEFAULT_FIELDS) == {
         "weight_decay",
@@ -37,6 +37,8 @@ def test_keys():
         "semantics",
         "sparse",
         "learning_rate",
+        "update",
+        "gradient",
         "updates",
         "double_decay",
         "optional",
@@ -172,8 +174,8 @@ def test_refused(text, message):
         ("defaults: {weightdecay: 0}", "unknown key 'weightdecay' in 'defaults'; did you mean 'weight_decay'?"),
         (
             "defaults: {name: x}",
-            "unknown key 'name' in 'defaults'; the keys here are double_decay, learning_rate, mode, optional, order, "
-            "scale, semantics, sparse, updates, weight_decay",
+            "unknown key 'name' in 'defaults'; the keys here are double_decay, gradient, learning_rate, mode, optional, order, "
+            "scale, semantics, sparse, update, updates, weight_decay",
         ),
     ],
 )
