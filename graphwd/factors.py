@@ -8,9 +8,9 @@ import numpy as np
 
 from graphwd.body import Node
 from graphwd.flow import Flow
-from graphwd.graph import DTYPE_NAMES
+from graphwd.graph import DTYPE_NAMES, Variable
 from graphwd.injection import Use
-from graphwd.update_ops import PRODUCT_OPS, QUOTIENT_OPS, Form
+from graphwd.update_ops import PRODUCT_OPS, QUOTIENT_OPS, Form, WriteOp
 from graphwd.values import Content
 
 _ADDITIVE = frozenset({"Add", "AddV2", "AddN", "Sub"})
@@ -67,6 +67,7 @@ class Factors:
             if variable.trainable or not flow.is_slot(variable):
                 return frozenset()
             for _, op, value in flow.written(variable):
+                value = self._news(variable, op, value) or value
                 written = self._factors(value, slots, memo) if op.form is not Form.APPLY else frozenset()
                 slots[variable.id] = _common([slots.get(variable.id), written])
             return slots[variable.id]
@@ -83,6 +84,39 @@ class Factors:
         if node.op in PRODUCT_OPS or (node.op in QUOTIENT_OPS and inputs[0][1] in carrying):
             return self._product(node.op, inputs, slots, memo)
         return frozenset()
+
+    def _news(self, variable: Variable, op: WriteOp, value: str) -> str | None:
+        """What a moving average takes up: by which share scales no part of the update, for the rest is scaled down by it.
+
+        Written as ``a + (new - a) * share``, or as ``a * (1 - share) + new * share`` of constants.
+        """
+        flow = self._flow
+        node = flow.producer(flow.origin(value))
+        if node is None:
+            return None
+        terms = [flow.origin(each) for _, each in flow.inputs(node)]
+        if op.form is Form.ADD and node.op in PRODUCT_OPS:
+            for made in map(flow.producer, terms):
+                if made is not None and made.op == "Sub" and flow.read(flow.origin(made.proto.input[1])) == variable:
+                    return flow.origin(made.proto.input[0])
+        if op.form is Form.ASSIGN and node.op in _ADDITIVE - {"Sub"} and len(terms) == 2:
+            pairs = [self._pair(each) for each in terms]
+            for (kept, old), (taken, share) in (pairs, reversed(pairs)):
+                if flow.read(kept) == variable and taken and self._sum_to_one(old, share):
+                    return taken
+        return None
+
+    def _pair(self, tensor: str) -> tuple[str, str]:
+        """The operands of a product, the constant last; empty for anything else."""
+        node = self._flow.producer(tensor)
+        if node is None or node.op not in PRODUCT_OPS:
+            return "", ""
+        first, second = (self._flow.origin(each) for _, each in self._flow.inputs(node))
+        return (second, first) if number(self._flow.producer(first)) is not None else (first, second)
+
+    def _sum_to_one(self, first: str, second: str) -> bool:
+        numbers = [number(self._flow.producer(each)) for each in (first, second)]
+        return None not in numbers and abs(sum(each for each in numbers if each is not None) - 1) < 1e-6
 
     def _product(
         self, op: str, inputs: list[tuple[Use, str]], slots: dict[int, _Factors], memo: dict[str, _Factors]

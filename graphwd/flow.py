@@ -10,10 +10,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from graphwd.body import Body, Edge, Node, node_of, parse_edge
-from graphwd.graph import DTYPE_NUMBERS, Graph, Variable
+from graphwd.graph import DTYPE_NUMBERS, Graph, Variable, state_count
 from graphwd.injection import Use
 from graphwd.interpreter import BodyValues
-from graphwd.sites import Path, Write, in_gradient_scope
+from graphwd.sites import Frame, Path, Write, in_gradient_scope
 from graphwd.update_ops import (
     CALL_OPS,
     GUARD_OPS,
@@ -57,13 +57,16 @@ class Flow:
         variables: the variables of the step, by number.
     """
 
-    def __init__(self, graph: Graph, body: Body, values: BodyValues) -> None:
+    def __init__(
+        self, graph: Graph, body: Body, values: BodyValues, outside: tuple[Flow, Frame] | None = None
+    ) -> None:
         """Indexes a body.
 
         Args:
             graph: the step.
             body: the body.
             values: what is known of its tensors in the context in question.
+            outside: the body that calls it there, and how; None for the step itself, and where that is not known.
         """
         self._graph = graph
         self.variables = graph.variables
@@ -72,6 +75,8 @@ class Flow:
         self._places = body.places
         self._arguments = frozenset(body.arguments)
         self._results = body.results
+        self._outside = outside
+        self._body_arguments = body.arguments
         signature = (graph.root_function if body is graph.root else graph.library[body.name]).signature
         self._types = {argument.name: argument.type for argument in signature.input_arg}
         self._scalars = graph.scalars if body is graph.root else frozenset()
@@ -160,6 +165,9 @@ class Flow:
     def is_scalar(self, tensor: str) -> bool:
         """Whether a tensor is known to hold one number."""
         node = self.producer(tensor)
+        if node is None and (outside := self.outside(tensor)) is not None:
+            flow, given = outside
+            return flow.is_scalar(given)
         if node is None:
             return tensor in self._scalars
         if node.op == "Const":
@@ -183,6 +191,39 @@ class Flow:
             return None
         handle = self.value(node.proto.input[0]).handle
         return self.variables[handle] if handle >= 0 else None
+
+    def outside(self, argument: str) -> tuple[Flow, str] | None:
+        """What an argument of the body is where the body is called: a tensor there; None where that is not known."""
+        if self._outside is None or argument not in self._arguments:
+            return None
+        flow, frame = self._outside
+        node, call = flow.nodes[frame.node], CALL_OPS[frame.op]
+        given = node.proto.input[call.skip : len(node.inputs) - call.drop]
+        place = self._body_arguments.index(argument)
+        if call.kind is CallKind.SCAN and place >= state_count(node):
+            place -= len(self._body_arguments) - len(given)  # the elements of the dataset are given by nobody
+            if place < state_count(node):
+                return None
+        return (flow, flow.origin(given[place])) if place < len(given) else None
+
+    def content_of(self, tensor: str) -> Variable | None:
+        """The variable whose content a tensor is, be it read here or where the body is called."""
+        variable = self.read(tensor)
+        if variable is None and (outside := self.outside(tensor)) is not None:
+            flow, given = outside
+            return flow.content_of(given)
+        return variable
+
+    def names(self, tensor: str) -> list[str]:
+        """What a tensor is called: by its node, by what is handed in, by its variable; what a user calls it comes last."""
+        names = [node_of(tensor)]
+        variable = self.read(tensor)
+        if variable is not None:
+            names.append(variable.name)
+        elif (outside := self.outside(tensor)) is not None:
+            flow, given = outside
+            names += flow.names(given)
+        return list(dict.fromkeys(names))
 
     def written(self, variable: Variable) -> Sequence[tuple[Node, WriteOp, str]]:
         """What the body writes into a variable, in program order: the node, the row of its op, the tensor."""
@@ -513,7 +554,8 @@ class Flows:
         """The flow in the body that some calls lead to."""
         if path not in self._flows:
             body = self._graph.body(path[-1].callee.function) if path else self._graph.root
-            self._flows[path] = Flow(self._graph, body, self._values[path])
+            outside = (self.at(path[:-1]), path[-1]) if path and path[:-1] in self._values else None
+            self._flows[path] = Flow(self._graph, body, self._values[path], outside)
         return self._flows[path]
 
     def reads(self, write: Write, without: Collection[str] = ()) -> frozenset[int]:

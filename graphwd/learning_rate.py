@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from graphwd.body import Node, parse_edge
+from graphwd.body import Node, node_of, parse_edge
 from graphwd.errors import UnclearError
 from graphwd.factors import LINEAR, Factors, number
 from graphwd.flow import Flow, sinks
 from graphwd.graph import DTYPE_NAMES
 from graphwd.injection import LearningRate, Use
+from graphwd.matching import glob_matches
 from graphwd.update_ops import PRODUCT_OPS, QUOTIENT_OPS, WRITE_OPS, Form
 from graphwd.values import Content
 
@@ -29,6 +30,8 @@ _SCHEDULES = re.compile(
 
 _DECAY_HYPERPARAMETER = re.compile(r"(?:^|/)decay(?:_\d+)?$")
 """tf_keras legacy optimizers divide their learning rate by 1 + decay * iterations, in place."""
+
+_POSITIVE = frozenset({"Exp", "Rsqrt", "Sqrt", "Square"})
 
 _POWER = re.compile(r"(?:^|/|_)beta_?\d?_power(?:_\d+)?$")
 """The variables in which v1 optimizers keep the powers that Adam's bias correction needs."""
@@ -57,21 +60,11 @@ def find_learning_rate(
     for name in writes:
         position = WRITE_OPS[flow.nodes[name].op].learning_rate
         if position is not None:
-            return search.at(Use(name, position))
+            return search.of(flow.origin(flow.nodes[name].proto.input[position]))
     found = search.named or search.scheduled
     if len(found) == 1 and not (search.named and search.scheduled) and not search.divided:
-        if exact and (changed := search.changed(found[0])):
-            name, last = search.name(search.tensor(found[0])), changed.partition(":")[0]
-            if flow.carries(changed):
-                raise UnclearError(
-                    f"its learning rate '{name}' is not all that its gradient is multiplied by: '{last}' changes it "
-                    f"further; make that a part of the learning rate, or write 'learning_rate: {name}'"
-                )
-            raise UnclearError(
-                f"its learning rate '{name}' is changed before it meets the gradient; write 'learning_rate: {last}' "
-                f"for what it then is, or 'learning_rate: {name}'"
-            )
-        return search.at(found[0])
+        search.refuse_unless_used_as_it_is(found[0], exact=exact)
+        return search.of(found[0])
     if not search.named and not search.scheduled and (common := search.common()):
         return common
     raise UnclearError(f"its learning rate is not found; write 'learning_rate: NAME' with {search.candidates()}")
@@ -84,11 +77,11 @@ class _Search:
         self._flow = flow
         self._sinks = sinks(flow, writes)
         self._writes = writes
-        self._scalars: dict[str, Use] = {}  # by what a user calls them
+        self._scalars: dict[str, str] = {}  # for the content of each variable, and each other tensor, the tensor
         self._users: dict[str, dict[Use, str]] = {}  # by node, the inputs that its outputs go to, and each output
         self._made: dict[str, None] = {}
-        named: dict[str, Use] = {}
-        scheduled: dict[str, Use] = {}
+        named: dict[int, str] = {}
+        scheduled: dict[str, None] = {}
         self.divided = False
         self._factors = Factors(flow, [tensor for _, tensor in self._sinks])
         seen: set[str] = set()
@@ -97,26 +90,25 @@ class _Search:
             use, tensor = waiting.pop()
             self._users.setdefault(parse_edge(tensor).node, {})[use] = tensor
             self._made[tensor] = None
-            scope = self._scope_left(use, tensor)
-            if scope:
-                scheduled.setdefault(tensor, use)
-                self._scalars.setdefault(self.name(tensor), use)
+            if self._scope_left(use, tensor):
+                scheduled[tensor] = None
+                self._scalars.setdefault(tensor, tensor)
                 continue
             if tensor in seen or flow.is_source(tensor):
                 continue
             seen.add(tensor)
-            variable = flow.read(tensor)
-            if variable is not None and variable.trainable:
+            variable = flow.content_of(tensor)
+            if variable is not None and variable.trainable and variable.rank != 0:
                 continue
             if variable is not None and variable.rank == 0 and "float" in variable.dtype:
-                self._scalars.setdefault(variable.name, use)
+                self._scalars.setdefault(f"variable {variable.id}", tensor)
                 self.divided = self.divided or _DECAY_HYPERPARAMETER.search(variable.name) is not None
                 if _NAMED.search(variable.name):
-                    named.setdefault(variable.name, use)
+                    named.setdefault(variable.id, tensor)
                     continue  # what is written into it, as tf_keras does with a schedule, it has taken up
             waiting.extend(flow.behind(tensor))
         self.named = tuple(named.values())
-        self.scheduled = tuple(scheduled.values())
+        self.scheduled = tuple(scheduled)
 
     def _scope_left(self, use: Use, tensor: str) -> bool:
         """Whether an input brings a tensor out of a schedule's name scope."""
@@ -127,35 +119,68 @@ class _Search:
         node = self._flow.producer(tensor)
         return node is not None and node.op == "Const"
 
-    def asked(self, name: str) -> LearningRate:
-        """The learning rate that a rule names: a variable that the update's body reads, an argument, or a node."""
-        for tensor, use in self._tensors():
-            variable = self._flow.read(tensor)
-            if variable.name == name if variable is not None else tensor.partition(":")[0] == name:
-                return self.at(use)
-        raise UnclearError(
-            f"'learning_rate: {name}' names nothing that is read where the update is made; there is {self.candidates()}"
-        )
+    def asked(self, pattern: str) -> LearningRate:
+        """The learning rate that a rule names.
 
-    def _tensors(self) -> Iterator[tuple[str, Use]]:
-        yield from ((self.tensor(use), use) for use in self._scalars.values())
+        It may be a variable, an argument of the step, or a node, in the body of the update or where that is called.
+        """
+        found: dict[str, str] = {}
+        for tensor in self._tensors():
+            if any(glob_matches(name, pattern) for name in self._flow.names(tensor)):
+                variable = self._flow.content_of(tensor)
+                found.setdefault(tensor if variable is None else f"variable {variable.id}", tensor)
+        if len(found) > 1:
+            places = ", ".join(f"'{node_of(tensor)}'" for tensor in found.values())
+            raise UnclearError(
+                f"'learning_rate: {pattern}' names several things that the update could use: {places}; write one of "
+                "these nodes"
+            )
+        if not found:
+            raise UnclearError(
+                f"'learning_rate: {pattern}' names nothing that is read where the update is made; there is "
+                f"{self.candidates()}"
+            )
+        (tensor,) = found.values()
+        node = self._flow.producer(tensor)
+        if node is not None and node.op == "Neg":
+            tensor = self._flow.origin(node.proto.input[0])
+        self._refuse_what_is_none(tensor, pattern)
+        return self.of(tensor)
+
+    def _refuse_what_is_none(self, tensor: str, pattern: str) -> None:
+        """Refuses a learning rate that cannot be one: a learning rate is a number, and all of the update is scaled by it."""
+        if self._flow.value(tensor).taint and not self._flow.is_scalar(tensor):
+            raise UnclearError(
+                f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not known to be one number, or is one "
+                f"times the gradient; there is {self.candidates()}"
+            )
+        ends = {use.node for use in self._users.get(node_of(tensor), {})}
+        writes = set(self._writes) | {use.node for use, _ in self._sinks}
+        if not ends and not writes & self._flow.downstream([node_of(tensor)], self._writes[-1]):
+            raise UnclearError(f"'learning_rate: {pattern}' names '{node_of(tensor)}', which the update does not use")
+        factors = self._factors.of_update() - {"+", "-"}
+        constant = self._is_constant(tensor)
+        if constant and factors and node_of(tensor) not in self._flow.upstream(map(node_of, factors)):
+            raise UnclearError(
+                f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not a factor of the whole update; there "
+                f"is {self.candidates()}"
+            )
+
+    def _tensors(self) -> Iterator[str]:
+        """Whatever could be a learning rate: no gradient, and nothing made of a weight but a number that is learned."""
+        yield from self._scalars.values()
         for node in self._flow.nodes.values():
-            for position, tensor in self._flow.inputs(node):
+            for _, tensor in self._flow.inputs(node):
                 value = self._flow.value(tensor)
-                if not value.from_gradient and value.content is Content.NONE:
-                    yield self._flow.origin(tensor), Use(node.name, position)
+                variable = self._flow.content_of(tensor)
+                learned = variable is not None and variable.rank == 0
+                if not value.from_gradient and (learned or value.content is Content.NONE):
+                    yield self._flow.origin(tensor)
 
-    def tensor(self, use: Use) -> str:
-        """The tensor that comes in through an input."""
-        return self._flow.origin(self._flow.nodes[use.node].proto.input[use.position])
-
-    def at(self, use: Use) -> LearningRate:
-        """The learning rate that comes in through an input."""
-        tensor = self.tensor(use)
+    def of(self, tensor: str) -> LearningRate:
+        """A tensor as a learning rate."""
         value = number(self._flow.producer(tensor))
-        node = self._flow.nodes[use.node].proto
-        key = next((key for key in ("SrcT", "T", "dtype") if key in node.attr), None)
-        dtype = DTYPE_NAMES.get(node.attr[key].type) if key else None
+        dtype = DTYPE_NAMES.get(self._flow.dtype(tensor) or 0)
         if dtype is None:
             raise UnclearError(f"the learning rate '{self.name(tensor)}' is not of a dtype that can be multiplied")
         if value is not None:
@@ -164,16 +189,42 @@ class _Search:
 
     def name(self, tensor: str) -> str:
         """What a user calls a tensor."""
-        variable = self._flow.read(tensor)
-        return tensor.partition(":")[0] if variable is None else variable.name
+        return self._flow.names(tensor)[-1]
 
-    def changed(self, use: Use) -> str | None:
+    def refuse_unless_used_as_it_is(self, tensor: str, *, exact: bool) -> None:
+        """Refuses a learning rate that is told by its name where it is not what the gradient is multiplied by.
+
+        Args:
+            tensor: the learning rate.
+            exact: whether it must be the very number that the update uses.
+        """
+        name = self.name(tensor)
+        if exact and (changed := self.changed(tensor)):
+            last = node_of(changed)
+            if self._flow.carries(changed):
+                raise UnclearError(
+                    f"its learning rate '{name}' is not all that its gradient is multiplied by: '{last}' changes it "
+                    f"further; make that a part of the learning rate, or write 'learning_rate: {name}'"
+                )
+            raise UnclearError(
+                f"its learning rate '{name}' is changed before it meets the gradient; write 'learning_rate: {last}' "
+                f"for what it then is, or 'learning_rate: {name}'"
+            )
+        factors = self._factors.of_update() - {"+", "-"}
+        if exact and factors and node_of(tensor) not in self._flow.upstream(map(node_of, factors)) | factors:
+            raise UnclearError(
+                f"what is called '{name}' is not a factor of the whole update; write 'learning_rate: NAME' with "
+                f"{self.candidates()}"
+            )
+
+    def changed(self, tensor: str) -> str | None:
         """What becomes of a learning rate before it meets the gradient, or right after; None where it stays as it is.
 
         Adam's bias correction and a factor computed from the weight, as a trust ratio is, are no change of it.
         """
-        start = self.name(self.tensor(use))
-        waiting: list[tuple[str, str | None]] = [(each, None) for each in self._made if self.name(each) == start]
+        variable = self._flow.content_of(tensor)
+        same = [each for each in self._made if variable is not None and self._flow.content_of(each) == variable]
+        waiting: list[tuple[str, str | None]] = [(each, None) for each in same or [tensor]]
         seen = set(waiting)
         last = None
         while waiting:
@@ -246,9 +297,8 @@ class _Search:
     def candidates(self, most: int = 8) -> str:
         """The scalars that flow into the update, for a message."""
         self._factors.of_update()
-        names = dict.fromkeys(
-            [*self._scalars, *(self.name(self._uncorrected(tensor)) for tensor in self._factors.uses)]
-        )
+        tensors = [*self._scalars.values(), *map(self._uncorrected, self._factors.uses)]
+        names = dict.fromkeys(map(self.name, tensors))
         if not names:
             return "the variable or node that holds it (nothing here looks like one)"
         shown = ", ".join(f"'{name}'" for name in list(names)[:most])
@@ -261,13 +311,15 @@ class _Search:
         descending = "+" if WRITE_OPS[self._flow.nodes[self._writes[-1]].op].form is Form.SUB else "-"
         if len(found) != 2 or descending not in found:
             return None
-        (tensor,) = found - {descending}
-        return self.at(self._factors.uses[tensor]) if self._is_plain(tensor) else None
+        (factor,) = found - {descending}
+        tensor = self._uncorrected(factor)
+        return self.of(tensor) if self._is_plain(tensor) else None
 
     def _is_plain(self, tensor: str) -> bool:
         """Whether a factor is one thing: not, as Adam's step size is, a learning rate times something else."""
         leaves = list(self._leaves(tensor))
         numbers = [number(self._flow.producer(leaf)) for leaf in leaves if self._is_constant(leaf)]
+        numbers += [1.0 for leaf in leaves if not self._is_constant(leaf) and self._is_positive_constant(leaf)]
         return (
             self._flow.value(tensor).content is Content.NONE
             and "" not in leaves
@@ -276,6 +328,13 @@ class _Search:
             and all(each != 0 for each in numbers)
             and all(variable is None or variable.rank == 0 for variable in map(self._flow.read, leaves))
         )
+
+    def _is_positive_constant(self, tensor: str) -> bool:
+        """Whether a tensor is made of constants alone, by an op whose output is not negative."""
+        node = self._flow.producer(tensor)
+        if node is None or node.op not in _POSITIVE:
+            return False
+        return all(self._flow.nodes[name].op in {"Const", *_POSITIVE, "Cast"} for name in self._flow.upstream([node.name]))
 
     def _leaves(self, tensor: str) -> Iterator[str]:
         """The factors of a product, '' for a divisor that is no constant."""
