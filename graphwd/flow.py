@@ -13,7 +13,7 @@ from graphwd.body import Body, Edge, Node, node_of, parse_edge
 from graphwd.graph import DTYPE_NUMBERS, Graph, Variable, state_count
 from graphwd.injection import Use
 from graphwd.interpreter import BodyValues
-from graphwd.sites import Frame, Path, Write, in_gradient_scope
+from graphwd.sites import Frame, Path, Write
 from graphwd.update_ops import (
     CALL_OPS,
     GUARD_OPS,
@@ -69,6 +69,7 @@ class Flow:
             outside: the body that calls it there, and how; None for the step itself, and where that is not known.
         """
         self._graph = graph
+        self._in_gradient = graph.gradient_scopes.hold
         self.variables = graph.variables
         self._values = values
         self.nodes: dict[str, Node] = {node.name: node for node in body.nodes}
@@ -245,7 +246,7 @@ class Flow:
         if not self.value(tensor).from_gradient:
             return False
         node = self.producer(tensor)
-        if node is None or in_gradient_scope(node.name) or self._computes_gradient(tensor):
+        if node is None or self._in_gradient(node.name) or self._computes_gradient(tensor):
             return True
         variable = self.read(tensor)
         return variable is not None and not self.is_slot(variable)  # gradients accumulated in earlier runs
@@ -264,9 +265,9 @@ class Flow:
             waiting = [body.results[parse_edge(tensor).index].node]
             while waiting:
                 made = nodes.get(waiting.pop())
-                if made is None or not (in_gradient_scope(made.name) or made.op in SAME_OPS or made.op == "AddN"):
+                if made is None or not (self._in_gradient(made.name) or made.op in SAME_OPS or made.op == "AddN"):
                     return False
-                if not in_gradient_scope(made.name):
+                if not self._in_gradient(made.name):
                     waiting.extend(edge.node for edge in made.inputs)
         return True
 
@@ -298,7 +299,7 @@ class Flow:
                     bool(found)
                     and any(edge.node in found for edge in node.inputs)  # rarely; the rest takes longer to find out
                     and node.op not in SHAPE_OPS
-                    and not in_gradient_scope(node.name)
+                    and not self._in_gradient(node.name)
                     and any(node_of(tensor) in found for _, tensor in self.contents(node))
                 )
             if made:
@@ -341,7 +342,7 @@ class Flow:
         return frozenset(self.upstream(ends) - ends)
 
     def _is_gradient(self, node: Node) -> bool:
-        if in_gradient_scope(node.name):
+        if self._in_gradient(node.name):
             return True
         if node.op not in CALL_OPS:
             return False

@@ -24,7 +24,7 @@ from tensorflow.python.framework import op_def_registry
 
 from graphwd.body import is_control, parse_edge
 from graphwd.graph import MARK
-from graphwd.sites import in_gradient_scope
+from graphwd.gradient_scopes import in_gradient_scope
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef

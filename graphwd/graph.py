@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from graphwd.body import Body, Node
 from graphwd.errors import GraphError
+from graphwd.gradient_scopes import GradientScopes
 from graphwd.update_ops import CALL_OPS, CallKind
 
 if TYPE_CHECKING:
@@ -137,6 +138,11 @@ class Graph:
         )
         view.handles = {name: view.variables[variable.id] for name, variable in self.handles.items()}
         return view
+
+    @functools.cached_property
+    def gradient_scopes(self) -> GradientScopes:
+        """The name scopes in which gradients are computed, as far as names can say it."""
+        return GradientScopes((self.root_function, *self.library.values()))
 
     @functools.cached_property
     def root(self) -> Body:

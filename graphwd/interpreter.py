@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from graphwd.body import Body, Node
 from graphwd.errors import GraphError
+from graphwd.gradient_scopes import in_gradient_scope
 from graphwd.graph import RECORD, Callee, Graph, Variable, call_kind, differentiable, state_count
 from graphwd.op_rules import ALIASES, ARITHMETIC
-from graphwd.sites import Frame, Path, Site, Write, in_gradient_scope
+from graphwd.sites import Frame, Path, Site, Write
 from graphwd.update_ops import (
     CALL_OPS,
     DATA_OPS,
@@ -85,9 +86,11 @@ class Interpreter:
     _writing: set[Path] = field(default_factory=set)
     _visited: int = 0
     _references: bool = False
+    _in_gradient: Callable[[str], bool] = in_gradient_scope
 
     def __post_init__(self) -> None:
-        """Notes whether there are v1 references at all."""
+        """Notes whether there are v1 references at all, and which scopes are gradients'."""
+        self._in_gradient = self.graph.gradient_scopes.hold
         self._references = any(variable.reference for variable in self.graph.variables)
 
     def run(self) -> Interpreter:
@@ -162,7 +165,7 @@ class Interpreter:
         if op in ALIASES:
             alias = ALIASES[op]
             return lambda _node, inputs, _path: alias(inputs)
-        if op in self.graph.library:
+        if op in self.graph.library and self._writes_variables(op, set()):
             return _refuse_function_as_op
         if op in _PYTHON_CALLS:
             return self._call_python
@@ -183,7 +186,7 @@ class Interpreter:
     def _compute(
         self, compute: Callable[[list[Value]], Value], node: Node, inputs: list[Value], path: Path
     ) -> list[Value]:
-        gradient = in_gradient_scope(node.name)
+        gradient = self._in_gradient(node.name)
         for value in inputs:
             if value.source != NO_VARIABLE and value.content is Content.EXACT and node.op != "Cast":
                 self.used_by.setdefault(value.source, set()).add(node.op)
@@ -273,7 +276,7 @@ class Interpreter:
         arguments = inputs[call.skip : len(inputs) - call.drop]
         callees = self.graph.callees(node)
         outputs = _CALLS[call_kind(node)](self, node, callees, arguments, path)
-        if in_gradient_scope(node.name):
+        if self._in_gradient(node.name):
             bit = self._bit(node, path)
             return [Value(value.handle, value.taint | bit) for value in outputs]
         return outputs
@@ -358,7 +361,7 @@ def _result(values: Mapping[str, list[Value]], source: str, index: int) -> Value
 
 
 def _refuse_function_as_op(node: Node, _inputs: list[Value], _path: Path) -> list[Value]:
-    raise GraphError(f"the node '{node.name}' calls the function '{node.op}' as an op, as v1 Defun did")
+    raise GraphError(f"the node '{node.name}' calls the function '{node.op}', which writes variables, as an op, as v1 Defun did")
 
 
 _CALLS = {

@@ -298,7 +298,9 @@ class _Search:
         """The scalars that flow into the update, for a message."""
         self._factors.of_update()
         tensors = [*self._scalars.values(), *map(self._uncorrected, self._factors.uses)]
-        names = dict.fromkeys(map(self.name, tensors))
+        flow = self._flow
+        numbers = (each for each in tensors if flow.is_scalar(each) or not flow.value(each).taint)
+        names = dict.fromkeys(map(self.name, numbers))
         if not names:
             return "the variable or node that holds it (nothing here looks like one)"
         shown = ", ".join(f"'{name}'" for name in list(names)[:most])

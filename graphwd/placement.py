@@ -297,8 +297,13 @@ def _coupled(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, nam
             f"{update.site}"
         )
     else:
-        refuse_forward_reads(flow, update.variable, names)
-        entry = _entry(update, flow, names, rule.learning_rate)
+        try:
+            refuse_forward_reads(flow, update.variable, names)
+            entry = _entry(update, flow, names, rule.learning_rate)
+        except UnclearError as reason:
+            raise RefusedError(
+                f"{reason}; or write 'gradient: GLOB' with the node that makes the gradient, as the optimizer gets it"
+            ) from None
     if entry.indices is not None and rule.sparse is Sparse.ALL:
         raise RefusedError(
             "its gradient is sparse and holds the rows it touches only, so a coupled decay cannot reach the others; "

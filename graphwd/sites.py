@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -11,16 +10,8 @@ from graphwd.graph import Callee, Variable
 from graphwd.update_ops import CALL_OPS, WRITE_OPS, CallKind, Form, WriteOp
 from graphwd.values import DATA, MANY, Content, Value
 
-_GRADIENT_SCOPE = re.compile(r"(?:^|/)(?:gradient_tape|gradients)(?:_\d+)?/")
-
 SAVED_MODEL = "SavedModel"
 """The node by which the view of a SavedModel calls one of its functions."""
-
-
-def in_gradient_scope(name: str) -> bool:
-    """Whether a node of that name was made while a gradient was computed."""
-    # Most such names are told by how they begin, and most others need no search.
-    return name.startswith("gradient_tape/") or ("gradient" in name and _GRADIENT_SCOPE.search(name) is not None)
 
 
 class Evidence(Enum):
