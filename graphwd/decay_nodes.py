@@ -15,7 +15,8 @@ Where only the rows are decayed that a sparse update touches, they are ``Resourc
 
 Before an update come the same three, but the read waits for all that the write waits for, and the write for the decay.
 Where the update overwrites the weight with a sum that the weight is a term of, it is ``scaled = Mul(weight, rate)`` and
-``decay = Sub(sum, scaled)``, which is written in place of the sum. In a gradient come ``read``, ``scaled`` and ``decay = AddV2(gradient, scaled)``.
+``decay = Sub(sum, scaled)``, which is written in place of the sum. In a gradient come ``read``, ``scaled`` and
+``decay = AddV2(gradient, scaled)``.
 
 The device that a node asks for is often none, and then TensorFlow puts an update where its variable is, but arithmetic
 on the first accelerator: the weight would travel there and back at every step. So the nodes around a write are placed
@@ -124,7 +125,9 @@ class DecayNodes:
         """
         assert self._injection.value is not None
         value, use = self._injection.value
-        scaled = self._multiply("scaled", self._cast("widened", self._weight([]), self._dtype, self._wide), self._rate())
+        scaled = self._multiply(
+            "scaled", self._cast("widened", self._weight([]), self._dtype, self._wide), self._rate()
+        )
         wide = self._cast("widened_value", value, self._dtype, self._wide)
         total = f"{self._add(self._last, 'Sub', [wide, scaled], T=self._wide)}:z:0"
         if self._wide != self._dtype:

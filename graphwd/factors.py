@@ -86,7 +86,7 @@ class Factors:
         return frozenset()
 
     def _news(self, variable: Variable, op: WriteOp, value: str) -> str | None:
-        """What a moving average takes up: by which share scales no part of the update, for the rest is scaled down by it.
+        """What a moving average takes up. By which share scales no update, for what was there is scaled down by it.
 
         Written as ``a + (new - a) * share``, or as ``a * (1 - share) + new * share`` of constants.
         """

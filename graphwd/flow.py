@@ -57,9 +57,7 @@ class Flow:
         variables: the variables of the step, by number.
     """
 
-    def __init__(
-        self, graph: Graph, body: Body, values: BodyValues, outside: tuple[Flow, Frame] | None = None
-    ) -> None:
+    def __init__(self, graph: Graph, body: Body, values: BodyValues, outside: tuple[Flow, Frame] | None = None) -> None:
         """Indexes a body.
 
         Args:
@@ -134,10 +132,10 @@ class Flow:
         return self._origins[tensor]
 
     def guarded(self, uses: Iterable[Use]) -> str | None:
-        """The tensor by which some inputs get one origin, as near to them as what all go through; by their origin if free.
+        """The tensor that some inputs of one origin come from: the last alias that raises, else the origin.
 
-        An alias that raises, or waits for what raises, must be gone through: what is joined to a gradient behind it
-        would go around it.
+        An alias that raises, or waits for what raises, must be gone through: what joins a gradient behind it would go
+        around it.
 
         Args:
             uses: inputs of one origin.
@@ -216,7 +214,7 @@ class Flow:
         return variable
 
     def names(self, tensor: str) -> list[str]:
-        """What a tensor is called: by its node, by what is handed in, by its variable; what a user calls it comes last."""
+        """What a tensor is called, by its node and by where it comes from; what a user calls it comes last."""
         names = [node_of(tensor)]
         variable = self.read(tensor)
         if variable is not None:
@@ -350,7 +348,7 @@ class Flow:
         return any(self.value(each).from_gradient and self.is_source(each) for each in outputs)
 
     def reads_behind(self, tensor: str, without: Collection[str] = ()) -> frozenset[int]:
-        """The variables, by number, whose content a tensor is made of, from the gradient on; `MANY` where not all is seen.
+        """The variables whose content a tensor is made of, from the gradient on, by number; `MANY` for more.
 
         Args:
             tensor: the tensor.

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from tensorflow.python.framework import op_def_registry
 
 from graphwd.body import is_control, parse_edge
-from graphwd.graph import MARK
 from graphwd.gradient_scopes import in_gradient_scope
+from graphwd.graph import MARK
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef

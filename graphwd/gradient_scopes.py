@@ -1,7 +1,7 @@
 """The name scopes in which TensorFlow computes gradients: hints, and no more.
 
-A tape's nodes lie in ``gradient_tape/``, those of ``tf.gradients`` in ``gradients/``. A user may call a scope of their own
-so. What is decided with the help of these names must be refused, or come out the same, where the names are missing.
+A tape's nodes lie in ``gradient_tape/``, those of ``tf.gradients`` in ``gradients/``. A user may give a scope the same
+name. What is decided with the help of these names must be refused, or come out the same, where the names are missing.
 """
 
 from __future__ import annotations

@@ -361,7 +361,9 @@ def _result(values: Mapping[str, list[Value]], source: str, index: int) -> Value
 
 
 def _refuse_function_as_op(node: Node, _inputs: list[Value], _path: Path) -> list[Value]:
-    raise GraphError(f"the node '{node.name}' calls the function '{node.op}', which writes variables, as an op, as v1 Defun did")
+    raise GraphError(
+        f"the node '{node.name}' calls the function '{node.op}', which writes variables, as an op, as v1 Defun did"
+    )
 
 
 _CALLS = {

@@ -148,7 +148,7 @@ class _Search:
         return self.of(tensor)
 
     def _refuse_what_is_none(self, tensor: str, pattern: str) -> None:
-        """Refuses a learning rate that cannot be one: a learning rate is a number, and all of the update is scaled by it."""
+        """Refuses what cannot be a learning rate, which is a number, and a factor of all of the update."""
         if self._flow.value(tensor).taint and not self._flow.is_scalar(tensor):
             raise UnclearError(
                 f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not known to be one number, or is one "
@@ -162,8 +162,8 @@ class _Search:
         constant = self._is_constant(tensor)
         if constant and factors and node_of(tensor) not in self._flow.upstream(map(node_of, factors)):
             raise UnclearError(
-                f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not a factor of the whole update; there "
-                f"is {self.candidates()}"
+                f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not a factor of the whole update; "
+                f"there is {self.candidates()}"
             )
 
     def _tensors(self) -> Iterator[str]:
@@ -336,7 +336,9 @@ class _Search:
         node = self._flow.producer(tensor)
         if node is None or node.op not in _POSITIVE:
             return False
-        return all(self._flow.nodes[name].op in {"Const", *_POSITIVE, "Cast"} for name in self._flow.upstream([node.name]))
+        return all(
+            self._flow.nodes[name].op in {"Const", *_POSITIVE, "Cast"} for name in self._flow.upstream([node.name])
+        )
 
     def _leaves(self, tensor: str) -> Iterator[str]:
         """The factors of a product, '' for a divisor that is no constant."""

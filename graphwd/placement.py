@@ -194,9 +194,7 @@ def _before(
         weight = _weight_of_sum(flow, update, terms.weights, _other_writes(writes, update))
         use = Use(names[0], first.op.value)
         value = flow.nodes[names[0]].proto.input[use.position], use
-        return Injection(
-            variable, first.site, rate, Where.VALUE, rows, learning_rate, weight=weight, value=value
-        )
+        return Injection(variable, first.site, rate, Where.VALUE, rows, learning_rate, weight=weight, value=value)
     return _before_by_reading(rule, update, writes, flow, rate, learning_rate)
 
 
@@ -208,7 +206,7 @@ def _before_by_reading(
     advice = "write 'order: after'"
     if first.evidence not in STRONG:
         raise RefusedError(
-            f"its update ({first.site}) overwrites the weight with what is no sum of it and something, and it cannot be "
+            f"its update ({first.site}) overwrites the weight, and not with a sum of it and something, so it cannot be "
             f"told which reads of it belong to the gradient; {advice}"
         )
     refuse_forward_reads(flow, update.variable, names)
@@ -313,9 +311,7 @@ def _coupled(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, nam
         raise RefusedError("its gradient is sparse and its shape is not known, so a coupled decay cannot be added")
     sparse = entry.indices is not None
     weight = None if sparse else _weight_before(flow, update, entry, _other_writes(writes, update))
-    return Injection(
-        update.variable, first.site, rule.weight_decay, Where.GRADIENT, sparse, entry=entry, weight=weight
-    )
+    return Injection(update.variable, first.site, rule.weight_decay, Where.GRADIENT, sparse, entry=entry, weight=weight)
 
 
 def _weight_before(flow: Flow, update: Update, entry: Entry, others: Sequence[str]) -> str | None:

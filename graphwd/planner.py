@@ -9,10 +9,10 @@ from enum import Enum
 from typing import Any
 
 from graphwd.errors import PlanError
+from graphwd.flow import Flows
 from graphwd.graph import Graph, Variable
 from graphwd.injection import EPSILON, Injection, Where
 from graphwd.matching import Subject
-from graphwd.flow import Flows
 from graphwd.placement import RefusedError, chosen_updates, place_decay
 from graphwd.policy import Policy, Rule, Sparse, Updates
 from graphwd.report import as_table
@@ -110,9 +110,7 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     """
     flows = Flows(analysis.graph, analysis.values) if analysis.graph is not None else None
     subjects = [subject(writes) for writes in analysis.variables]
-    decided = [
-        _decide(writes, policy, seen, flows) for writes, seen in zip(analysis.variables, subjects, strict=True)
-    ]
+    decided = [_decide(writes, policy, seen, flows) for writes, seen in zip(analysis.variables, subjects, strict=True)]
     decisions = tuple(decision for decision, _ in decided)
     problems = [
         *_step_problems(analysis, decisions),
@@ -127,7 +125,7 @@ def _step_notes(analysis: Analysis) -> Iterator[str]:
     for site in analysis.python_calls:
         yield f"{site} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
     for variable, site in analysis.untrained:
-        yield f"'{variable.name}' is not trainable, but {site} ({site.op}) updates it from a gradient; it is not decayed"
+        yield f"'{variable.name}' is not trainable, but {site} ({site.op}) updates it from a gradient; not decayed"
 
 
 def subject(writes: VariableWrites) -> Subject:
@@ -204,9 +202,7 @@ def _decay_record(injection: Injection) -> dict[str, Any]:
 def _step_problems(analysis: Analysis, decisions: Sequence[Decision]) -> Iterator[str]:
     if not analysis.variables:
         yield "this is not a training step: it touches no trainable variable"
-    elif not any(
-        decision.writes.updates or decision.writes.guesses or decision.injections for decision in decisions
-    ):
+    elif not any(decision.writes.updates or decision.writes.guesses or decision.injections for decision in decisions):
         yield (
             "this is not a training step: no trainable variable is updated from a gradient "
             f"({_listed(writes.variable.name for writes in analysis.variables)})"
@@ -326,8 +322,8 @@ def _gate_notes(decision: Decision, flows: Flows) -> Iterator[str]:
         for write in update.writes:
             if write.op.form is not Form.APPLY and (gate := flows.at(write.site.path).gate(write)):
                 yield (
-                    f"its update is multiplied by '{gate}', which is 0 or 1, and happens at every run all the same, and so "
-                    "does the decay"
+                    f"its update is multiplied by '{gate}', which is 0 or 1, and happens at every run all the same, "
+                    "and so does the decay"
                 )
 
 

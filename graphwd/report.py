@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 _DECAY_COLUMNS = ("variable", "rate", "where", "update")
+_PLACES = {"gradient": "in the gradient", "value": "before the update"}
 _COLUMNS = ("variable", "shape", "dtype", "decay", "rule", "update")
 
 _PAGE = """<!doctype html>
@@ -126,7 +127,7 @@ def _count(decays: Sequence[Mapping[str, Any]]) -> str:
 
 def _decay_row(decay: Mapping[str, Any]) -> tuple[str, ...]:
     rate = f"{decay['rate']:g}" + (f" × {decay['learning_rate']}" if decay["learning_rate"] else "")
-    where = {"gradient": "in the gradient", "value": "before the update"}.get(decay["where"], f"{decay['where']} the update")
+    where = _PLACES.get(decay["where"], f"{decay['where']} the update")
     return decay["variable"], rate, where + (", rows touched" if decay["rows"] else ""), decay["at"]
 
 

@@ -133,9 +133,7 @@ def _analyse(graph: Graph, slots: Mapping[int, VariableWrites]) -> Analysis:
         if variable.id in slots:
             accounts.append(slots[variable.id])
         # A handle that is only passed on, as the token that orders collective ops is, belongs to no weight.
-        elif variable.trainable and (
-            variable.id in writes or variable.id in run.read or variable in run.passed_on()
-        ):
+        elif variable.trainable and (variable.id in writes or variable.id in run.read or variable in run.passed_on()):
             used_by = frozenset(run.used_by.get(variable.id, ()))
             accounts.append(_account(variable, writes.get(variable.id, []), used_by, has_gradients, flows))
     return Analysis(

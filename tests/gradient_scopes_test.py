@@ -53,7 +53,7 @@ def test_a_scope_of_ones_own_makes_no_update_of_an_average(semantics):
 
     policy = {"version": 1, "defaults": {"semantics": semantics}, "rules": [{"weight_decay": 0.5}]}
     x = tf.constant([2.0, 2.0])
-    with pytest.raises(graphwd.PlanError, match="'average'.*\n.*as an average does"):
+    with pytest.raises(graphwd.PlanError, match=r"'average'.*\n.*as an average does"):
         graphwd.rewrite(step.get_concrete_function(x), policy)
     graphwd.rewrite(step.get_concrete_function(x), policy | {"not_updated": "leave"})(x)
     # From (1, 2), a step of (-1, -1).

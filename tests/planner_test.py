@@ -258,8 +258,14 @@ def step_with(write):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda w, o, x: o.assign(0.9 * o + 0.1 * w), "the step writes it, but no write is seen to come from a gradient and to add to it"),
-        (lambda w, o, x: o.assign(o * 0.5), "the step writes it, but no write is seen to come from a gradient and to add to it"),
+        (
+            lambda w, o, x: o.assign(0.9 * o + 0.1 * w),
+            "no write is seen to come from a gradient and to add to it",
+        ),
+        (
+            lambda w, o, x: o.assign(o * 0.5),
+            "no write is seen to come from a gradient and to add to it",
+        ),
         (lambda w, o, x: o.assign_add(x), "written from the step's data, while other variables are updated from grad"),
         (lambda w, o, x: o.assign(0.9 * o + x), "it keeps a part of itself, as a statistic or a slot variable does"),
     ],

@@ -174,8 +174,8 @@ def test_refused(text, message):
         ("defaults: {weightdecay: 0}", "unknown key 'weightdecay' in 'defaults'; did you mean 'weight_decay'?"),
         (
             "defaults: {name: x}",
-            "unknown key 'name' in 'defaults'; the keys here are double_decay, gradient, learning_rate, mode, optional, order, "
-            "scale, semantics, sparse, update, updates, weight_decay",
+            "unknown key 'name' in 'defaults'; the keys here are double_decay, gradient, learning_rate, mode, "
+            "optional, order, scale, semantics, sparse, update, updates, weight_decay",
         ),
     ],
 )
