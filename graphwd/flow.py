@@ -43,6 +43,7 @@ _FIRST_ONLY = frozenset(
 _INDEXED = frozenset({"GatherV2", "ResourceGather", "UnsortedSegmentSum"})
 """Ops whose second input are indices of rows."""
 
+_MATRIX_OPS = frozenset({"BatchMatMul", "BatchMatMulV2", "MatMul"})
 _SUMMING = frozenset({"Cast", "Select", "SelectV2", *SUM_OPS})
 _MAX_DEPTH = 100
 
@@ -78,7 +79,7 @@ class Flow:
         self._body_arguments = body.arguments
         signature = (graph.root_function if body is graph.root else graph.library[body.name]).signature
         self._types = {argument.name: argument.type for argument in signature.input_arg}
-        self._scalars = graph.scalars if body is graph.root else frozenset()
+        self._ranks = graph.ranks if body is graph.root else {}
         # What has been found out, by tensor: the same is asked over and over.
         self._origins: dict[str, str] = {}
         self._sources: dict[str, bool] = {}
@@ -161,21 +162,26 @@ class Flow:
         node = self.producer(tensor)
         return node is not None and node.op in SAME_OPS and (node.op in GUARD_OPS or bool(node.controls))
 
-    def is_scalar(self, tensor: str) -> bool:
-        """Whether a tensor is known to hold one number."""
+    def is_scalar(self, tensor: str) -> bool | None:
+        """Whether a tensor holds one number: true or false where that is certain, else None."""
         node = self.producer(tensor)
-        if node is None and (outside := self.outside(tensor)) is not None:
-            flow, given = outside
-            return flow.is_scalar(given)
         if node is None:
-            return tensor in self._scalars
+            if (outside := self.outside(tensor)) is not None:
+                flow, given = outside
+                return flow.is_scalar(given)
+            rank = self._ranks.get(tensor)
+            return None if rank is None else rank == 0
         if node.op == "Const":
             return not node.proto.attr["value"].tensor.tensor_shape.dim
         variable = self.read(tensor)
         if variable is not None:
-            return node.op == "ReadVariableOp" and variable.rank == 0
-        elementwise = node.op in SUM_OPS | PRODUCT_OPS | QUOTIENT_OPS | SCALAR_OPS
-        return elementwise and all(self.is_scalar(text) for _, text in self.inputs(node))
+            return variable.rank == 0 if node.op == "ReadVariableOp" and variable.rank is not None else None
+        if node.op in _MATRIX_OPS:
+            return False
+        if node.op not in SUM_OPS | PRODUCT_OPS | QUOTIENT_OPS | SCALAR_OPS:
+            return None
+        known = {self.is_scalar(text) for _, text in self.inputs(node)}
+        return False if False in known else None if None in known else True
 
     def inputs(self, node: Node) -> Iterator[tuple[int, str]]:
         """The data inputs of a node that are not handles of variables: position and tensor."""

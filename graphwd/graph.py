@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from graphwd.body import Body, Node
@@ -94,7 +95,7 @@ class Graph:
         library: every function that the step may call, by name.
         handles: for every argument of the root that is a variable's handle, the variable.
         data: the arguments of the root that carry the step's data, and its captured tensors.
-        scalars: those of them that are known to hold one number.
+        ranks: for those of them of which it is known, the number of dimensions.
         variables: every variable of the step, by number.
     """
 
@@ -104,7 +105,7 @@ class Graph:
         library: Iterable[FunctionDef],
         handles: Mapping[str, Variable],
         data: Iterable[str],
-        scalars: Iterable[str] = (),
+        ranks: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Makes the view; bodies are parsed when they are first asked for.
 
@@ -113,14 +114,14 @@ class Graph:
             library: the functions that it may call.
             handles: the arguments of ``root`` that are variables' handles.
             data: the arguments of ``root`` that carry data.
-            scalars: those of them that are known to hold one number.
+            ranks: for those of them of which it is known, the number of dimensions.
         """
         self.root_function = root
         self.library: Mapping[str, FunctionDef] = {function.signature.name: function for function in library}
         self._bodies: dict[str, Body] = {}
         self.handles = dict(handles)
         self.data = frozenset(data)
-        self.scalars = frozenset(scalars)
+        self.ranks = dict(ranks)
         self.variables: tuple[Variable, ...] = tuple(
             sorted(set(self.handles.values()), key=lambda variable: variable.id)
         )

@@ -149,7 +149,7 @@ class _Search:
 
     def _refuse_what_is_none(self, tensor: str, pattern: str) -> None:
         """Refuses what cannot be a learning rate, which is a number, and a factor of all of the update."""
-        if self._flow.value(tensor).taint and not self._flow.is_scalar(tensor):
+        if not self._may_be_number(tensor):
             raise UnclearError(
                 f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not known to be one number, or is one "
                 f"times the gradient; there is {self.candidates()}"
@@ -165,6 +165,11 @@ class _Search:
                 f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not a factor of the whole update; "
                 f"there is {self.candidates()}"
             )
+
+    def _may_be_number(self, tensor: str) -> bool:
+        """Whether a tensor is one number for all that is known; of what comes from data, that must be certain."""
+        scalar = self._flow.is_scalar(tensor)
+        return scalar is True or (scalar is None and not self._flow.value(tensor).taint)
 
     def _tensors(self) -> Iterator[str]:
         """Whatever could be a learning rate: no gradient, and nothing made of a weight but a number that is learned."""
@@ -231,7 +236,7 @@ class _Search:
             tensor, changed = waiting.pop()
             for user in self._users[parse_edge(tensor).node]:
                 made = self._users.get(user.node, {})
-                if any(map(self._flow.carries, made.values())) or user.node in self._writes:
+                if any(map(self._meets, made.values())) or user.node in self._writes:
                     changed_here = changed or self._changed_later(user.node)
                     if changed_here is None:
                         return None
@@ -243,6 +248,11 @@ class _Search:
                         seen.add(further)
                         waiting.append(further)
         return last
+
+    def _meets(self, tensor: str) -> bool:
+        """Whether a tensor is made of the gradient: of one that is told, or of data that is certainly no number."""
+        flow = self._flow
+        return flow.carries(tensor) or (flow.value(tensor).taint != 0 and flow.is_scalar(tensor) is False)
 
     def _changed_later(self, node: str) -> str | None:
         """What multiplies or divides all of what a node made of learning rate and gradient; None where nothing does."""
@@ -298,8 +308,7 @@ class _Search:
         """The scalars that flow into the update, for a message."""
         self._factors.of_update()
         tensors = [*self._scalars.values(), *map(self._uncorrected, self._factors.uses)]
-        flow = self._flow
-        numbers = (each for each in tensors if flow.is_scalar(each) or not flow.value(each).taint)
+        numbers = (each for each in tensors if self._may_be_number(each))
         names = dict.fromkeys(map(self.name, numbers))
         if not names:
             return "the variable or node that holds it (nothing here looks like one)"

@@ -97,13 +97,13 @@ def read(step: ConcreteFunction) -> Graph:
     variables = _Variables(step)
     handles: dict[str, Variable] = {}
     data: list[str] = []
-    scalars: list[str] = []
+    ranks: dict[str, int] = {}
     specs = list(_specs(step))
     for position, (name, tensor) in enumerate(zip(names, step.inputs, strict=True)):
         if tensor.dtype != tf.resource:
             data.append(name)
-            if tensor.shape.rank == 0:
-                scalars.append(name)
+            if tensor.shape.rank is not None:
+                ranks[name] = tensor.shape.rank
             continue
         if position >= first_capture:
             variable = variables.captured(captures[position - first_capture])
@@ -111,7 +111,7 @@ def read(step: ConcreteFunction) -> Graph:
             variable = variables.argument(name, specs[position], tensor)
         if variable is not None:
             handles[name] = variable
-    return Graph(function, step.graph.as_graph_def().library.function, handles, data, scalars)
+    return Graph(function, step.graph.as_graph_def().library.function, handles, data, ranks)
 
 
 def _specs(step: ConcreteFunction) -> Iterator[object]:

@@ -175,7 +175,7 @@ def _account(
 
 def _reason(write: Write, flows: Flows) -> str:
     """Why a write that comes from a gradient, or from data, is no update; no text where it is one."""
-    if write.op.form in (Form.APPLY, Form.OTHER):
+    if write.op.form in (Form.APPLY, Form.OTHER) or _only_adds(write):
         return ""
     flow = flows.at(write.site.path)
     terms = terms_after(flow, write)
@@ -198,6 +198,11 @@ def _reads_other(write: Write, flows: Flows) -> bool:
     return MANY in read or any(flow.variables[number].trainable for number in read)
 
 
+def _only_adds(write: Write) -> bool:
+    """Whether a write adds something that depends on no trainable variable but by way of a gradient: mostly so."""
+    return write.op.form in (Form.ADD, Form.SUB) and write.value.source == NO_VARIABLE
+
+
 def is_whole(terms: DirectTerms) -> bool:
     """Whether what is written is the weight, once, plus something."""
     return terms.coefficient == 1
@@ -217,7 +222,7 @@ def depends_on_itself(write: Write, flows: Flows) -> bool:
 
 def keeps_a_part(write: Write, flows: Flows) -> bool:
     """Whether a write multiplies what the variable was, so that it holds a decay, or is a part of one."""
-    if write.op.form in (Form.APPLY, Form.OTHER):
+    if write.op.form in (Form.APPLY, Form.OTHER) or _only_adds(write):
         return False
     coefficient = terms_after(flows.at(write.site.path), write).coefficient
     return coefficient != 0 and not coefficient >= 1  # a NaN is not, either
@@ -236,6 +241,8 @@ def _slots(analysis: Analysis) -> dict[int, VariableWrites]:
     readers: dict[int, Variable] = {}
     for account in analysis.variables:
         for write in _steps(account, flows):
+            if _only_adds(write):
+                continue
             for read in flows.reads(write) - {account.variable.id}:
                 readers.setdefault(read, account.variable)
     found: dict[int, VariableWrites] = {}
