@@ -125,8 +125,8 @@ class _Search:
         It may be a variable, an argument of the step, or a node, in the body of the update or where that is called.
         """
         found: dict[str, str] = {}
-        for tensor in self._tensors():
-            if any(glob_matches(name, pattern) for name in self._flow.names(tensor)):
+        for tensor, names in self._tensors():
+            if any(glob_matches(name, pattern) for name in names):
                 variable = self._flow.content_of(tensor)
                 found.setdefault(tensor if variable is None else f"variable {variable.id}", tensor)
         if len(found) > 1:
@@ -171,16 +171,21 @@ class _Search:
         scalar = self._flow.is_scalar(tensor)
         return scalar is True or (scalar is None and not self._flow.value(tensor).taint)
 
-    def _tensors(self) -> Iterator[str]:
-        """Whatever could be a learning rate: no gradient, and nothing made of a weight but a number that is learned."""
-        yield from self._scalars.values()
+    def _tensors(self) -> Iterator[tuple[str, list[str]]]:
+        """Whatever could be a learning rate, with its names.
+
+        That is no gradient, and nothing made of a weight but a number that is learned.
+        """
+        for tensor in self._scalars.values():
+            yield tensor, self._flow.names(tensor)
         for node in self._flow.nodes.values():
-            for _, tensor in self._flow.inputs(node):
+            for position, tensor in self._flow.inputs(node):
                 value = self._flow.value(tensor)
                 variable = self._flow.content_of(tensor)
                 learned = variable is not None and variable.rank == 0
                 if not value.from_gradient and (learned or value.content is Content.NONE):
-                    yield self._flow.origin(tensor)
+                    *aliases, origin = self._flow.aliases(Use(node.name, position))
+                    yield origin, [*map(node_of, aliases), *self._flow.names(origin)]
 
     def of(self, tensor: str) -> LearningRate:
         """A tensor as a learning rate."""

@@ -86,7 +86,7 @@ def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
     if writes.guesses:
         raise RefusedError(
             "written from the step's data, while other variables are updated from gradients; if it is a statistic, "
-            "write 'weight_decay: 0' for it, make it not trainable, or write 'not_updated: leave' for the policy; if "
+            "write 'weight_decay: 0' for it, or make it not trainable; if "
             f"it is an update, write 'update: GLOB' with one of these, or 'updates: each':{places}"
         )
     raise RefusedError(

@@ -18,7 +18,7 @@ from graphwd.policy import Policy, Rule, Sparse, Updates
 from graphwd.report import as_table
 from graphwd.sites import SAVED_MODEL
 from graphwd.update_ops import CALL_OPS, CallKind, Form
-from graphwd.updates import Analysis, Update, VariableWrites, depends_on_itself, keeps_a_part
+from graphwd.updates import Analysis, Update, VariableWrites, depends_on_itself, is_no_weight, keeps_a_part
 from graphwd.values import MANY
 
 
@@ -141,9 +141,11 @@ def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows 
         return Decision(variable, Outcome.UNMATCHED, None, writes), ""
     if rule.weight_decay == 0:
         return Decision(variable, Outcome.EXEMPT, rule, writes), ""
-    if not writes.writes or (policy.leave_not_updated and not chosen_updates(rule, writes)):
+    if not writes.writes:
         return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
     assert flows is not None
+    if policy.leave_not_updated and not chosen_updates(rule, writes) and is_no_weight(writes, flows):
+        return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
     try:
         injections = place_decay(rule, writes, flows)
     except RefusedError as reason:

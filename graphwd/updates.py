@@ -220,6 +220,18 @@ def depends_on_itself(write: Write, flows: Flows) -> bool:
     return bool(flows.reads(write) & {write.variable.id, MANY})
 
 
+def is_no_weight(account: VariableWrites, flows: Flows) -> bool:
+    """Whether it is certain that none of the writes of a variable is an update: none adds to it without a reason."""
+    if account.updates or account.guesses:
+        return False
+    return all(
+        write.site in account.reasons
+        or write.op.form is Form.OTHER
+        or not is_whole(terms_after(flows.at(write.site.path), write))
+        for write in account.others
+    )
+
+
 def keeps_a_part(write: Write, flows: Flows) -> bool:
     """Whether a write multiplies what the variable was, so that it holds a decay, or is a part of one."""
     if write.op.form in (Form.APPLY, Form.OTHER) or _only_adds(write):
