@@ -124,10 +124,19 @@ def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[str], dept
     other = flow.origin(other)
     if flow.value(other).source != NO_VARIABLE or (flow.value(other).taint and not flow.is_scalar(other)):
         return NO_TERMS  # a function of the weight, or of each example: no rate
-    factor = number(flow.producer(other))
+    factor = _factor(flow, other)
     if factor is None:
         return terms.times(math.nan)
     return terms.times(1 / factor if op in QUOTIENT_OPS and factor else factor)
+
+
+def _factor(flow: Flow, tensor: str) -> float | None:
+    """The number that a tensor is; a product with zero is zero, whatever else is in it. None where it is no constant."""
+    node = flow.producer(tensor)
+    factor = number(node)
+    if factor is None and node is not None and node.op in PRODUCT_OPS:
+        return 0.0 if 0.0 in [_factor(flow, flow.origin(text)) for _, text in flow.inputs(node)] else None
+    return factor
 
 
 def _of_choice(terms: Iterable[DirectTerms]) -> DirectTerms:
