@@ -131,7 +131,7 @@ def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[str], dept
 
 
 def _factor(flow: Flow, tensor: str) -> float | None:
-    """The number that a tensor is; a product with zero is zero, whatever else is in it. None where it is no constant."""
+    """The number that a tensor is, None for no constant; a product with zero is zero, whatever else is in it."""
     node = flow.producer(tensor)
     factor = number(node)
     if factor is None and node is not None and node.op in PRODUCT_OPS:
