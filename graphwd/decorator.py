@@ -14,7 +14,7 @@ from graphwd.emit_function import per_instance
 from graphwd.errors import StepError
 from graphwd.pipeline import emit_rewritten, rewrite_concrete
 from graphwd.policy import Policy, PolicyLike, as_policy
-from graphwd.read_function import is_concrete, is_polymorphic
+from graphwd.read_function import is_concrete, is_polymorphic, remember
 
 
 def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]:
@@ -79,7 +79,7 @@ def _decayed(original: Any, policy: Policy) -> Any:
 def _trace(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The concrete function for a call."""
     try:
-        return original.get_concrete_function(*args, **kwargs)
+        return remember(original, original.get_concrete_function(*args, **kwargs))
     except RuntimeError as error:
         if "`merge_call` called while defining" not in str(error):
             raise

@@ -6,12 +6,15 @@ one variable in two of them exclude each other, as branches do.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphwd.errors import StepError
-from graphwd.graph import DTYPE_NAMES, Graph, Variable, differentiable
+from graphwd.graph import DTYPE_NAMES, Graph, Variable, differentiable, labels
+from graphwd.object_graph import ObjectGraph
 from graphwd.sites import SAVED_MODEL
 from graphwd.updates import find_updates
 
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 SIGNATURES = "signatures"
 """The name under which the root of a SavedModel holds its signatures."""
+
+_LISTS_OF_OTHERS = frozenset({"_trainable_variables"})
+"""Attributes of a Keras optimizer that list the model's weights; a path through them is none to a weight."""
 
 _WRAPPER = "graphwd_entry_point_{}"
 
@@ -91,26 +97,21 @@ def object_paths(objects: SavedObjectGraph) -> dict[int, str]:
     Raises:
         StepError: a child does not exist.
     """
-    places: dict[int, tuple[int, str]] = {0: (0, "")} if objects.nodes else {}
-    waiting = list(places)
-    for number in waiting:
-        for child in objects.nodes[number].children:
+    graph = _object_graph(objects)
+    kinds = ("function", "bare_concrete_function", "variable")
+    return {number: path for number, path in graph.paths().items() if objects.nodes[number].WhichOneof("kind") in kinds}
+
+
+def _object_graph(objects: SavedObjectGraph) -> ObjectGraph:
+    edges: list[list[tuple[str, int]]] = []
+    for number, node in enumerate(objects.nodes):
+        edges.append([])
+        for child in node.children:
             if not 0 <= child.node_id < len(objects.nodes):
                 raise StepError(f"the object graph is malformed: object {number} has a child {child.node_id}")
-            if child.node_id not in places:
-                places[child.node_id] = (number, child.local_name)
-                waiting.append(child.node_id)
-    kinds = ("function", "bare_concrete_function", "variable")
-    return {number: _path(places, number) for number in waiting if objects.nodes[number].WhichOneof("kind") in kinds}
-
-
-def _path(places: Mapping[int, tuple[int, str]], number: int) -> str:
-    """The path of an object, by the parent and the local name of each."""
-    parts = []
-    while number:
-        number, part = places[number]
-        parts.append(part)
-    return ".".join(reversed(parts))
+            if child.local_name not in _LISTS_OF_OTHERS:
+                edges[-1].append((child.local_name, child.node_id))
+    return ObjectGraph(edges)
 
 
 def choose(meta_graph: MetaGraphDef, names: Iterable[str] | None) -> list[EntryPoint]:
@@ -247,22 +248,35 @@ def _bound_name(number: int) -> str:
 
 
 def _variables(objects: SavedObjectGraph, numbers: Iterable[int]) -> dict[str, Variable]:
-    paths = object_paths(objects)
-    return {
-        _bound_name(number): _variable(objects.nodes[number].variable, index, paths.get(number))
+    graph = _object_graph(objects)
+    handles = {
+        _bound_name(number): _variable(objects.nodes[number].variable, index, graph, number)
         for index, number in enumerate(sorted(numbers))
         if objects.nodes[number].WhichOneof("kind") == "variable"
     }
+    told = {name: variable for name, variable in handles.items() if variable.trainable}
+    found = labels([(variable.name, variable.path) for variable in told.values()])
+    return handles | {
+        name: dataclasses.replace(variable, label=label)
+        for (name, variable), label in zip(told.items(), found, strict=True)
+    }
 
 
-def _variable(saved: SavedVariable, index: int, path: str | None) -> Variable:
+def _variable(saved: SavedVariable, index: int, graph: ObjectGraph, number: int) -> Variable:
     shape = None
     if not saved.shape.unknown_rank:
         shape = tuple(None if dim.size < 0 else dim.size for dim in saved.shape.dim)
     dtype = DTYPE_NAMES.get(saved.dtype, f"dtype {saved.dtype}")
-    name = saved.name.removesuffix(":0")
-    trainable = saved.trainable and differentiable(dtype)
-    return Variable(index, name, shape, dtype, trainable, path, device=saved.device)
+    return Variable(
+        index,
+        saved.name.removesuffix(":0"),
+        shape,
+        dtype,
+        saved.trainable and differentiable(dtype),
+        graph.path(number),
+        device=saved.device,
+        reached_by=functools.partial(graph.reached_by, number),
+    )
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

@@ -8,9 +8,12 @@ class GraphwdError(Exception):
 
     Attributes:
         exit_status: what the command line exits with when this error ends it.
+        ag_pass_through: tells AutoGraph to leave the message alone, and not to put the frames that it went through
+            before it.
     """
 
     exit_status = 1
+    ag_pass_through = True
 
 
 class UsageError(GraphwdError):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -56,6 +57,10 @@ class Variable:
         path: its path in the object graph, where one is known.
         reference: whether it is a v1 reference variable, whose handle is the variable itself.
         device: the device that holds it, where one is known.
+        label: what tells it from other variables of its name, where there are some; else no text.
+        key: the identity of its handle, while the step is alive; None where it is in a file.
+        reached_by: whether a glob is a path to it in the object graph; None where no path is known.
+        other_name: what TensorFlow calls it, where its library shows another name.
     """
 
     id: int
@@ -66,11 +71,44 @@ class Variable:
     path: str | None = None
     reference: bool = False
     device: str = ""
+    label: str = ""
+    key: int | None = field(default=None, repr=False, compare=False)
+    reached_by: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
+    other_name: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """What tables and messages call it: unlike the name, no other trainable variable of the step's."""
+        return f"{self.name} ({self.label})" if self.label else self.name
 
     @property
     def rank(self) -> int | None:
         """Its number of dimensions."""
         return None if self.shape is None else len(self.shape)
+
+
+def labels(named: Sequence[tuple[str, str | None]]) -> list[str]:
+    """What tells variables of one name apart.
+
+    Args:
+        named: the name of each variable, and its path where one is known.
+
+    Returns:
+        For each that shares its name with others its path, or a number where it has none or shares that, too; else no
+        text.
+    """
+    names, both = Counter(name for name, _ in named), Counter(named)
+    seen: Counter[str] = Counter()
+    found: list[str] = []
+    for name, path in named:
+        seen[name] += 1
+        if names[name] == 1:
+            found.append("")
+        elif path is not None and both[name, path] == 1:
+            found.append(f"path {path}")
+        else:
+            found.append(f"{seen[name]} of {names[name]}")
+    return found
 
 
 class Callee(NamedTuple):

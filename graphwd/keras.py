@@ -7,8 +7,12 @@ one place for every strategy, compiled or not, for one step an execution or many
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -16,35 +20,42 @@ import tensorflow as tf
 import wrapt
 
 from graphwd.decorator import with_weight_decay
-from graphwd.errors import StepError
-from graphwd.policy import Policy, PolicyLike, as_policy
+from graphwd.errors import GraphwdError, PlanError, StepError
+from graphwd.graph import Variable
+from graphwd.matching import Subject
+from graphwd.planner import left_over, no_rule, shadowed
+from graphwd.policy import Policy, PolicyLike, Rule, as_policy
+from graphwd.read_function import ROOT, held_by
+
+_LOG = logging.getLogger("graphwd")
 
 
 def attach(model: Any, policy: PolicyLike) -> None:
     """Gives a model weight decay: ``fit`` and ``train_on_batch`` train with it, whatever the model is compiled with.
 
-    The decay is not saved with the model: attach it again to a model that was loaded.
+    So does a ``tf.function`` of one's own that calls ``train_step``. The decay is not saved with the model: attach it
+    again to a model that was loaded.
 
     Args:
         model: a model of Keras 3 on TensorFlow, or of tf_keras; compiled, or to be compiled.
-        policy: a `Policy`, the path of a policy file, or a mapping. Whether it fits the model is known when the model
-            first trains, which raises a `GraphwdError` where it does not.
+        policy: a `Policy`, the path of a policy file, or a mapping. What of it does not fit the weights of a model that
+            is built is said at once; the rest when the model first trains, which raises a `GraphwdError`.
 
     Raises:
         PolicyError: the policy is malformed.
+        PlanError: a rule matches no weight of the model, or no rule matches a weight.
         StepError: it is no such model, it runs eagerly, or it has weight decay attached already.
     """
     loaded = as_policy(policy)
     _refuse_untraced(model)
-    if _is_attached(model):
-        by = ", by a callback in a fit that did not end" if "fit" in vars(model) else ""
+    if (attached := _attachment(model)) is not None:
+        by = ", by a callback in a fit that did not end" if attached.by_callback else ""
         raise StepError(f"the model has weight decay attached already{by}: graphwd.keras.detach(model) takes it off")
     if "make_train_function" in vars(model):
         raise StepError(
             "the model has a make_train_function of its own, which would be lost; give it to the model's class"
         )
-    model.make_train_function = functools.partial(_make_train_function, model, loaded)
-    model.train_function = None
+    _Attachment(model, loaded).begin()
 
 
 def detach(model: Any) -> None:
@@ -56,12 +67,10 @@ def detach(model: Any) -> None:
     Raises:
         StepError: nothing is attached to it.
     """
-    if not _is_attached(model):
+    attached = _attachment(model)
+    if attached is None:
         raise StepError("the model has no weight decay attached, or a fit inside of another has detached it")
-    del model.make_train_function
-    if "fit" in vars(model):
-        del model.fit
-    model.train_function = None
+    attached.end()
 
 
 class WeightDecay(keras.callbacks.Callback):
@@ -97,7 +106,9 @@ class WeightDecay(keras.callbacks.Callback):
         """Attaches the decay and replaces the train function, which Keras has made before it calls this."""
         model: Any = self.model
         attach(model, self._policy)
-        model.fit = functools.partial(_fit_anew, model)
+        attached = _attachment(model)
+        assert attached is not None
+        attached.by_callback = True
         model.make_train_function()
 
     def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002
@@ -112,9 +123,197 @@ class WeightDecay(keras.callbacks.Callback):
     _implements_predict_batch_hooks = _implements_train_batch_hooks
 
 
-def _is_attached(model: Any) -> bool:
+class _Attachment:
+    """What `attach` gives a model: attributes of the instance in the place of methods of its class.
+
+    Attributes:
+        by_callback: whether a callback attached it, for one fit.
+        runs: one element for each ``run`` of a strategy, or call of ``train_step``, that is being traced.
+    """
+
+    def __init__(self, model: Any, policy: Policy) -> None:
+        self._model = model
+        self._policy = policy
+        self._own: dict[str, Any] = {}
+        self._told = False
+        self._saved = False
+        self.by_callback = False
+        self.runs: list[None] = []
+        self.train_step = model.train_step
+
+    def begin(self) -> None:
+        """Says what is known of the policy, and takes the places."""
+        self.tell(compiled=getattr(self._model, "optimizer", None) is not None)
+        places = {
+            "make_train_function": _make_train_function,
+            "train_step": _train_step,
+            "fit": _fit,
+            "train_on_batch": _train_on_batch,
+            "save": _save,
+        }
+        for name, function in places.items():
+            if name in vars(self._model):
+                self._own[name] = vars(self._model)[name]
+            setattr(self._model, name, functools.partial(function, self))
+        self._model.train_function = None
+
+    def end(self) -> None:
+        """Gives the places back."""
+        for name in ("make_train_function", "train_step", "fit", "train_on_batch", "save"):
+            delattr(self._model, name)
+        for name, own in self._own.items():
+            setattr(self._model, name, own)
+        self._model.train_function = None
+
+    def method(self, name: str) -> Any:
+        """The method that an attribute stands in the place of."""
+        return self._own.get(name) or functools.partial(getattr(type(self._model), name), self._model)
+
+    def tell(self, *, compiled: bool = False) -> None:
+        """Says, once the model is built, what of the policy does not fit its weights, or counts twice.
+
+        Args:
+            compiled: whether what is trained is settled.
+
+        Raises:
+            PlanError: a rule matches no weight, or no rule matches one that is trained.
+        """
+        if self._told or not self._model.built or not self._model.weights:
+            return
+        self._told = True
+        weights = _Weights(self._model, self._policy)
+        # A step of one's own may train what is no weight of the model, and not all that is.
+        if type(self._model).train_step in _train_steps() and "train_step" not in self._own:
+            problems = [*weights.left_over(), *(weights.undecided() if compiled else ())]
+            if problems:
+                self._told = False
+                raise PlanError("\n".join(problems))
+        for note in weights.notes():
+            _LOG.warning("%s", note)
+
+    def refuse_untraced(self) -> None:
+        """Refuses what does not train by a TensorFlow graph."""
+        _refuse_untraced(self._model)
+
+    def decaying(self) -> _DecayingModel:
+        """A view of the model that decays what it trains."""
+        return _DecayingModel(self._model, self)
+
+    def decayed(self, function: Callable[..., Any]) -> Any:
+        """Traces a function and calls it with decay."""
+        autograph = tf.__internal__.autograph.control_status_ctx()  # tf_keras has AutoGraph convert what a model calls
+
+        @tf.function(autograph=False)
+        def train_step(args: Any, kwargs: Any) -> Any:
+            self.runs.append(None)
+            try:
+                with autograph:
+                    result = function(*args, **kwargs)
+            finally:
+                self.runs.pop()
+            self.tell()
+            return result
+
+        setattr(train_step, ROOT, weakref.ref(self._model))
+        return with_weight_decay(self._policy)(train_step)
+
+    def warn_of_saving(self) -> None:
+        """Says, once, that a model that is loaded is not decayed."""
+        if not self._saved and not self.by_callback:
+            self._saved = True
+            _LOG.warning(
+                "the weight decay attached to '%s' is not part of the model that is saved: attach it again to the one "
+                "that is loaded",
+                self._model.name,
+            )
+
+
+class _Weights:
+    """The weights of a model that is built, against a policy."""
+
+    def __init__(self, model: Any, policy: Policy) -> None:
+        trained = set(map(id, model.trainable_weights))
+        self._policy = policy
+        self._all = held_by(model, model.weights)
+        self._trained = [each for each, weight in zip(self._all, model.weights, strict=True) if id(weight) in trained]
+        self._regularized = _regularized(model, dict(zip(map(id, model.weights), self._all, strict=True)))
+
+    def left_over(self) -> Iterator[str]:
+        """Rules that no weight can match."""
+        for rule in self._policy.rules:
+            if rule.selectors.any_given and not rule.optional and not self._may_match(rule, self._all):
+                yield left_over(rule, self._policy, self._trained)
+
+    def undecided(self) -> Iterator[str]:
+        """Weights that are trained, and that no rule can match."""
+        missing = [each.shown for each in self._trained if not any(_may(rule, each) for rule in self._policy.rules)]
+        if missing and not self._policy.skip_unmatched:
+            yield no_rule(missing, self._policy)
+
+    def notes(self) -> Iterator[str]:
+        """What is allowed, but nearly always a mistake."""
+        deciding = [next((rule for rule in self._policy.rules if _may(rule, each)), None) for each in self._trained]
+        certain = all(rule.selectors.used_by is None for rule in self._policy.rules)
+        for rule in self._policy.rules if certain else ():
+            matches = self._may_match(rule, self._trained)
+            if matches and rule.selectors.any_given and not any(rule is each for each in deciding):
+                yield shadowed(rule, [each.shown for each in matches])
+        twice = [
+            f"'{each.shown}' ({self._regularized[each.id]})"
+            for each, rule in zip(self._trained, deciding, strict=True)
+            if rule is not None and rule.weight_decay > 0 and each.id in self._regularized
+        ]
+        if twice:
+            yield (
+                f"a regularizer of the layer and the policy's decay both count for {', '.join(twice)}; take one of "
+                "them away"
+            )
+
+    @staticmethod
+    def _may_match(rule: Rule, variables: Iterable[Variable]) -> list[Variable]:
+        return [each for each in variables if _may(rule, each)]
+
+
+def _may(rule: Rule, variable: Variable) -> bool:
+    """Whether a rule matches a variable, as far as is known without a trace."""
+    selectors = dataclasses.replace(rule.selectors, used_by=None)
+    return selectors.match(
+        Subject(
+            variable.name,
+            variable.rank,
+            variable.dtype,
+            variable.path,
+            key=variable.key,
+            reached_by=variable.reached_by,
+        )
+    )
+
+
+def _regularized(model: Any, variables: Mapping[int, Variable]) -> dict[int, str]:
+    """By number, which regularizer of its layer a weight has."""
+    found = {
+        variables[id(weight)].id: type(weight.regularizer).__name__
+        for weight in model.weights
+        if getattr(weight, "regularizer", None) is not None
+    }
+    for layer in model._flatten_layers():
+        for name, regularizer in vars(layer).items():
+            weight = getattr(layer, name.removesuffix("_regularizer"), None)
+            if regularizer is not None and name.endswith("_regularizer") and id(weight) in variables:
+                found[variables[id(weight)].id] = f"{name} of the layer '{layer.name}'"
+    return found
+
+
+def _train_steps() -> list[Any]:
+    """The ``train_step`` of each library's own."""
+    tf_keras = sys.modules.get("tf_keras")
+    return [library.Model.train_step for library in (keras, tf_keras) if library is not None]
+
+
+def _attachment(model: Any) -> _Attachment | None:
+    """What is attached to a model."""
     maker = vars(model).get("make_train_function")
-    return isinstance(maker, functools.partial) and maker.func is _make_train_function
+    return maker.args[0] if isinstance(maker, functools.partial) and maker.func is _make_train_function else None
 
 
 def _refuse_untraced(model: Any) -> None:
@@ -130,39 +329,73 @@ def _refuse_untraced(model: Any) -> None:
         raise StepError("the model runs eagerly: there is no graph to rewrite; compile it without run_eagerly=True")
 
 
-def _make_train_function(model: Any, policy: Policy, force: bool = False) -> Any:
+def _make_train_function(attached: _Attachment, force: bool = False) -> Any:
     """What replaces ``model.make_train_function``."""
-    _refuse_untraced(model)
-    return type(model).make_train_function(_DecayingModel(model, policy), force=force)
+    attached.refuse_untraced()
+    attached.tell()
+    model = attached.decaying()
+    return type(model.__wrapped__).make_train_function(model, force=force)
 
 
-def _fit_anew(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """What replaces ``model.fit`` while a callback's decay is attached: that of a fit that failed ends here."""
-    detach(model)
-    return model.fit(*args, **kwargs)
+def _train_step(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
+    """What replaces ``model.train_step``: with decay also where a function of the user's own calls it."""
+    if attached.runs:
+        return attached.train_step(*args, **kwargs)
+    if tf.executing_eagerly():
+        raise StepError(
+            "train_step is called eagerly, where there is no graph for the weight decay that is attached; call it in a "
+            "tf.function, or detach the decay"
+        )
+    return attached.decayed(attached.train_step)(args, kwargs)
+
+
+def _fit(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
+    """What replaces ``model.fit``."""
+    fit = attached.method("fit")
+    if attached.by_callback:  # of a fit that failed, which ends here
+        attached.end()
+    return _told_plainly(fit, args, kwargs)
+
+
+def _train_on_batch(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
+    """What replaces ``model.train_on_batch``."""
+    return _told_plainly(attached.method("train_on_batch"), args, kwargs)
+
+
+def _told_plainly(function: Any, args: Any, kwargs: Any) -> Any:
+    """Calls a method of Keras; a refusal comes without the frames of Keras and TensorFlow that it went through."""
+    try:
+        return function(*args, **kwargs)
+    except GraphwdError as error:
+        raise error.with_traceback(None) from None
+
+
+def _save(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
+    """What replaces ``model.save``."""
+    attached.warn_of_saving()
+    return attached.method("save")(*args, **kwargs)
 
 
 class _DecayingModel(wrapt.ObjectProxy):
     """A model, with a strategy that decays what it runs, and a ``train_step`` that nothing else may run."""
 
-    def __init__(self, model: Any, policy: Policy) -> None:
+    def __init__(self, model: Any, attached: _Attachment) -> None:
         super().__init__(model)
-        self._self_policy = policy
-        self._self_runs: list[None] = []
+        self._self_attached = attached
 
     @property
     def distribute_strategy(self) -> Any:
         """The strategy that runs ``train_step``."""
-        return _DecayingStrategy(self.__wrapped__.distribute_strategy, self._self_policy, self._self_runs)
+        return _DecayingStrategy(self.__wrapped__.distribute_strategy, self._self_attached)
 
     @property
     def train_step(self) -> Any:
         """The model's, which is refused outside of the strategy's ``run``: it would train without decay."""
-        step = self.__wrapped__.train_step
+        step, runs = self._self_attached.train_step, self._self_attached.runs
 
         @functools.wraps(step)
         def train_step(*args: Any, **kwargs: Any) -> Any:
-            if not self._self_runs:
+            if not runs:
                 raise StepError(
                     f"the make_train_function of {type(self.__wrapped__).__name__} calls self.train_step without "
                     "self.distribute_strategy.run, where weight decay would enter; call it through that, or decorate "
@@ -183,24 +416,15 @@ class _DecayingStrategy(wrapt.ObjectProxy):
     Outside of ``run``, not inside: there, replicas that merge their gradients could not be traced for themselves.
     """
 
-    def __init__(self, strategy: Any, policy: Policy, runs: list[None]) -> None:
+    def __init__(self, strategy: Any, attached: _Attachment) -> None:
         super().__init__(strategy)
-        self._self_policy = policy
-        self._self_runs = runs  # one element for each `run` that is being traced
+        self._self_attached = attached
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs a function in each replica, as ``tf.distribute.Strategy.run`` does, with decay."""
-        strategy, runs = self.__wrapped__, self._self_runs
-        autograph = tf.__internal__.autograph.control_status_ctx()  # tf_keras has AutoGraph convert what a model calls
+        strategy = self.__wrapped__
 
-        @with_weight_decay(self._self_policy)
-        @tf.function(autograph=False)
-        def train_step(args: Any, kwargs: Any) -> Any:
-            runs.append(None)
-            try:
-                with autograph:
-                    return strategy.run(fn, args, kwargs, options)
-            finally:
-                runs.pop()
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return strategy.run(fn, args, kwargs, options)
 
-        return train_step(args, kwargs or {})
+        return self._self_attached.decayed(run)(args, kwargs or {})

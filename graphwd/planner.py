@@ -12,7 +12,7 @@ from graphwd.errors import PlanError
 from graphwd.flow import Flows
 from graphwd.graph import Graph, Variable
 from graphwd.injection import EPSILON, Injection, Where
-from graphwd.matching import Subject
+from graphwd.matching import Subject, glob_matches
 from graphwd.placement import RefusedError, chosen_updates, place_decay
 from graphwd.policy import Policy, Rule, Sparse, Updates
 from graphwd.report import as_table
@@ -125,13 +125,21 @@ def _step_notes(analysis: Analysis) -> Iterator[str]:
     for site in analysis.python_calls:
         yield f"{site} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
     for variable, site in analysis.untrained:
-        yield f"'{variable.name}' is not trainable, but {site} ({site.op}) updates it from a gradient; not decayed"
+        yield f"'{variable.shown}' is not trainable, but {site} ({site.op}) updates it from a gradient; not decayed"
 
 
 def subject(writes: VariableWrites) -> Subject:
     """A variable as a policy's selectors see it."""
     variable = writes.variable
-    return Subject(variable.name, variable.rank, variable.dtype, variable.path, writes.used_by)
+    return Subject(
+        variable.name,
+        variable.rank,
+        variable.dtype,
+        variable.path,
+        writes.used_by,
+        variable.key,
+        variable.reached_by,
+    )
 
 
 def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows | None) -> tuple[Decision, str]:
@@ -157,6 +165,7 @@ def _record(decision: Decision) -> dict[str, Any]:
     variable, rule = decision.variable, decision.rule
     return {
         "name": variable.name,
+        "label": variable.shown,
         "shape": None if variable.shape is None else list(variable.shape),
         "dtype": variable.dtype,
         "path": variable.path,
@@ -207,42 +216,65 @@ def _step_problems(analysis: Analysis, decisions: Sequence[Decision]) -> Iterato
     elif not any(decision.writes.updates or decision.writes.guesses or decision.injections for decision in decisions):
         yield (
             "this is not a training step: no trainable variable is updated from a gradient "
-            f"({_listed(writes.variable.name for writes in analysis.variables)})"
+            f"({_listed(writes.variable.shown for writes in analysis.variables)})"
         )
     for site in analysis.unresolved:
         yield f"it is not known which variable {site} ({site.op}) writes"
     for variable, site in analysis.opaque:
         yield (
-            f"'{variable.name}' goes into a function of {site} ({site.op}) that writes variables; "
+            f"'{variable.shown}' goes into a function of {site} ({site.op}) that writes variables; "
             "graphwd does not follow that op"
         )
 
 
 def _policy_problems(decisions: Sequence[Decision], subjects: Sequence[Subject], policy: Policy) -> Iterator[str]:
-    unmatched = [d.variable.name for d in decisions if d.outcome is Outcome.UNMATCHED]
+    unmatched = [d.variable.shown for d in decisions if d.outcome is Outcome.UNMATCHED]
     if unmatched and not policy.skip_unmatched:
-        yield (
-            f"{policy.where}: no rule matches {_listed(unmatched)}; end the rules with '- weight_decay: 0', or write "
-            "'unmatched: skip'"
-        )
+        yield no_rule(unmatched, policy)
     for rule in policy.rules:
         if rule.selectors.any_given and not rule.optional and not any(map(rule.selectors.match, subjects)):
-            advice = "correct or remove it, or write 'optional: true'"
-            if policy.where.endswith(".cfg"):  # which has sections, not rules
-                advice = "give the section the name that the layer has in TensorFlow, write wc=0, or remove it"
-            yield (
-                f"{rule.where}: the rule '{rule.selectors}' matches no trainable variable{_near(rule, decisions)}; "
-                f"{advice}"
-            )
+            yield left_over(rule, policy, [decision.variable for decision in decisions])
 
 
-def _near(rule: Rule, decisions: Sequence[Decision]) -> str:
-    names = [decision.variable.name for decision in decisions]
-    if rule.selectors.path is not None and not any(decision.variable.path for decision in decisions):
+def no_rule(names: Iterable[str], policy: Policy) -> str:
+    """What is said of variables that no rule matches."""
+    return (
+        f"{policy.where}: no rule matches {_listed(names)}; end the rules with '- weight_decay: 0', or write "
+        "'unmatched: skip'"
+    )
+
+
+def left_over(rule: Rule, policy: Policy, variables: Sequence[Variable]) -> str:
+    """What is said of a rule that matches none of the trainable variables."""
+    advice = "correct or remove it, or write 'optional: true'"
+    if policy.where.endswith(".cfg"):  # which has sections, not rules
+        advice = "give the section the name that the layer has in TensorFlow, write wc=0, or remove it"
+    return f"{rule.where}: the rule '{rule.selectors}' matches no trainable variable{_near(rule, variables)}; {advice}"
+
+
+def shadowed(rule: Rule, names: Iterable[str]) -> str:
+    """What is said of a rule that comes after those that decide all that it matches."""
+    return f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({_listed(names)})"
+
+
+def _near(rule: Rule, variables: Sequence[Variable]) -> str:
+    selectors = rule.selectors
+    if selectors.path is not None and not any(variable.path for variable in variables):
         return " (no object path is known for any variable of this step)"
-    asked = rule.selectors.name or rule.selectors.regex or ""
-    close = difflib.get_close_matches(asked, names, n=3, cutoff=0.5) or names
-    return f"; there is {_listed(close)}" if names else ""
+    if selectors.variables is not None and all(variable.key is None for variable in variables):
+        return " (a model in a file has none of the variables of this process: select by path or name)"
+    if found := [each for each in variables if _by_other_name(selectors.name, each)]:
+        names = _listed(dict.fromkeys(str(each.other_name) for each in found))
+        return f": {names} is what TensorFlow calls {_listed(each.name for each in found)}, as Keras shows it"
+    asked = selectors.name or selectors.regex or selectors.path or ""
+    shown = [(variable.path or "") if selectors.path is not None else variable.shown for variable in variables]
+    close = difflib.get_close_matches(asked, shown, n=3, cutoff=0.5) or shown
+    return f"; there is {_listed(close)}" if shown else ""
+
+
+def _by_other_name(glob: str | None, variable: Variable) -> bool:
+    """Whether a glob matches what TensorFlow calls a variable that its library shows by another name."""
+    return glob is not None and variable.other_name is not None and glob_matches(variable.other_name, glob)
 
 
 def _notes(
@@ -250,9 +282,13 @@ def _notes(
 ) -> Iterator[str]:
     deciding = {id(decision.rule) for decision in decisions}
     for rule in policy.rules:
-        matches = [seen.name for seen in subjects if rule.selectors.match(seen)]
+        matches = [
+            decision.variable.shown
+            for decision, seen in zip(decisions, subjects, strict=True)
+            if rule.selectors.match(seen)
+        ]
         if matches and rule.selectors.any_given and id(rule) not in deciding:
-            yield f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({_listed(matches)})"
+            yield shadowed(rule, matches)
     yield from _grouped(
         (decision, note)
         for decision in decisions
@@ -334,7 +370,7 @@ def _grouped(reasons: Iterable[tuple[Decision, str]]) -> Iterator[str]:
     names: dict[tuple[str, str], list[str]] = {}
     for decision, reason in reasons:
         where = decision.rule.where if decision.rule else ""
-        names.setdefault((where, reason), []).append(decision.variable.name)
+        names.setdefault((where, reason), []).append(decision.variable.shown)
     for (where, reason), together in names.items():
         yield f"{where}: {_listed(together)}: {reason}"
 

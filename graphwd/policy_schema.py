@@ -6,12 +6,13 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from graphwd.errors import PolicyError
-from graphwd.matching import RANK_COMPARISONS, Rank
-from graphwd.yaml_source import Located
+from graphwd.matching import RANK_COMPARISONS, Listed, Rank, is_variable
+from graphwd.object_graph import composed
+from graphwd.yaml_source import Given, Located
 
 _RANK = re.compile(r"\s*(>=|<=|==|!=|>|<|)\s*(\d{1,3})\s*")
 DTYPES = ("bfloat16", "complex128", "complex64", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
@@ -50,7 +51,7 @@ def _text(key: str, item: Located) -> str:
 
 
 def _regex(key: str, item: Located) -> str:
-    pattern = _text(key, item)
+    pattern = composed(_text(key, item))
     try:
         with warnings.catch_warnings():
             # Python warns of patterns whose meaning will change.
@@ -109,6 +110,26 @@ def _op_types(key: str, item: Located) -> frozenset[str]:
     return frozenset(_text(key, each) for each in items)
 
 
+def _variables(key: str, item: Located) -> Listed:
+    if not isinstance(item.value, Given):
+        raise PolicyError(
+            f"{item.where}: {key} lists the variables themselves, which only a policy made in Python can; in a file "
+            "select by name, regex or path"
+        )
+    value = item.value.value
+    if not isinstance(value, (list, tuple)):
+        raise PolicyError(f"{item.where}: {key} must be a list of variables, got a {type(value).__name__}; write [v]")
+    listed = cast("Sequence[object]", value)
+    if not listed:
+        raise PolicyError(f"{item.where}: {key} must list at least one variable")
+    for i, each in enumerate(listed):
+        if not is_variable(each):
+            raise PolicyError(
+                f"{item.where}[{i}]: {key} must list variables of TensorFlow or Keras, got a {type(each).__name__}"
+            )
+    return Listed(listed)
+
+
 def _version(key: str, item: Located) -> int:
     if isinstance(item.value, bool) or item.value != 1:
         raise PolicyError(f"{item.where}: {key} must be 1, got {_describe(item.value)}")
@@ -132,6 +153,8 @@ def _describe(value: object) -> str:
         return "a mapping"
     if isinstance(value, tuple):
         return "a list"
+    if isinstance(value, Given):
+        return f"a {type(value.value).__name__}"
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of more than 4,300 digits.
@@ -146,6 +169,7 @@ SELECTOR_FIELDS: Mapping[str, Reader] = {
     "rank": _rank,
     "dtype": _one_of(*DTYPES),
     "used_by": _op_types,
+    "variables": _variables,
 }
 
 DEFAULT_FIELDS: Mapping[str, Reader] = {

@@ -13,8 +13,13 @@ Checked on TensorFlow 2.16, 2.17, 2.18, 2.19, 2.20 and 2.21 (tools/test_versions
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
-from collections.abc import Iterator, Mapping
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -22,7 +27,8 @@ from tensorflow.python.eager.polymorphic_function import concrete_function, poly
 from tensorflow.python.ops import resource_variable_ops
 
 from graphwd.errors import GraphwdError, StepError
-from graphwd.graph import Graph, Variable, differentiable
+from graphwd.graph import Graph, Variable, differentiable, labels
+from graphwd.holders import Holders, roots_of
 
 ConcreteFunction = concrete_function.ConcreteFunction
 
@@ -48,7 +54,7 @@ def options(step: Any) -> dict[str, Any]:
 
 def traces(step: Any) -> list[ConcreteFunction]:
     """The concrete functions that a ``tf.function`` holds already."""
-    return list(step._list_all_concrete_functions())
+    return [remember(step, each) for each in step._list_all_concrete_functions()]
 
 
 def trace(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ConcreteFunction:
@@ -66,7 +72,7 @@ def trace(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Concre
         StepError: the step does not trace with these arguments.
     """
     try:
-        return step.get_concrete_function(*args, **kwargs)
+        return remember(step, step.get_concrete_function(*args, **kwargs))
     except GraphwdError:
         raise
     except (Exception, SystemExit) as error:
@@ -76,6 +82,32 @@ def trace(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Concre
         elif "'NoneType' object has no attribute" in str(error):
             hint = "; a tf.function holds the object whose method it is weakly: keep that object alive"
         raise StepError(f"the step does not trace: {type(error).__name__}: {error}{hint}") from error
+
+
+ROOT = "graphwd_root"
+"""The attribute of a ``tf.function`` that refers, weakly, to the object from which the paths of its variables begin."""
+
+_OF = "graphwd_traced_from"
+"""The attribute of a trace that refers, weakly, to what it was traced from."""
+
+
+def remember(step: Any, traced: ConcreteFunction) -> ConcreteFunction:
+    """Lets a trace know, weakly, which function it is of: what that refers to is where its variables are held."""
+    function = step.python_function
+    refer = weakref.WeakMethod if isinstance(function, types.MethodType) else weakref.ref
+    reference: Any = getattr(step, ROOT, None)
+    with contextlib.suppress(TypeError):  # not all that can be called can be referred to weakly
+        setattr(traced, _OF, (reference is not None, reference or refer(function)))
+    return traced
+
+
+def _roots(step: ConcreteFunction) -> list[tuple[str, Any]]:
+    """What a trace's function holds on to, by name."""
+    rooted, reference = getattr(step, _OF, (False, None))
+    found = None if reference is None else reference()
+    if found is None:
+        return []
+    return [("", found)] if rooted else roots_of(found)
 
 
 def read(step: ConcreteFunction) -> Graph:
@@ -166,29 +198,99 @@ class _Variables:
     def __init__(self, step: ConcreteFunction) -> None:
         self._by_handle = {id(variable.handle): variable for variable in variables_of(step)}
         self._numbered: dict[int, Variable] = {}
+        self._seen = _named(map(_primary, self._by_handle.values()), _roots(step))
 
     def captured(self, tensor: Any) -> Variable | None:
         """The variable that a captured tensor is the handle of."""
         found = self._by_handle.get(id(tensor))
         if found is None:
             return None
-        name = _primary(found).name.removesuffix(":0")
-        return self._number(id(tensor), name, found, found.handle.device)
+        return self._number(tensor, found, self._seen[id(_primary(found))], found.handle.device)
 
     def argument(self, name: str, spec: Any, tensor: Any) -> Variable | None:
         """The variable that an argument of the step is the handle of."""
         if not hasattr(spec, "trainable"):
             return None
-        return self._number(id(tensor), name, spec, "")
+        return self._number(tensor, spec, _Seen(name, bool(spec.trainable)), "")
 
-    def _number(self, key: int, name: str, like: Any, device: str) -> Variable:
-        """The variable of a handle; ``like`` has its shape and dtype, and says whether it is trained."""
+    def _number(self, tensor: Any, like: Any, seen: _Seen, device: str) -> Variable:
+        key = id(tensor)
         if key not in self._numbered:
-            dimensions = None if like.shape.rank is None else tuple(like.shape.as_list())
-            dtype = tf.as_dtype(like.dtype).base_dtype.name
-            trainable = bool(like.trainable) and differentiable(dtype)
-            self._numbered[key] = Variable(len(self._numbered), name, dimensions, dtype, trainable, device=device)
+            self._numbered[key] = _variable(len(self._numbered), like, seen, key, device)
         return self._numbered[key]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A variable as its library shows it."""
+
+    name: str
+    trainable: bool
+    path: str | None = None
+    reached_by: Callable[[str], bool] | None = None
+    other_name: str | None = None
+    label: str = ""
+
+
+def _named(variables: Iterable[Any], roots: Iterable[tuple[str, Any]]) -> dict[int, _Seen]:
+    """Variables as their libraries show them, by identity."""
+    found = {id(variable): variable for variable in variables}
+    holders = Holders(roots)
+    holders.look_for(list(found.values()))
+    seen = {key: _seen(variable, holders) for key, variable in found.items()}
+    told = [each for each in seen.values() if each.trainable]
+    for each, label in zip(told, labels([(each.name, each.path) for each in told]), strict=True):
+        each.label = label
+    return seen
+
+
+def held_by(root: Any, variables: Sequence[Any]) -> list[Variable]:
+    """Variables as a trace of one of a root's methods would show them.
+
+    Args:
+        root: an object, from which their paths begin.
+        variables: variables of TensorFlow or Keras.
+    """
+    found = [getattr(variable, "_value", variable) for variable in variables]
+    seen = _named(found, [("", root)])
+    return [
+        _variable(
+            number, variable, seen[id(variable)], id((getattr(variable, "_values", None) or (variable,))[0].handle)
+        )
+        for number, variable in enumerate(found)
+    ]
+
+
+def _variable(number: int, like: Any, seen: _Seen, key: int, device: str = "") -> Variable:
+    """A variable; ``like`` has its shape and dtype."""
+    dimensions = None if like.shape.rank is None else tuple(like.shape.as_list())
+    dtype = tf.as_dtype(like.dtype).base_dtype.name
+    return Variable(
+        number,
+        seen.name,
+        dimensions,
+        dtype,
+        seen.trainable and differentiable(dtype),
+        seen.path,
+        device=device,
+        label=seen.label,
+        key=key,
+        reached_by=seen.reached_by,
+        other_name=seen.other_name,
+    )
+
+
+def _seen(variable: Any, holders: Holders) -> _Seen:
+    name = variable.name.removesuffix(":0")
+    owner, number = holders.owner(variable), holders.number(variable)
+    seen = _Seen(name, bool(variable.trainable) and id(variable) not in holders.frozen)
+    if owner is not None:
+        seen.name, seen.trainable = owner.path, bool(owner.trainable)
+        seen.other_name = name if name != owner.path else None
+    if number is not None:
+        seen.path = holders.objects.path(number)
+        seen.reached_by = functools.partial(holders.objects.reached_by, number)
+    return seen
 
 
 def _primary(variable: Any) -> Any:

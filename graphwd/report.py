@@ -139,7 +139,7 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             else "×".join("?" if d is None else str(d) for d in variable["shape"]) or "scalar"
         )
         yield (
-            variable["name"],
+            variable["label"],
             shape,
             variable["dtype"],
             _decay(variable),

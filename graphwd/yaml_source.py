@@ -24,18 +24,28 @@ _PLAIN_TAGS = frozenset(
 
 Scalar = Union[str, int, float, bool, None]
 
+OBJECTS = frozenset({"variables"})
+"""Keys of a mapping made in Python whose value is kept as it is."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """A value that a policy made in Python holds and a file cannot."""
+
+    value: object
+
 
 @dataclass(frozen=True, slots=True)
 class Located:
     """A value of a policy and the place it was read from.
 
     Attributes:
-        value: a scalar, a tuple of `Located`, or a mapping from key to `Located`.
+        value: a scalar, a tuple of `Located`, a mapping from key to `Located`, or what only Python can give.
         where: the place, as errors print it: ``policy.yaml:12`` or ``policy: rules[1].name``.
         line: the line in the file, from 1; 0 where the policy came from a mapping.
     """
 
-    value: Scalar | tuple[Located, ...] | Mapping[str, Located]
+    value: Scalar | Given | tuple[Located, ...] | Mapping[str, Located]
     where: str
     line: int = 0
 
@@ -99,7 +109,8 @@ def _located(value: object, where: str, separator: str, depth: int) -> Located:
         for key, item in cast("Mapping[object, object]", value).items():
             if not isinstance(key, str):
                 raise PolicyError(f"{where}: keys must be text, got {key!r}")
-            entries[key] = _located(item, f"{where}{separator}{key}", ".", depth + 1)
+            place = f"{where}{separator}{key}"
+            entries[key] = Located(Given(item), place) if key in OBJECTS else _located(item, place, ".", depth + 1)
         return Located(entries, where)
     if isinstance(value, (list, tuple)):
         items = cast("Sequence[object]", value)

@@ -395,13 +395,126 @@ def test_what_cannot_be_attached():
         graphwd.keras.WeightDecay({"version": 1, "rule": []})
 
 
-def test_a_policy_that_does_not_fit(library):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_policy_that_does_not_fit_is_refused_at_once(library, compiled):
     model = model_of(library, still(library))
+    if not compiled:
+        model = library.Model(model.inputs, model.outputs)
     start = kernels(model)
-    graphwd.keras.attach(model, {"version": 1, "rules": [{"name": "typo", "weight_decay": 0.1}]})
-    with pytest.raises(graphwd.PlanError, match="'name: typo' matches no trainable variable"):
-        model.fit(INPUTS, TARGETS, **TRAINING)
+    with pytest.raises(graphwd.PlanError, match="'name: typo' matches no trainable variable; there is 'hidden/kernel'"):
+        graphwd.keras.attach(model, {"version": 1, "rules": [{"name": "typo", "weight_decay": 0.1}]})
+    assert not {"fit", "make_train_function", "train_step", "save"} & set(vars(model))
+    few = {"version": 1, "rules": [{"name": "*hidden/kernel", "weight_decay": 0.1}]}
+    if compiled:
+        with pytest.raises(graphwd.PlanError, match="policy: no rule matches 'hidden/bias', 'out/kernel', 'out/bias'"):
+            graphwd.keras.attach(model, few)
+    else:  # what is trained is said later
+        graphwd.keras.attach(model, few)
     assert decays(model, start) == [0, 0]
+
+
+def test_rules_are_shadowed_and_decays_meet(library, caplog):
+    """What is allowed, and nearly always a mistake, is said when the policy is attached."""
+    inputs = library.Input((6,))
+    hidden = library.layers.Dense(5, name="hidden", kernel_regularizer="l2")(inputs)
+    model = library.Model(inputs, library.layers.Dense(2, name="out", kernel_regularizer="l1")(hidden))
+    rules = [{"regex": "hidden/kernel", "weight_decay": RATE}, {"weight_decay": 0}]
+    graphwd.keras.attach(model, {"version": 1, "rules": [*rules, {"regex": "out", "weight_decay": RATE}]})
+    assert caplog.messages == [
+        "policy: rules[2]: the rule is shadowed: earlier rules decide all it matches ('out/kernel', 'out/bias')",
+        "a regularizer of the layer and the policy's decay both count for 'hidden/kernel' (kernel_regularizer of the "
+        "layer 'hidden'); take one of them away",
+    ]
+
+
+def test_a_refusal_comes_without_the_frames_of_keras(library):
+    """Here the step decays already, which only its graph tells."""
+    model = model_of(library, library.optimizers.AdamW(0.1, weight_decay=0.1))
+    graphwd.keras.attach(model, POLICY)
+    for train in (lambda: model.fit(INPUTS, TARGETS, **TRAINING), lambda: model.train_on_batch(INPUTS, TARGETS)):
+        with pytest.raises(graphwd.PlanError, match="already decays") as error:
+            train()
+        files = [frame.path.name for frame in error.traceback]
+        assert set(files) == {"keras_test.py", "keras.py"}
+        assert error.value.__cause__ is None
+        assert error.value.__suppress_context__
+        assert "in user code" not in str(error.value)
+
+
+def test_a_function_of_ones_own_over_train_step_decays(library):
+    """And not twice under ``fit``; after it is detached it does not."""
+    model = model_of(library, still(library))
+    graphwd.keras.attach(model, POLICY)
+    start = kernels(model)
+    batch = (tf.constant(INPUTS[:8]), tf.constant(TARGETS[:8]))
+
+    @tf.function
+    def own(batch):
+        return model.train_step(batch)
+
+    own(batch)
+    own(batch)
+    assert decays(model, start) == [2, 2]
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [10, 10]
+    with pytest.raises(graphwd.StepError, match=r"train_step is called eagerly, .* call it in a tf\.function"):
+        model.train_step(batch)
+    graphwd.keras.detach(model)
+    tf.function(model.train_step)(batch)
+    assert decays(model, start) == [10, 10]
+
+
+def test_that_a_saved_model_is_not_decayed_is_said_once(library, tmp_path, caplog):
+    model = model_of(library, still(library))
+    graphwd.keras.attach(model, POLICY)
+    for _ in range(2):
+        model.save(tmp_path / "model.keras")
+    assert [message.partition(" attached to")[0] for message in caplog.messages] == ["the weight decay"]
+    assert caplog.messages[0].endswith("attach it again to the one that is loaded")
+    caplog.clear()
+    graphwd.keras.detach(model)
+    model.save(tmp_path / "model.keras")
+    assert caplog.messages == []
+
+
+def test_what_is_frozen_is_not_decayed(library):
+    model = model_of(library, still(library))
+    model.layers[1].trainable = False
+    model.compile(still(library), "mse")
+    graphwd.keras.attach(model, POLICY)
+    start = kernels(model)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [0, 8]
+
+
+def test_layers_by_the_names_and_paths_that_keras_shows():
+    """Of a model that its first batch builds."""
+
+    class Block(keras.layers.Layer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.inner = keras.layers.Dense(6, use_bias=False, name="inner")
+
+        def call(self, inputs):
+            return self.inner(inputs)
+
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.encoder, self.decoder = Block(name="encoder"), Block(name="decoder")
+
+        def call(self, inputs):
+            return self.decoder(self.encoder(inputs))
+
+    rules = [{"name": "net/encoder/*", "weight_decay": 0.5}, {"path": "decoder.inner.kernel", "weight_decay": 0.25}]
+    model = Net()
+    model.compile(still(keras), "mse")
+    graphwd.keras.attach(model, {"version": 1, "rules": rules})
+    model.train_on_batch(INPUTS[:4], INPUTS[:4])
+    start = [weight.numpy() for weight in model.weights]
+    model.train_on_batch(INPUTS[:4], INPUTS[:4])
+    for weight, before, factor in zip(model.weights, start, (0.5, 0.75), strict=True):
+        np.testing.assert_array_equal(weight.numpy(), before * np.float32(factor))
 
 
 def test_other_backends_of_keras_are_refused():
