@@ -192,31 +192,21 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
         raise UsageError("--rewritten is missing; write --rewritten DIR with the SavedModel that rewrite wrote")
     policy = load_policy(_policy_path(values))
     _import_tensorflow()
-    from graphwd.export import concrete_functions, load_exported, load_function
-    from graphwd.read_function import undecorated
     from graphwd.saved_model import as_saved_model
     from graphwd.steps import find_step
-    from graphwd.verifier import verify
+    from graphwd.verifier import verify_pairs
+    from graphwd.verify_files import for_some, model_pairs, step_pairs
 
     with contextlib.redirect_stdout(sys.stderr):
         model = as_saved_model(text)
         if model is not None:
-            folder, name = model
-            if name is None:
-                raise UsageError(f"{text}: name one function or signature to verify, as {text}:step")
-            original, _ = load_function(folder, name)
-            rewritten, variables = load_function(values["rewritten"].value, name)
+            pairs = model_pairs(*model, values["rewritten"].value)
+            policy = for_some(policy) if len(pairs) > 1 else policy
         else:
             found = find_step(text, values["module"].value)
-            original = concrete_functions(undecorated(found.step), found.name)[0]
-            rewritten, variables = load_exported(values["rewritten"].value, found.name)
-        verification = verify(
-            original,
-            rewritten,
-            policy,
-            runs=int(values["runs"].value or 1),
-            tolerance=float(values["tolerance"].value or 0),
-            variables=variables,
+            pairs = step_pairs(found.step, found.name, values["rewritten"].value)
+        verification = verify_pairs(
+            pairs, policy, runs=int(values["runs"].value or 1), tolerance=float(values["tolerance"].value or 0)
         )
     print(verification)
     verification.check()
@@ -276,8 +266,9 @@ STEP_COMMANDS: Mapping[str, Command] = {
     ),
     "verify": Command(
         "verify --policy policy.yaml --rewritten DIR STEP_FN",
-        "Runs STEP_FN and what rewrite wrote of it side by side, on made-up inputs, and checks every variable against\n"
-        f"the formula of its rule. Exits with 1 where one is wrong.\n\n{_STEP_FN}",
+        "Runs STEP_FN and what rewrite wrote of it side by side, on made-up inputs: every trace of it, and of a\n"
+        "SavedModel every function that trains. Checks each variable against the formula of its rule, and each output\n"
+        f"against the original, and says what each was held against. Exits with 1 where one is wrong.\n\n{_STEP_FN}",
         _define_verify,
         _verify,
     ),

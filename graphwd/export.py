@@ -102,7 +102,7 @@ def load_exported(folder: str | os.PathLike[str], name: str) -> tuple[Any, list[
     Raises:
         StepError: the directory holds no SavedModel, or none of a step of that name.
     """
-    loaded = _load(folder)
+    loaded = load_model(folder)
     if not hasattr(loaded, name) or not hasattr(loaded, _VARIABLES):
         raise StepError(f"{folder}: holds no rewritten step '{name}'; name what 'graphwd rewrite' wrote for this step")
     loaded_step = getattr(loaded, name)
@@ -124,7 +124,7 @@ def load_function(folder: str | os.PathLike[str], name: str) -> tuple[ConcreteFu
     Raises:
         StepError: the directory holds no SavedModel, or none with such a function.
     """
-    loaded = _load(folder)
+    loaded = load_model(folder)
     found: Any = loaded
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -138,7 +138,12 @@ def load_function(folder: str | os.PathLike[str], name: str) -> tuple[ConcreteFu
     return found, variables_of(found)
 
 
-def _load(folder: str | os.PathLike[str]) -> Any:
+def load_model(folder: str | os.PathLike[str]) -> Any:
+    """Loads a SavedModel.
+
+    Raises:
+        StepError: the directory holds none.
+    """
     try:
         return tf.saved_model.load(os.fspath(folder))
     except (OSError, ValueError, tf.errors.OpError) as error:

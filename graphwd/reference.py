@@ -14,11 +14,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework.function_pb2 import FunctionDef
 
-from graphwd.body import Body, Node, is_control, parse_edge
+from graphwd.body import Body, Node, is_control, node_of, parse_edge
 from graphwd.emit_function import Parts
 from graphwd.errors import VerifyError
 from graphwd.injection import Injection, Nest, Use, Where, nested
 from graphwd.read_function import ConcreteFunction, read
+from graphwd.sites import Path
 from graphwd.update_ops import CALL_OPS, WRITE_OPS, CallKind
 
 _Values = dict[str, Any]
@@ -28,12 +29,15 @@ _Instruction = Callable[[_Values], None]
 class Reference:
     """A step with the decay of a plan, run by the plan's formulas."""
 
-    def __init__(self, step: ConcreteFunction, injections: Iterable[Injection]) -> None:
+    def __init__(
+        self, step: ConcreteFunction, injections: Iterable[Injection], watched: Iterable[tuple[Path, str]] = ()
+    ) -> None:
         """Prepares to run.
 
         Args:
             step: the original.
             injections: where which decay goes.
+            watched: tensors, each by the calls that lead to its body and its edge there, whose values are kept.
         """
         self._graph = read(step)
         self._parts = Parts(step)
@@ -41,12 +45,24 @@ class Reference:
         self._captured: list[Any] = list(captured)
         self._nest = nested(injections)
         self._programs: dict[tuple[str, int], _Program] = {}
+        self._watched: dict[int, list[tuple[Path, str]]] = {}  # by the nest of their body
+        for path, edge in watched:
+            nest = self._nest
+            for frame in path:
+                nest = nest.calls.setdefault(frame, Nest())
+            self._watched.setdefault(id(nest), []).append((path, edge))
+        self._factors: Mapping[tuple[Path, str], float] = {}
+        self.seen: dict[tuple[Path, str], list[Any]] = {}
+        """Of each watched tensor the values of the last run, as NumPy arrays, one for each time that it was made."""
 
-    def run(self, arguments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def run(
+        self, arguments: Sequence[tf.Tensor], factors: Mapping[tuple[Path, str], float] | None = None
+    ) -> list[tf.Tensor]:
         """Runs one step on the step's own variables.
 
         Args:
             arguments: its tensors, flat.
+            factors: what watched tensors are multiplied by, for all that uses them.
 
         Returns:
             Its results, flat.
@@ -54,7 +70,20 @@ class Reference:
         Raises:
             VerifyError: a decay lies in the function of a dataset.
         """
+        self._factors = factors or {}
+        self.seen.clear()
         return self._run(self._graph.root_function, self._nest, [*arguments, *self._captured])
+
+    def watched_in(self, nest: Nest) -> list[tuple[Path, str]]:
+        """The watched tensors of a body."""
+        return self._watched.get(id(nest), [])
+
+    def observe(self, watched: tuple[Path, str], values: dict[str, Any]) -> None:
+        """Keeps the value of a watched tensor, and multiplies it by its factor."""
+        _, edge = watched
+        self.seen.setdefault(watched, []).append(values[edge].numpy())
+        if watched in self._factors:
+            values[edge] = values[edge] * tf.cast(self._factors[watched], values[edge].dtype)
 
     def _run(self, function: FunctionDef, nest: Nest, arguments: Sequence[Any]) -> list[Any]:
         key = (function.signature.name, id(nest))
@@ -136,6 +165,10 @@ class _Compiler:
                 self._used_by.setdefault(text, set()).add("")  # by a formula: it must outlast the piece that makes it
                 for user in {name, *(use.node for use in injection.uses)}:
                     self._needs.setdefault(user, []).append(parse_edge(text).node)
+        self._watched: dict[str, list[tuple[Path, str]]] = {}  # by the node that makes them
+        for watched in reference.watched_in(nest):
+            self._used_by.setdefault(watched[1], set()).add("")
+            self._watched.setdefault(node_of(watched[1]), []).append(watched)
         self._instructions: list[_Instruction] = []
 
     def _formula(self, write: str, injection: Injection) -> Iterator[str]:
@@ -184,6 +217,8 @@ class _Compiler:
         return list(order.values())
 
     def program(self) -> _Program:
+        for argument in self._body.arguments:
+            self._observe(argument)
         pending: list[Node] = []
         calling = {frame.node for frame in self._nest.calls}
         for node in self._ordered():
@@ -195,21 +230,32 @@ class _Compiler:
             injection = self._nest.here.get(node.name)
             if not (overridden or injection or node.name in calling):
                 pending.append(node)
+                if node.name in self._watched:
+                    self._part(pending)
+                    pending = []
+                    self._observe(node.name)
                 continue
             self._part(pending)
             pending = []
             if node.name in calling:
                 self._instructions.append(self._call(node))
+                self._observe(node.name)
                 continue
             for position, each in overridden.items():
                 self._instructions.append(self._override(node, position, each))
             if injection is not None and injection.where is Where.BEFORE:
                 self._instructions.append(self._decay(node, injection))
             self._part([node], overridden)
+            self._observe(node.name)
             if injection is not None and injection.where is Where.AFTER:
                 self._instructions.append(self._decay(node, injection))
         self._part(pending)
         return _Program(self._body.arguments, tuple(self._instructions), self._results)
+
+    def _observe(self, node: str) -> None:
+        """Shows the reference what is watched of a node or an argument."""
+        for watched in self._watched.get(node, ()):
+            self._instructions.append(lambda values, watched=watched: self._reference.observe(watched, values))
 
     def _part(self, nodes: Sequence[Node], overridden: Iterable[int] = ()) -> None:
         """Runs some nodes as a function of their own; inputs at the positions overridden come from elsewhere."""

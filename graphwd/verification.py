@@ -1,0 +1,137 @@
+"""What a verification says: of every variable and output, what it was held against, and whether it is right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from graphwd.errors import VerifyError
+
+
+class Verdict(Enum):
+    """What a verification says of a variable or an output."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNSEEN = "too small to see"  # it is right, but would be without decay as well
+
+
+class Kind(Enum):
+    """What a variable or an output was held against."""
+
+    WHOLE = "the whole step"  # the original, run as a whole: nothing is taken from the plan but a learning rate
+    PLAN = "the plan's places only"  # the original, run in pieces with a decay wherever the plan has one
+
+
+class RateCheck(Enum):
+    """What is known of the learning rate that a decay is multiplied by."""
+
+    PROBED = "probed"  # doubled, it doubles the update
+    PLAN = "taken from the plan"
+    REFUTED = "no factor of the update"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a verification found for one variable or output.
+
+    Attributes:
+        name: the variable, or ``output 0``, ``output 1``, ...
+        decayed: whether the policy decays it.
+        error: the largest difference between the rewritten step and what it must be, in units in the last place.
+        decay: the largest difference that the decay made, in the same units.
+        verdict: what that says.
+        kind: what it was held against.
+        learning_rate: where the decay is multiplied by the learning rate, what is known of that.
+        reason: what else is wrong with it, for a message.
+        function: the trace or the function that it was found in, where several were verified.
+    """
+
+    name: str
+    decayed: bool
+    error: float
+    decay: float
+    verdict: Verdict
+    kind: Kind = Kind.PLAN
+    learning_rate: RateCheck | None = None
+    reason: str = ""
+    function: str = ""
+
+    @property
+    def _problem(self) -> str:
+        where = f" of {self.function}" if self.function else ""
+        if self.reason:
+            return f"'{self.name}'{where}: {self.reason}"
+        if not self.decayed:
+            what = "from what it must be; no rule decays it"
+            return f"'{self.name}'{where} is {self.error:.4g} units in the last place {what}"
+        return (
+            f"'{self.name}'{where} is {self.error:.4g} units in the last place from what the policy says, "
+            f"where its decay is {self.decay:.4g}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a verification found.
+
+    Attributes:
+        variables: every variable of the step, slot variables included; of several traces those of each.
+        races: injected nodes that may run in the wrong order on another run.
+        runs: how many steps were run, of each trace.
+        outputs: every tensor that the step returns, but those that differ from run to run of the original.
+    """
+
+    variables: tuple[Checked, ...]
+    races: tuple[str, ...]
+    runs: int
+    outputs: tuple[Checked, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.races and all(each.verdict is not Verdict.WRONG for each in (*self.variables, *self.outputs))
+
+    @property
+    def largest_error(self) -> float:
+        """The largest error of any variable or output, in units in the last place."""
+        return max((each.error for each in (*self.variables, *self.outputs)), default=0.0)
+
+    def check(self) -> None:
+        """Refuses what is wrong.
+
+        Raises:
+            VerifyError: a variable or an output is not what it must be, or injected nodes race.
+        """
+        wrong = [each for each in (*self.variables, *self.outputs) if each.verdict is Verdict.WRONG]
+        if wrong or self.races:
+            raise VerifyError("\n".join([*(each._problem for each in wrong), *self.races]))
+
+    def __str__(self) -> str:
+        """The findings as a table."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        every = (*self.variables, *self.outputs)
+        named = any(each.function for each in every)
+        rates = any(each.learning_rate for each in every)
+        columns = [*(["in"] if named else []), "variable", "decay (ulp)", "error (ulp)", "verdict", "held against"]
+        for column in (*columns, *(["learning rate"] if rates else [])):
+            table.add_column(column, overflow="fold")
+        for each in every:
+            decay = f"{each.decay:.4g}" if each.decayed else "-"
+            row = [each.name, decay, f"{each.error:.4g}", each.verdict.value, each.kind.value]
+            rate = each.learning_rate.value if each.learning_rate else "-"
+            table.add_row(*([each.function] if named else []), *row, *([rate] if rates else []))
+        console = Console(width=10_000, color_system=None, force_terminal=False)
+        with console.capture() as capture:
+            console.print(table)
+        lines = [line.rstrip() for line in capture.get().splitlines() if line.strip()]
+        return "\n".join([*lines, self._summary, *(f"race: {race}" for race in self.races)])
+
+    @property
+    def _summary(self) -> str:
+        verdict = "right" if self.ok else "WRONG"
+        return f"{verdict} in {self.runs} runs; largest error {self.largest_error:.4g} ulp"
