@@ -6,6 +6,7 @@ callers differ, and the result is checked (`rewrite_check`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,14 @@ from graphwd.sites import Frame, Site
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+
+RECORD_VERSION = 1
+"""The version of the record in an injected read; those of graphwd 0.1 have none and read as 1.
+
+A key more does not change it: readers leave alone what they do not know. It counts up where a reader that does not know
+of the change would take a decay out wrongly.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,7 @@ def _splice(function: FunctionDef, layout: Layout, injections: Mapping[str, Inje
             case Where.GRADIENT:
                 decay = new.in_gradient(nodes)
         record = {
+            "version": RECORD_VERSION,
             "write": name,
             "decay": decay,
             "where": injection.where.value,
@@ -232,16 +242,29 @@ def decay_of(node: NodeDef) -> dict[str, Any]:
     """The record of the decay that an injected read belongs to.
 
     Raises:
-        RewriteError: the record is damaged.
+        RewriteError: the record is damaged, or of a later version.
     """
-    try:
-        record = json.loads(node.attr[RECORD].s)
-        found = {key: record[key] for key in _RECORD_TYPES}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        found = {}
+    found: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, RecursionError):
+        found = _read_record(json.loads(node.attr[RECORD].s), node.name)
     if not found or not all(isinstance(value, _RECORD_TYPES[key]) for key, value in found.items()):
         raise RewriteError(f"'{node.name}' holds a damaged record of a decay")
     return found
+
+
+def _read_record(record: object, node: str) -> dict[str, Any]:
+    """What is known of a record; nothing where it is none."""
+    if not isinstance(record, dict):
+        return {}
+    version = record.get("version", 1)
+    if type(version) is int and version > RECORD_VERSION:
+        raise RewriteError(
+            f"'{node}' was written by a newer graphwd: its record of a decay has version {version}, and this one reads "
+            f"versions up to {RECORD_VERSION}; install the newer one"
+        )
+    if type(version) is not int or version < 1 or not _RECORD_TYPES.keys() <= record.keys():
+        return {}
+    return {key: record[key] for key in _RECORD_TYPES}
 
 
 _RECORD_TYPES: Mapping[str, tuple[type, ...]] = {

@@ -5,7 +5,9 @@ Reading a policy is pure: it executes nothing and imports no TensorFlow.
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -165,6 +167,10 @@ class Policy:
         return next((rule for rule in self.rules if rule.selectors.match(subject)), None)
 
 
+_MOST_BYTES = 16 * 2**20
+"""A policy of a thousand rules has a hundredth of that."""
+
+
 def load_policy(path: str | os.PathLike[str]) -> Policy:
     """Reads and validates a policy file.
 
@@ -180,19 +186,33 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     source = os.fspath(path)
     if not source.endswith((".yaml", ".yml", ".cfg")):
         raise PolicyError(f"{source}: not a policy file; its name must end in .yaml, .yml or .cfg")
-    try:
-        with open(source, encoding="utf-8") as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise PolicyError(f"{source}: not UTF-8 at byte {error.start}; save the file as UTF-8 text") from None
-    except OSError as error:
-        raise PolicyError(f"{source}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # a NUL in the name
-        raise PolicyError(f"{source!r}: cannot be read: {error}") from None
+    text = _read(source)
     if source.endswith(".cfg"):
         document, notes = read_layer_parameters(text, source)
         return _policy(document, source, notes)
     return _policy(read_yaml(text, source), source)
+
+
+def _read(source: str) -> str:
+    """The text of a policy file."""
+    try:
+        mode = os.stat(source).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # which may never end, or never begin
+            raise PolicyError(f"{source}: is a pipe or a device; save the policy as a file")
+        with open(source, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise PolicyError(f"{source}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the name
+        raise PolicyError(f"{source!r}: cannot be read: {error}") from None
+    if len(content) > _MOST_BYTES:
+        raise PolicyError(
+            f"{source}: is larger than {_MOST_BYTES // 2**20} MiB, which no policy is; name the policy file"
+        )
+    try:
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{source}: not UTF-8 at byte {error.start}; save the file as UTF-8 text") from None
 
 
 PolicyLike = Policy | str | os.PathLike[str] | Mapping[str, object]

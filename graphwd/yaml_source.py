@@ -11,8 +11,12 @@ import yaml
 
 from graphwd.errors import PolicyError
 
-# YAML 1.1, which PyYAML implements, reads 5e-4 as a string because it has no dot; YAML 1.2 reads a number.
-_YAML_1_2_FLOAT = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?")
+# The scalars of YAML 1.2 (its core schema). PyYAML implements YAML 1.1, which reads 5e-4 as text for want of a dot,
+# 1:30 as 90, 010 as 8 and `no` as false.
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_INT = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+")
+_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+_OCTAL = re.compile(r"[-+]?0[0-9]+|0o[0-7]+")
 
 _MAX_DEPTH = 6
 """A policy is four levels deep; more is a mistake, or meant to exhaust memory."""
@@ -120,6 +124,10 @@ def _located(value: object, where: str, separator: str, depth: int) -> Located:
     raise PolicyError(f"{where}: a policy cannot hold a {type(value).__name__}; use text, numbers, lists and mappings")
 
 
+class _TwoReadingsError(ValueError):
+    """A scalar that the versions of YAML read differently, so that nobody can tell what was meant."""
+
+
 class _Converter:
     """Turns PyYAML's node tree into `Located` values; each node once, however many aliases name it."""
 
@@ -150,7 +158,11 @@ class _Converter:
         assert isinstance(node, yaml.ScalarNode)
         try:
             return _scalar(self._loader, node)
-        except (ValueError, IndexError, OverflowError):  # what PyYAML's constructors raise for a wrong explicit tag
+        except _TwoReadingsError as error:
+            raise PolicyError(
+                f"{where}: {_shorten(node.value)} is {error}, or put it in quotes if it is text"
+            ) from None
+        except ValueError:  # a wrong explicit tag, or more digits than Python reads
             kind = node.tag.rpartition(":")[2]
             raise PolicyError(f"{where}: {_shorten(node.value)!r} is not of type {kind}") from None
 
@@ -170,22 +182,44 @@ class _Converter:
 
 
 def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Scalar:
-    implicit = _implicit_tag(loader, node.value) == node.tag
-    if node.style is None and implicit and node.tag.endswith(":str") and _YAML_1_2_FLOAT.fullmatch(node.value):
-        return float(node.value)
-    match node.tag.rpartition(":")[2]:
-        case "null":
-            return None
-        case "bool":
-            if node.value.lower() not in loader.bool_values:
-                raise ValueError(node.value)
-            return bool(loader.construct_yaml_bool(node))
-        case "int":
-            return int(loader.construct_yaml_int(node))
-        case "float":
-            return float(loader.construct_yaml_float(node))
-        case _:  # Text, and what YAML 1.1 takes for dates: a policy has none, so they stay the text they were.
-            return str(node.value)
+    """The value of a scalar.
+
+    Raises:
+        ValueError: it is not of the type of its tag; _TwoReadingsError: YAML 1.1 and 1.2 read it differently.
+    """
+    text, kind = str(node.value), node.tag.rpartition(":")[2]
+    if node.style is None and _implicit_tag(loader, text) == node.tag:
+        return _plain(text, kind)
+    if kind == "null":
+        return None
+    patterns = {"bool": _BOOL, "int": _INT, "float": _FLOAT}
+    if kind not in patterns:
+        return text
+    if not patterns[kind].fullmatch(text) or _OCTAL.fullmatch(text):
+        raise ValueError(text)
+    return text.lower() == "true" if kind == "bool" else _number(text, kind)
+
+
+def _plain(text: str, kind: str) -> Scalar:
+    """A scalar without quotes or tag, given its type in YAML 1.1."""
+    if _OCTAL.fullmatch(text):
+        raise _TwoReadingsError("an octal number to some readers of YAML, not to others; write it in decimal")
+    if _FLOAT.fullmatch(text) or _INT.fullmatch(text):
+        return _number(text, "int" if _INT.fullmatch(text) else "float")
+    if _BOOL.fullmatch(text):
+        return text.lower() == "true"
+    if kind in ("int", "float"):  # with colons, to the base of 60; with underscores; 0b101
+        raise _TwoReadingsError("a number to YAML 1.1 and text to YAML 1.2; write it in decimal")
+    if kind == "bool":
+        raise _TwoReadingsError("true or false to YAML 1.1 and text to YAML 1.2; write true or false")
+    # What YAML 1.1 takes for dates stays the text it was: a policy has none.
+    return None if kind == "null" else text
+
+
+def _number(text: str, kind: str) -> int | float:
+    if kind == "int":
+        return int(text, 16) if text.startswith("0x") else int(text)
+    return float(text.replace(".", "") if text.lower().lstrip("+-") in (".inf", ".nan") else text)
 
 
 def _implicit_tag(loader: yaml.SafeLoader, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 
 import pytest
@@ -321,6 +322,17 @@ def test_not_utf_8():
 def test_files_that_cannot_be_read(name, message):
     pathlib.Path("folder.yaml").mkdir()
     assert error_of(load_policy, name) == message
+
+
+def test_what_may_never_end_is_not_read():
+    os.mkfifo("pipe.yaml")
+    os.symlink("/dev/zero", "zero.cfg")
+    with open("large.yaml", "wb") as file:
+        file.truncate(2**40)
+    for name in ("pipe.yaml", "zero.cfg"):
+        assert error_of(load_policy, name) == f"{name}: is a pipe or a device; save the policy as a file"
+    message = "large.yaml: is larger than 16 MiB, which no policy is; name the policy file"
+    assert error_of(load_policy, "large.yaml") == message
 
 
 def test_a_path_that_no_file_can_have():

@@ -46,7 +46,26 @@ def error_of(text):
         ("7", 7),
         ("0x10", 16),
         ("true", True),
-        ("no", False),
+        ("TRUE", True),
+        ("False", False),
+        ("'no'", "no"),
+        ("!!str no", "no"),
+        ("y", "y"),
+        ("0", 0),
+        ("-0", 0),
+        ("+7", 7),
+        ("0xfF", 255),
+        ("0.0", 0.0),
+        ("00.5", 0.5),
+        (".Inf", math.inf),
+        ("+.inf", math.inf),
+        ("'010'", "010"),
+        ('"1:30"', "1:30"),
+        ("!!str 1_000", "1_000"),
+        ("1_a", "1_a"),
+        ("a:30", "a:30"),
+        ("2001-01-01 10:00:00", "2001-01-01 10:00:00"),
+        ("=", "="),
         ("~", None),
         ("", None),
         ('"5e-4"', "5e-4"),
@@ -141,6 +160,37 @@ def test_tags_that_name_types_are_refused(tag, name):
 
 @pytest.mark.parametrize("value", ['!!int ""', '!!float ""', '!!float "_"'])
 def test_a_tagged_number_without_digits(value):
+    assert error_of(f"a: 1\nb: {value}\n").startswith("policy.yaml:2: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        ("010", "an octal number to some readers of YAML, not to others; write it in decimal"),
+        ("-010", "an octal number to some readers of YAML, not to others; write it in decimal"),
+        ("09", "an octal number to some readers of YAML, not to others; write it in decimal"),
+        ("0o10", "an octal number to some readers of YAML, not to others; write it in decimal"),
+        ("1:30", "a number to YAML 1.1 and text to YAML 1.2; write it in decimal"),
+        ("1:30.5", "a number to YAML 1.1 and text to YAML 1.2; write it in decimal"),
+        ("1_000", "a number to YAML 1.1 and text to YAML 1.2; write it in decimal"),
+        ("1_0.5", "a number to YAML 1.1 and text to YAML 1.2; write it in decimal"),
+        ("0b101", "a number to YAML 1.1 and text to YAML 1.2; write it in decimal"),
+        ("0x_1f", "a number to YAML 1.1 and text to YAML 1.2; write it in decimal"),
+        ("+0x1f", "a number to YAML 1.1 and text to YAML 1.2; write it in decimal"),
+        ("no", "true or false to YAML 1.1 and text to YAML 1.2; write true or false"),
+        ("YES", "true or false to YAML 1.1 and text to YAML 1.2; write true or false"),
+        ("On", "true or false to YAML 1.1 and text to YAML 1.2; write true or false"),
+        ("off", "true or false to YAML 1.1 and text to YAML 1.2; write true or false"),
+    ],
+)
+def test_what_the_versions_of_yaml_read_differently_is_refused(text, reading):
+    assert error_of(f"a: 1\nb: {text}\n") == f"policy.yaml:2: {text} is {reading}, or put it in quotes if it is text"
+
+
+@pytest.mark.parametrize(
+    "value", ["!!bool yes", "!!int 010", "!!int 1:30", "!!float 1_0.5", "!!int 1_000", "!!float '٣'"]
+)
+def test_a_tag_does_not_bring_yaml_1_1_back(value):
     assert error_of(f"a: 1\nb: {value}\n").startswith("policy.yaml:2: ")
 
 
