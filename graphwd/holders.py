@@ -31,6 +31,9 @@ _OTHERS = frozenset(sys.stdlib_module_names) | {"numpy", "tensorflow", "keras", 
 _BOOKKEEPING = ("_self_", "_trainable_variables", "_trainable_weights", "_non_trainable_", "_obj_reference_counts")
 """Attributes of layers and optimizers that list what others hold; that is no place of a variable."""
 
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, type})
+"""Types of values that hold no variable."""
+
 _MOST = 100_000
 """Elements of a list or dictionary that may be a part of a model."""
 
@@ -82,6 +85,8 @@ class Holders:
         self._owners.update(_owners_anywhere(missing))
 
     def _refer(self, number: int, name: str, value: Any, waiting: deque[int]) -> None:
+        if type(value) in _PLAIN:  # most are
+            return
         value = _unwrapped(value)
         if not _is_part(value):
             return
@@ -129,6 +134,8 @@ def _unwrapped(value: Any) -> Any:
     """A ``tf.function`` as the function that it is of, which has the closure; a wrapped variable as what it wraps."""
     if isinstance(value, tf.Variable):
         return getattr(value, "_variable", value)  # tf_keras wraps the weights of mixed precision
+    if isinstance(value, (list, dict, tuple, set)) or not callable(value):
+        return value  # the next questions are slow
     if isinstance(value, tf.types.experimental.ConcreteFunction):
         return None
     if isinstance(value, tf.types.experimental.PolymorphicFunction):
@@ -141,7 +148,7 @@ def _is_part(value: Any) -> bool:
     if value is None or isinstance(value, (str, bytes, int, float, type, tf.Tensor)):
         return False
     if isinstance(value, (dict, list, tuple, set, frozenset)):
-        return len(value) <= _MOST  # pyright: ignore[reportUnknownArgumentType]
+        return 0 < len(value) <= _MOST  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
         return True
     if isinstance(value, (tf.Variable, tf.__internal__.tracking.Trackable)) or _is_keras_metric(value):

@@ -186,6 +186,7 @@ def test_the_record_has_the_documented_keys(net):
     assert list(record) == ["version", "fuse", "variables", "problems", "notes"]
     assert record["variables"][0] == {
         "name": "net/kernel",
+        "label": "net/kernel",
         "shape": [1, 1],
         "dtype": "float32",
         "path": None,

@@ -24,6 +24,7 @@ HEAD = ["variable", "shape", "dtype", "decay", "rule", "update"]
 def variable(name="net/kernel", **changes):
     return {
         "name": name,
+        "label": name,
         "shape": [3, 2],
         "dtype": "float32",
         "outcome": "decay",
@@ -36,6 +37,11 @@ def variable(name="net/kernel", **changes):
         "updates": [{"op": "AssignSubVariableOp", "at": "If [then_branch] > sub"}],
         **changes,
     }
+
+
+def test_a_variable_goes_by_what_tells_it_apart():
+    row = table_rows(as_table(record(variable(label="net/kernel (path head.kernel)"))))[2]
+    assert row[0] == "net/kernel (path head.kernel)"
 
 
 def record(*variables, problems=(), notes=(), fuse="none"):
@@ -238,6 +244,7 @@ def test_record_of_a_plan_round_trips_with_exactly_these_keys():
         "variables": [
             {
                 "name": "kernel",
+                "label": "kernel",
                 "shape": [3, None],
                 "dtype": "float32",
                 "path": "layers/kernel",
@@ -273,6 +280,7 @@ def test_record_of_a_plan_round_trips_with_exactly_these_keys():
             },
             {
                 "name": "bias",
+                "label": "bias",
                 "shape": None,
                 "dtype": "float32",
                 "path": None,
