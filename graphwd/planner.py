@@ -287,6 +287,9 @@ def _notes(
         ]
         if matches and rule.selectors.any_given and id(rule) not in deciding:
             yield shadowed(rule, matches)
+        listed = rule.selectors.variables
+        if matches and listed is not None and (missing := listed.without({seen.key for seen in subjects})):
+            yield f"{rule.where}: of the variables listed, {_listed(missing)} is no trainable variable of this step"
     yield from _grouped(
         (decision, note)
         for decision in decisions

@@ -5,6 +5,8 @@ Each rule is judged by what training did: a step with a gradient of zero leaves 
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -220,6 +222,36 @@ def test_every_valid_path_selects():
         assert decayed(trainer.step, policy_of(decaying(path=path)), both) == expected, path
     with pytest.raises(graphwd.PlanError, match=r"'path: network\.frist' matches no .*'network\.first'"):
         graphwd.rewrite(trainer.step, policy_of(decaying(path="network.frist")))(tf.constant(0.0))
+
+
+def test_paths_through_slots_and_objects_that_are_called():
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Pair:
+        student: tf.Variable
+        teacher: tf.Variable
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.pair = Pair(*(tf.Variable([2.0], name="w") for _ in range(2)))
+
+        def __call__(self, factor):
+            variables = [self.pair.student, self.pair.teacher]
+            with tf.GradientTape() as tape:
+                loss = factor * tf.add_n(variables)
+            for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+                variable.assign_sub(gradient)
+
+    trainer = Trainer()
+    variables = [trainer.pair.student, trainer.pair.teacher]
+    for step in (trainer, tf.function(trainer)):
+        assert decayed(step, policy_of(decaying(path="pair.teacher")), variables) == [False, True]
+
+
+def test_a_listed_variable_that_the_step_does_not_train_is_noted():
+    variables = [tf.Variable([2.0], name=name) for name in ("first", "second", "third")]
+    plan = graphwd.plan(training(variables[:2]), policy_of(decaying(variables=variables[1:])), tf.constant(0.0))
+    assert plan.notes == ("policy: rules[0]: of the variables listed, 'third' is no trainable variable of this step",)
+    assert [bool(decision.injections) for decision in plan.decisions] == [False, True]
 
 
 def test_sonnet_layers_of_one_name():
