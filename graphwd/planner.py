@@ -155,8 +155,18 @@ def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows 
     try:
         injections = place_decay(rule, writes, flows)
     except RefusedError as reason:
-        return Decision(variable, Outcome.REFUSED, rule, writes), str(reason)
+        return Decision(variable, Outcome.REFUSED, rule, writes), f"{reason}{_namesake_advice(variable)}"
     return Decision(variable, Outcome.DECAY, rule, writes, injections), ""
+
+
+def _namesake_advice(variable: Variable) -> str:
+    """How a rule can mean a variable and not those that share its name; nothing where none does."""
+    if not variable.label:
+        return ""
+    ways = ["'path: PATH'"] if variable.path is not None else []
+    ways += ["'variables: [...]' in a policy made in Python"] if variable.key is not None else []
+    alone = f"; a rule can select it alone by {' or '.join(ways)}" if ways else ""
+    return f"\n  (it shares its name with others, for which a rule by 'name' decides, too{alone})"
 
 
 def _record(decision: Decision) -> dict[str, Any]:

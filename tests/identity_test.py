@@ -184,6 +184,10 @@ def test_rows_and_messages_tell_variables_of_one_name_apart():
         graphwd.rewrite(step, policy)(tf.constant(0.0))
     assert f"'{average_name}'" in str(refused.value)
     assert network_name not in str(refused.value)
+    assert (
+        "(it shares its name with others, for which a rule by 'name' decides, too; a rule can select it alone by "
+        "'path: PATH' or 'variables: [...]' in a policy made in Python)"
+    ) in str(refused.value)
     assert kernel_of(network).path == kernel_of(network).value.name.removesuffix(":0")
 
 
