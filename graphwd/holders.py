@@ -175,7 +175,7 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    if _is_keras_model(value):
+    if is_keras_model(value):
         yield "layers", value.layers  # of a Sequential without the input, which is among its `_layers`
     slots = [name for name in dict.fromkeys(_slots(type(value))) if hasattr(value, name)]
     for name, child in (*getattr(value, "__dict__", {}).items(), *((name, getattr(value, name)) for name in slots)):
@@ -254,7 +254,8 @@ def _is_keras_metric(value: Any) -> bool:
     return isinstance(kind, type) and isinstance(value, kind)
 
 
-def _is_keras_model(value: Any) -> bool:
+def is_keras_model(value: Any) -> bool:
+    """Whether it is a model of Keras 3 or tf_keras; neither is imported to find out."""
     kinds = [getattr(sys.modules.get(library), "Model", None) for library in ("keras", "tf_keras")]
     return any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
 

@@ -350,3 +350,16 @@ def test_a_model_in_a_file_has_paths_and_no_identities(tmp_path):
     start = [v.numpy() for v, _ in pairs]
     loaded.step(tf.constant(0.0))
     assert [_is_decayed(v.numpy(), then) for (v, _), then in zip(pairs, start, strict=True)] == [e for _, e in pairs]
+
+
+@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
+def test_a_model_is_taken_for_no_step(library):
+    model = library.Sequential([library.layers.Input((3,)), library.layers.Dense(3)])
+    for take in (
+        lambda: graphwd.rewrite(model, policy_of()),
+        lambda: graphwd.with_weight_decay(policy_of())(model),
+        lambda: graphwd.rewrite(tf.function(model), policy_of()),
+        lambda: graphwd.plan(model, policy_of(), ZEROS),
+    ):
+        with pytest.raises(graphwd.StepError, match=r"a Keras model is no training step: graphwd\.keras\.attach"):
+            take()
