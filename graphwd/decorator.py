@@ -14,7 +14,7 @@ from graphwd.emit_function import per_instance
 from graphwd.errors import StepError
 from graphwd.pipeline import emit_rewritten, rewrite_concrete
 from graphwd.policy import Policy, PolicyLike, as_policy
-from graphwd.read_function import is_concrete, is_polymorphic, remember
+from graphwd.read_function import is_concrete, is_polymorphic, refuse_no_step, remember
 
 
 def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]:
@@ -54,8 +54,7 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
             raise StepError("with_weight_decay takes a function; use graphwd.rewrite for a ConcreteFunction")
         if isinstance(step, (classmethod, staticmethod)):
             raise StepError(f"with_weight_decay goes below @{type(step).__name__}, not above it")
-        if not callable(step):
-            raise StepError(f"a training step must be a function, got a {type(step).__name__}")
+        refuse_no_step(step)
         return _decayed(step if is_polymorphic(step) else tf.function(step), loaded)
 
     return decorate

@@ -126,6 +126,8 @@ def roots_of(step: Any) -> list[tuple[str, Any]]:
     instance, innermost = _instance(step), step
     while (wrapped := getattr(innermost, "__wrapped__", None)) is not None:
         innermost = wrapped
+    if instance is None and not isinstance(innermost, (types.FunctionType, functools.partial)):
+        instance = innermost  # an object that can be called
     named = [*_of_function(innermost), *(_of_function(step) if innermost is not step else ())]
     return named if instance is None else [("", instance), *named]
 
@@ -153,7 +155,8 @@ def _is_part(value: Any) -> bool:
         return True
     if isinstance(value, (tf.Variable, tf.__internal__.tracking.Trackable)) or _is_keras_metric(value):
         return True
-    return hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _OTHERS
+    has_attributes = hasattr(value, "__dict__") or hasattr(type(value), "__slots__")
+    return has_attributes and type(value).__module__.partition(".")[0] not in _OTHERS
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
@@ -172,13 +175,21 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    if _is_keras_model(value):
+    if is_keras_model(value):
         yield "layers", value.layers  # of a Sequential without the input, which is among its `_layers`
-    for name, child in list(getattr(value, "__dict__", {}).items()):
+    slots = [name for name in dict.fromkeys(_slots(type(value))) if hasattr(value, name)]
+    for name, child in (*getattr(value, "__dict__", {}).items(), *((name, getattr(value, name)) for name in slots)):
         public = name.lstrip("_")
         if public != name and public != "layers" and isinstance(getattr(type(value), public, None), property):
             yield public, child  # Keras keeps what is called `kernel` in `_kernel`
         yield name, child
+
+
+def _slots(kind: type) -> Iterator[str]:
+    """The names that a class has slots for."""
+    for each in kind.__mro__:
+        slots = vars(each).get("__slots__", ())
+        yield from (slots,) if isinstance(slots, str) else slots
 
 
 def _of_function(function: Any) -> Iterator[tuple[str, Any]]:
@@ -243,7 +254,8 @@ def _is_keras_metric(value: Any) -> bool:
     return isinstance(kind, type) and isinstance(value, kind)
 
 
-def _is_keras_model(value: Any) -> bool:
+def is_keras_model(value: Any) -> bool:
+    """Whether it is a model of Keras 3 or tf_keras; neither is imported to find out."""
     kinds = [getattr(sys.modules.get(library), "Model", None) for library in ("keras", "tf_keras")]
     return any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
 

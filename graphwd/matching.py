@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,16 +69,30 @@ class Listed:
     def __init__(self, variables: Sequence[Any]) -> None:
         """Keeps the variables, so that their identities stay theirs."""
         self._variables = tuple(variables)
+        self._known: list[frozenset[int]] = []
 
-    def identities(self) -> frozenset[int]:
-        """The identities of their handles; read anew, for Keras may make a variable later."""
-        return frozenset(id(handle) for variable in self._variables for handle in _handles(variable))
+    def holds(self, key: int | None) -> bool:
+        """Whether an identity is that of a handle of one of them."""
+        return any(key in identities for identities in self._identities())
+
+    def without(self, keys: Collection[int | None]) -> list[str]:
+        """The names of those of which no handle has one of some identities."""
+        pairs = zip(self._variables, self._identities(), strict=True)
+        return [_shown(variable) for variable, identities in pairs if not identities & set(keys)]
+
+    def _identities(self) -> list[frozenset[int]]:
+        """For each of them, the identities of its handles; read anew until Keras has made them all."""
+        if not self._known or not all(self._known):
+            self._known = [frozenset(map(id, _handles(variable))) for variable in self._variables]
+        return self._known
 
     def __str__(self) -> str:
         """Their names."""
-        return ", ".join(
-            getattr(variable, "path", None) or variable.name.removesuffix(":0") for variable in self._variables
-        )
+        return ", ".join(map(_shown, self._variables))
+
+
+def _shown(variable: Any) -> str:
+    return str(getattr(variable, "path", None) or variable.name.removesuffix(":0"))
 
 
 def is_variable(value: object) -> bool:
@@ -146,7 +160,7 @@ class Selectors:
             and (self.rank is None or self.rank.match(subject.rank))
             and (self.dtype is None or self.dtype == subject.dtype)
             and (self.used_by is None or bool(self.used_by & subject.used_by))
-            and (self.variables is None or subject.key in self.variables.identities())
+            and (self.variables is None or self.variables.holds(subject.key))
         )
 
     def __str__(self) -> str:

@@ -9,13 +9,20 @@ from typing import Any
 import tensorflow as tf
 
 from graphwd.emit_function import Emitted
-from graphwd.errors import StepError
 from graphwd.garbage import collection_paused
 from graphwd.graph import Graph
 from graphwd.inject import Rewritten, inject, refuse_rewritten
 from graphwd.planner import Plan, make_plan
 from graphwd.policy import Policy, PolicyLike, as_policy
-from graphwd.read_function import ConcreteFunction, is_concrete, is_polymorphic, read, trace, undecorated
+from graphwd.read_function import (
+    ConcreteFunction,
+    is_concrete,
+    is_polymorphic,
+    read,
+    refuse_no_step,
+    trace,
+    undecorated,
+)
 from graphwd.updates import find_updates
 
 _LOG = logging.getLogger("graphwd")
@@ -110,8 +117,7 @@ def concrete(step: Any, *args: Any, **kwargs: Any) -> ConcreteFunction:
     """
     if is_concrete(step):
         return step
-    if not callable(step):
-        raise StepError(f"a training step must be a function, got a {type(step).__name__}")
+    refuse_no_step(step)
     return trace(step if is_polymorphic(step) else tf.function(step), args, kwargs)
 
 

@@ -157,8 +157,18 @@ def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows 
     try:
         injections = place_decay(rule, writes, flows)
     except RefusedError as reason:
-        return Decision(variable, Outcome.REFUSED, rule, writes), str(reason)
+        return Decision(variable, Outcome.REFUSED, rule, writes), f"{reason}{_namesake_advice(variable)}"
     return Decision(variable, Outcome.DECAY, rule, writes, injections), ""
+
+
+def _namesake_advice(variable: Variable) -> str:
+    """How a rule can mean a variable and not those that share its name; nothing where none does."""
+    if not variable.label:
+        return ""
+    ways = ["'path: PATH'"] if variable.path is not None else []
+    ways += ["'variables: [...]' in a policy made in Python"] if variable.key is not None else []
+    alone = f"; a rule can select it alone by {' or '.join(ways)}" if ways else ""
+    return f"\n  (it shares its name with others, for which a rule by 'name' decides, too{alone})"
 
 
 def _record(decision: Decision) -> dict[str, Any]:
@@ -289,6 +299,9 @@ def _notes(
         ]
         if matches and rule.selectors.any_given and id(rule) not in deciding:
             yield shadowed(rule, matches)
+        listed = rule.selectors.variables
+        if matches and listed is not None and (missing := listed.without({seen.key for seen in subjects})):
+            yield f"{rule.where}: of the variables listed, {_listed(missing)} is no trainable variable of this step"
     yield from _grouped(
         (decision, note)
         for decision in decisions

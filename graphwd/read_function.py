@@ -28,7 +28,7 @@ from tensorflow.python.ops import resource_variable_ops
 
 from graphwd.errors import GraphwdError, StepError
 from graphwd.graph import Graph, Variable, differentiable, labels
-from graphwd.holders import Holders, roots_of
+from graphwd.holders import Holders, is_keras_model, roots_of
 
 ConcreteFunction = concrete_function.ConcreteFunction
 
@@ -36,6 +36,24 @@ ConcreteFunction = concrete_function.ConcreteFunction
 def is_concrete(step: object) -> bool:
     """Whether a step is traced already."""
     return isinstance(step, ConcreteFunction)
+
+
+def refuse_no_step(step: Any) -> None:
+    """Refuses what is no function that trains.
+
+    Args:
+        step: what was given as a training step.
+
+    Raises:
+        StepError: it cannot be called, or is a model.
+    """
+    if is_keras_model(step) or is_keras_model(getattr(step, "python_function", None)):
+        raise StepError(
+            "a Keras model is no training step: graphwd.keras.attach(model, policy) gives its fit weight decay; for a "
+            "loop of your own give the function that updates the weights"
+        )
+    if not callable(step):
+        raise StepError(f"a training step must be a function, got a {type(step).__name__}")
 
 
 def is_polymorphic(step: object) -> bool:

@@ -5,6 +5,8 @@ Each rule is judged by what training did: a step with a gradient of zero leaves 
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -182,6 +184,10 @@ def test_rows_and_messages_tell_variables_of_one_name_apart():
         graphwd.rewrite(step, policy)(tf.constant(0.0))
     assert f"'{average_name}'" in str(refused.value)
     assert network_name not in str(refused.value)
+    assert (
+        "(it shares its name with others, for which a rule by 'name' decides, too; a rule can select it alone by "
+        "'path: PATH' or 'variables: [...]' in a policy made in Python)"
+    ) in str(refused.value)
     assert kernel_of(network).path == kernel_of(network).value.name.removesuffix(":0")
 
 
@@ -220,6 +226,36 @@ def test_every_valid_path_selects():
         assert decayed(trainer.step, policy_of(decaying(path=path)), both) == expected, path
     with pytest.raises(graphwd.PlanError, match=r"'path: network\.frist' matches no .*'network\.first'"):
         graphwd.rewrite(trainer.step, policy_of(decaying(path="network.frist")))(tf.constant(0.0))
+
+
+def test_paths_through_slots_and_objects_that_are_called():
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Pair:
+        student: tf.Variable
+        teacher: tf.Variable
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.pair = Pair(*(tf.Variable([2.0], name="w") for _ in range(2)))
+
+        def __call__(self, factor):
+            variables = [self.pair.student, self.pair.teacher]
+            with tf.GradientTape() as tape:
+                loss = factor * tf.add_n(variables)
+            for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+                variable.assign_sub(gradient)
+
+    trainer = Trainer()
+    variables = [trainer.pair.student, trainer.pair.teacher]
+    for step in (trainer, tf.function(trainer)):
+        assert decayed(step, policy_of(decaying(path="pair.teacher")), variables) == [False, True]
+
+
+def test_a_listed_variable_that_the_step_does_not_train_is_noted():
+    variables = [tf.Variable([2.0], name=name) for name in ("first", "second", "third")]
+    plan = graphwd.plan(training(variables[:2]), policy_of(decaying(variables=variables[1:])), tf.constant(0.0))
+    assert plan.notes == ("policy: rules[0]: of the variables listed, 'third' is no trainable variable of this step",)
+    assert [bool(decision.injections) for decision in plan.decisions] == [False, True]
 
 
 def test_sonnet_layers_of_one_name():
@@ -314,3 +350,16 @@ def test_a_model_in_a_file_has_paths_and_no_identities(tmp_path):
     start = [v.numpy() for v, _ in pairs]
     loaded.step(tf.constant(0.0))
     assert [_is_decayed(v.numpy(), then) for (v, _), then in zip(pairs, start, strict=True)] == [e for _, e in pairs]
+
+
+@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
+def test_a_model_is_taken_for_no_step(library):
+    model = library.Sequential([library.layers.Input((3,)), library.layers.Dense(3)])
+    for take in (
+        lambda: graphwd.rewrite(model, policy_of()),
+        lambda: graphwd.with_weight_decay(policy_of())(model),
+        lambda: graphwd.rewrite(tf.function(model), policy_of()),
+        lambda: graphwd.plan(model, policy_of(), ZEROS),
+    ):
+        with pytest.raises(graphwd.StepError, match=r"a Keras model is no training step: graphwd\.keras\.attach"):
+            take()

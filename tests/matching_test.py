@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from graphwd.matching import RANK_COMPARISONS, Rank, Selectors, Subject
+from graphwd.matching import RANK_COMPARISONS, Listed, Rank, Selectors, Subject
 
-KERNEL = Subject("net/conv32/kernel", 4, "float32", "layers/0/kernel", frozenset({"Conv2D", "MatMul"}))
+
+class Held:
+    """All of a variable that is asked for its identity."""
+
+    def __init__(self, name):
+        self.name, self.handle = name, object()
+
+
+FIRST, HELD = Held("first:0"), Held("held:0")
+KERNEL = Subject(
+    "net/conv32/kernel", 4, "float32", "layers/0/kernel", frozenset({"Conv2D", "MatMul"}), key=id(HELD.handle)
+)
 UNKNOWN = Subject("w", None, "float32")
 
 
@@ -30,6 +41,9 @@ UNKNOWN = Subject("w", None, "float32")
         ({"path": "layers/*"}, True),
         ({"path": "layers"}, False),
         ({"path": "net/conv32/kernel"}, False),
+        ({"variables": Listed([FIRST, HELD])}, True),
+        ({"variables": Listed([FIRST])}, False),
+        ({"variables": Listed([HELD]), "regex": "bias"}, False),
         ({"rank": Rank(">=", 2)}, True),
         ({"rank": Rank("==", 2)}, False),
         ({"dtype": "float32"}, True),
@@ -47,7 +61,13 @@ def test_match(selectors, matches):
 
 @pytest.mark.parametrize(
     "selectors",
-    [{"path": "*"}, {"rank": Rank(">=", 0)}, {"rank": Rank("!=", 9)}, {"used_by": frozenset({"MatMul"})}],
+    [
+        {"path": "*"},
+        {"variables": Listed([HELD])},
+        {"rank": Rank(">=", 0)},
+        {"rank": Rank("!=", 9)},
+        {"used_by": frozenset({"MatMul"})},
+    ],
 )
 def test_what_is_not_known_matches_no_condition(selectors):
     assert not Selectors(**selectors).match(UNKNOWN)
@@ -78,6 +98,7 @@ def test_rank_comparisons():
         ({}, "every variable"),
         ({"name": "*/bias"}, "name: */bias"),
         ({"rank": Rank("==", 0)}, "rank: ==0"),
+        ({"variables": Listed([FIRST, HELD])}, "variables: first, held"),
         (
             {
                 "name": "a",
@@ -94,3 +115,10 @@ def test_rank_comparisons():
 def test_text(selectors, text):
     assert str(Selectors(**selectors)) == text
     assert Selectors(**selectors).any_given is bool(selectors)
+
+
+def test_listed_variables_that_are_not_there():
+    listed = Listed([FIRST, HELD])
+    assert listed.without({id(HELD.handle), None}) == ["first"]
+    assert listed.without(set()) == ["first", "held"]
+    assert not listed.holds(None)
