@@ -166,9 +166,14 @@ class SideBySide:
             if name in self._graph.handles and id(tensor) in by_handle
         }
         self._accounts = self._open(policy)
-        self._rates = Rates(
-            step, self._graph, (each for each in self._decided.injections if each.learning_rate is not None)
-        )
+        scaled = {each.variable.id: each.rule for each in self._accounts if each.scaled and each.variable and each.rule}
+        injections = [each for each in self._decided.injections if each.variable.id in scaled]
+        # Where the learning rate is a constant, the plan has multiplied it out.
+        constant = {each.variable.id for each in injections if each.learning_rate is None}
+        numbers = {(each.variable.id, each.rate) for each in injections if each.variable.id in constant}
+        several = {i for i, rate in numbers if any(i == j and rate != other for j, other in numbers)}
+        self._numbers = {i: rate / scaled[i].weight_decay for i, rate in numbers if i not in several}
+        self._rates = Rates(step, self._graph, injections, self._numbers)
         self._outputs: list[_Account | None] = []
         self._replayed: Reference | None = None
 
@@ -253,7 +258,7 @@ class SideBySide:
             if moving is None or number == 1 or self._moves(state, plain):
                 moving = state, call
             state = plain
-        if self._rates and moving is not None:
+        if moving is not None:
             self._probe(*moving)
         return found
 
@@ -280,6 +285,7 @@ class SideBySide:
         actual, outputs = self._after(
             self._theirs, run.state, lambda: _leaves(self._rewritten(*run.call.args, **run.call.kwargs)), "rewritten"
         )
+        run.rates.update(self._numbers)
         if self._rates:
             self._after(self._mine, run.state, lambda: run.rates.update(self._rates.run(run.call.flat)))
         for place, account in enumerate(self._accounts):
@@ -372,7 +378,7 @@ class SideBySide:
             if account.variable is not None and not account.variable.trainable
         ]
         run = lambda state, step: self._after(self._mine, state, step)[0]  # noqa: E731
-        found = self._rates.probe(call.flat, run, state, self._places, slots)
+        found = self._rates.probe(call.flat, run, state, self._places, slots) if self._rates else {}
         for account in self._accounts:
             if not account.scaled or account.missing:
                 continue
@@ -386,11 +392,7 @@ class SideBySide:
             named = account.rule.learning_rate is not None
             if is_factor is False and account.certain and writing.adds and not named:
                 account.learning_rate = RateCheck.REFUTED
-                name = next(
-                    i.learning_rate.name
-                    for i in self._decided.injections
-                    if i.learning_rate and i.variable == account.variable
-                )
+                name = self._rates.name(account.variable.id)
                 account.reason = (
                     f"its decay is multiplied by '{name}', which is not its learning rate: doubled, it does not double "
                     "the update"
