@@ -7,7 +7,9 @@ alone: what is an update, a gradient or a slot variable is not asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from graphwd.body import Body, Edge, Node
@@ -17,7 +19,11 @@ from graphwd.update_ops import CALL_OPS, METADATA_OPS, READ_OPS, SAME_OPS, WRITE
 _NOT_ADDITIVE = ("Ftrl", "Proximal", "AdagradDA")
 """What the names of the Apply ops have in common that do not add their update to the weight."""
 
-_SUMS = frozenset({"Add", "AddV2", "Sub"})
+_SUMS = {"Add": (1, 1), "AddV2": (1, 1), "AddN": (1, 1), "Sub": (1, -1), "Neg": (-1, -1)}
+"""The signs of the first and of the further terms of ops that add up."""
+
+_PARTS = frozenset({"Mul", "MulNoNan", "RealDiv", "Div", "DivNoNan", "Select", "SelectV2"})
+"""Ops that may keep a part of the weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,21 +182,31 @@ def _by_op(body: Body, node: Node, handles: set[Edge]) -> Writing:
 
 
 def _is_sum(body: Body, edge: Edge, handles: set[Edge]) -> bool:
-    """Whether a tensor is the content of the variable plus or minus something."""
+    """Whether a tensor is the content of the variable, once and whole, plus or minus something."""
     nodes = {node.name: node for node in body.nodes}
+    shares: dict[Edge, float] = {}
 
-    def made(edge: Edge) -> Node | None:
-        node = nodes.get(edge.node)
-        while node is not None and node.op in SAME_OPS:
-            edge = node.inputs[edge.index]
-            node = nodes.get(edge.node)
-        return node
+    def share(edge: Edge) -> float:
+        """How often a tensor has the content as a term: NaN where a product may hold a part of it."""
+        if edge not in shares:
+            shares[edge] = 0.0
+            shares[edge] = _share(nodes.get(edge.node), edge.index, share, handles)
+        return shares[edge]
 
-    total = made(edge)
-    if total is None or total.op not in _SUMS:
-        return False
-    terms = [made(each) for each in total.inputs[: 1 if total.op == "Sub" else 2]]
-    return any(term is not None and term.op == "ReadVariableOp" and term.inputs[0] in handles for term in terms)
+    return share(edge) == 1
+
+
+def _share(node: Node | None, index: int, share: Callable[[Edge], float], handles: set[Edge]) -> float:
+    if node is None or not node.inputs:
+        return 0.0
+    if node.op == "ReadVariableOp":
+        return float(node.inputs[0] in handles)
+    if node.op in SAME_OPS or node.op == "Cast":
+        return share(node.inputs[index])
+    if node.op in _SUMS:
+        signs = itertools.chain((_SUMS[node.op][0],), itertools.repeat(_SUMS[node.op][1]))
+        return sum(sign * share(each) for sign, each in zip(signs, node.inputs, strict=False))
+    return math.nan if node.op in _PARTS and any(share(each) for each in node.inputs) else 0.0
 
 
 def _later(body: Body, names: Iterable[str]) -> set[str]:

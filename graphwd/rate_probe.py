@@ -6,7 +6,7 @@ all that uses it gets it doubled. A velocity that holds the rate, as that of Ker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,26 +49,38 @@ class Source:
 class Rates:
     """The learning rates of a plan: what each is in a run, and whether it is one."""
 
-    def __init__(self, step: ConcreteFunction, graph: Graph, injections: Iterable[Injection]) -> None:
+    def __init__(
+        self,
+        step: ConcreteFunction,
+        graph: Graph,
+        injections: Iterable[Injection],
+        numbers: Mapping[int, float],
+    ) -> None:
         """Finds where each comes from.
 
         Args:
             step: the original.
             graph: its view.
-            injections: those of the plan.
+            injections: those of the plan whose decay is multiplied by a learning rate.
+            numbers: by the number of a decayed variable its learning rate, where the plan has a constant.
         """
         self._graph = graph
         self._names: dict[int, str] = {}
         self._places: dict[int, list[tuple[Path, str]]] = {}  # by the number of the variable that is decayed
+        self._guesses: dict[int, set[tuple[Path, str]]] = {}  # constants of that value
         for injection in injections:
+            i = injection.variable.id
+            if injection.learning_rate is None and i in numbers:
+                self._names[i] = f"{numbers[i]:g}"
+                self._guesses.setdefault(i, set()).update(self._constants(injection.site.path, numbers[i]))
             if injection.learning_rate is not None:
                 place = (injection.site.path, injection.learning_rate.tensor)
                 self._places.setdefault(injection.variable.id, []).append(place)
                 self._names[injection.variable.id] = injection.learning_rate.name
         places = {place for each in self._places.values() for place in each}
         self._sources = {place: self._source(*place) for place in places}
-        watched = places.union(*(source.tensors for source in self._sources.values()))
-        self._pieces = Reference(step, (), sorted(watched, key=str)) if places else None
+        watched = places.union(*(source.tensors for source in self._sources.values()), *self._guesses.values())
+        self._pieces = Reference(step, (), sorted(watched, key=str)) if watched else None
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -123,21 +135,30 @@ class Rates:
         assert self._pieces is not None
         pieces = self._pieces
         plain = run(state, lambda: pieces.run(arguments))
-        found: dict[int, bool] = {}
-        for source in dict.fromkeys(self._sources.values()):
+
+        def twice(source: Source) -> list[Array]:
             doubled, factors = self._doubled(source, state, plain, index)
-            once = lambda factors=factors: pieces.run(arguments, factors)  # noqa: E731
-            twice = run(doubled, once)
+            once = lambda: pieces.run(arguments, factors)  # noqa: E731
+            result = run(doubled, once)
             velocities = [i for i in slots if source.variable is None or i != index.get(source.variable)]
-            velocities = [i for i in velocities if _differ(plain[i], twice[i])]
-            if velocities:
-                for i in velocities:
-                    doubled[i] = (2 * state[i]).astype(state[i].dtype)
-                twice = run(doubled, once)
-            for variable, places in self._places.items():
-                if any(self._sources[place] == source for place in places):
-                    i = index[variable]
-                    found |= _is_double(variable, state[i], plain[i], twice[i])
+            velocities = [i for i in velocities if _differ(plain[i], result[i])]
+            for i in velocities:
+                doubled[i] = (2 * state[i]).astype(state[i].dtype)
+            return run(doubled, once) if velocities else result
+
+        results = {source: twice(source) for source in dict.fromkeys(self._sources.values())}
+        guessed = {Source(None, (place,)) for places in self._guesses.values() for place in places}
+        results |= {source: twice(source) for source in guessed - results.keys()}
+        found: dict[int, bool] = {}
+        for variable, places in self._places.items():
+            for source in {self._sources[place] for place in places}:
+                i = index[variable]
+                found |= _is_double(variable, state[i], plain[i], results[source][i])
+        for variable, places in self._guesses.items():
+            i = index[variable]
+            said = [_is_double(variable, state[i], plain[i], results[Source(None, (place,))][i]) for place in places]
+            # It may be any of the constants of that value.
+            found |= {variable: True} if {variable: True} in said else next(iter(said), {})
         return found
 
     def _doubled(
@@ -150,6 +171,14 @@ class Rates:
             return doubled, dict.fromkeys(source.tensors, 2.0)
         doubled[i] = (2 * state[i]).astype(state[i].dtype)
         return doubled, {}
+
+    def _constants(self, path: Path, value: float) -> Iterator[tuple[Path, str]]:
+        """The scalar constants of some value in a body."""
+        for node in self._nodes(path):
+            if node.op == "Const" and not node.attr["value"].tensor.tensor_shape.dim:
+                held = tf.make_ndarray(node.attr["value"].tensor)
+                if held.dtype.kind in "fV" and np.isclose(float(held), value, rtol=1e-6, atol=0):
+                    yield path, f"{node.name}:output:0"
 
     def _source(self, path: Path, edge: str) -> Source:
         path, edge = self._origin(path, edge, casts=True)

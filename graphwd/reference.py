@@ -322,6 +322,7 @@ class _Compiler:
             weight = tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
             which = values[write.proto.input[rows]] if injection.rows and rows is not None else None
             decayed = _decayed(weight, _rate(injection, values), which)
+            values[f"{write.name} decayed"] = decayed  # for what reads it now and is done after the write
             tf.raw_ops.AssignVariableOp(resource=handle, value=decayed)
 
         return instruction
@@ -352,7 +353,9 @@ class _Compiler:
                 values[name] = values[summed]
                 return
             which = values[write.proto.input[rows]] if rows is not None else None
-            decayed = _decayed(weight, _rate(injection, values), which)
+            decayed = values.get(f"{write.name} decayed")
+            if decayed is None:
+                decayed = _decayed(weight, _rate(injection, values), which)
             reader = self._reader(node, position, injection)
             values[name] = tf.gather(decayed, values[reader.proto.input[1]]) if len(reader.inputs) > 1 else decayed
 

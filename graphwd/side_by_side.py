@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from graphwd.averages import find_averages
 from graphwd.errors import VerifyError
 from graphwd.graph import Variable
 from graphwd.measure import ulps
@@ -33,6 +34,10 @@ Array = np.ndarray
 
 _ROUNDING = 1024
 """Units in the last place: what a sum of a few numbers may lose when it cancels; random numbers differ by millions."""
+
+
+_NOTHING = 2.0**-20
+"""A share that is none."""
 
 
 class Settings(NamedTuple):
@@ -166,9 +171,14 @@ class SideBySide:
             if name in self._graph.handles and id(tensor) in by_handle
         }
         self._accounts = self._open(policy)
-        self._rates = Rates(
-            step, self._graph, (each for each in self._decided.injections if each.learning_rate is not None)
-        )
+        scaled = {each.variable.id: each.rule for each in self._accounts if each.scaled and each.variable and each.rule}
+        injections = [each for each in self._decided.injections if each.variable.id in scaled]
+        # Where the learning rate is a constant, the plan has multiplied it out.
+        constant = {each.variable.id for each in injections if each.learning_rate is None}
+        numbers = {(each.variable.id, each.rate) for each in injections if each.variable.id in constant}
+        several = {i for i, rate in numbers if any(i == j and rate != other for j, other in numbers)}
+        self._numbers = {i: rate / scaled[i].weight_decay for i, rate in numbers if i not in several}
+        self._rates = Rates(step, self._graph, injections, self._numbers)
         self._outputs: list[_Account | None] = []
         self._replayed: Reference | None = None
 
@@ -194,9 +204,20 @@ class SideBySide:
                 account.rule = rules[variable.id]
                 account.missing = variable.id not in planned
                 account.certain = not reached and _says(account.rule, writing)
+                account.reason = self._other_rows(variable, account.rule, writing)
             else:
                 account.certain = not reached and not account.left
+                if variable.id in planned:
+                    account.reason = "no rule decays it, but the plan does"
         return accounts
+
+    def _other_rows(self, variable: Variable, rule: Rule, writing: Writing) -> str:
+        """What is wrong with the rows that the plan decays, for which rows a step touches only the plan says."""
+        if not writing.once or not is_decoupled(rule):
+            return ""
+        asked = writing.rows and rule.sparse is Sparse.TOUCHED
+        planned = {each.rows for each in self._decided.injections if each.variable.id == variable.id}
+        return "" if planned <= {asked} else "the plan decays other rows of it than its rule says"
 
     def _rules(self, policy: Policy) -> dict[int, Rule]:
         """By the number of each variable the rule that asks for a decay, whatever the plan makes of it."""
@@ -253,9 +274,53 @@ class SideBySide:
             if moving is None or number == 1 or self._moves(state, plain):
                 moving = state, call
             state = plain
-        if self._rates and moving is not None:
+        if moving is not None:
             self._probe(*moving)
+        self._find_averages(state, self._first)
         return found
+
+    def _find_averages(self, state: Sequence[Array], call: Call) -> None:
+        """Finds what is decayed and is an average of another variable; not where a rule says what its update is."""
+        asked = [
+            place
+            for place, account in enumerate(self._accounts)
+            if account.rule is not None and account.rule.update is None and not account.missing
+        ]
+        shapes = [value.shape for value in state]
+        if not any(shapes.count(shapes[place]) > 1 for place in asked):
+            return
+        made: list[tuple[Sequence[Array], Sequence[Array]]] = []
+        for _ in range(2):
+            moved = [
+                self._moved(value) if variable.trainable and variable.dtype.is_floating else value
+                for variable, value in zip(self._mine, state, strict=True)
+            ]
+            try:
+                made.append((moved, self._after(self._mine, moved, self._original(call))[0]))
+            except VerifyError:
+                return  # the step does not stand that
+        for place, average in find_averages(made, asked).items():
+            if average.keeps < _NOTHING and not self._is_copy(place, average.of, made, call):
+                continue
+            kept = f"{average.keeps:.4g} of itself and the rest of" if average.keeps >= _NOTHING else "a copy of"
+            self._accounts[
+                place
+            ].reason = f"it is decayed, but what the step makes of it is {kept} '{self._accounts[average.of].name}'"
+
+    def _is_copy(
+        self, place: int, of: int, made: Sequence[tuple[Sequence[Array], Sequence[Array]]], call: Call
+    ) -> bool:
+        """Of two variables that become the same, whether one is the copy: what it was does not matter to the other."""
+        (state, after), (other, _) = made[0], made[1]
+        moved = [other[place] if each == place else value for each, value in enumerate(state)]
+        now, _ = self._after(self._mine, moved, self._original(call))
+        return ulps(after[of], now[of], state[of], whole=True) <= _ROUNDING
+
+    def _moved(self, value: Array) -> Array:
+        """A weight a little elsewhere."""
+        noise = self._random.normal(size=value.shape)
+        wide = value.astype(np.float64)
+        return np.asarray(wide * (1 + noise / 8) + noise / 64).astype(value.dtype)
 
     def _original(self, call: Call) -> Callable[[], Any]:
         return lambda: _leaves(self._step(*call.args, **call.kwargs))
@@ -280,6 +345,7 @@ class SideBySide:
         actual, outputs = self._after(
             self._theirs, run.state, lambda: _leaves(self._rewritten(*run.call.args, **run.call.kwargs)), "rewritten"
         )
+        run.rates.update(self._numbers)
         if self._rates:
             self._after(self._mine, run.state, lambda: run.rates.update(self._rates.run(run.call.flat)))
         for place, account in enumerate(self._accounts):
@@ -372,7 +438,7 @@ class SideBySide:
             if account.variable is not None and not account.variable.trainable
         ]
         run = lambda state, step: self._after(self._mine, state, step)[0]  # noqa: E731
-        found = self._rates.probe(call.flat, run, state, self._places, slots)
+        found = self._rates.probe(call.flat, run, state, self._places, slots) if self._rates else {}
         for account in self._accounts:
             if not account.scaled or account.missing:
                 continue
@@ -386,11 +452,7 @@ class SideBySide:
             named = account.rule.learning_rate is not None
             if is_factor is False and account.certain and writing.adds and not named:
                 account.learning_rate = RateCheck.REFUTED
-                name = next(
-                    i.learning_rate.name
-                    for i in self._decided.injections
-                    if i.learning_rate and i.variable == account.variable
-                )
+                name = self._rates.name(account.variable.id)
                 account.reason = (
                     f"its decay is multiplied by '{name}', which is not its learning rate: doubled, it does not double "
                     "the update"

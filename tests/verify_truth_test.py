@@ -227,6 +227,23 @@ def checked_kernels(step, policy):
     return [found[name] for name in steps.KERAS_KERNELS]
 
 
+def test_a_learning_rate_that_is_a_constant(monkeypatch):
+    """It is multiplied into the rate, so that only its value is left to go by."""
+    w, slot = variable("w", [1.0, 2.0]), variable("slot", [0.0, 0.0], trainable=False)
+
+    @tf.function(input_signature=[])
+    def step():
+        slot.assign_add(0.125 * (gradient_of(w) - slot))
+        w.assign_sub(0.01 * slot)
+
+    found = checked(step, every("adamw"))["w"]
+    assert (found.verdict, found.kind, found.learning_rate) == (Verdict.RIGHT, Kind.WHOLE, RateCheck.PROBED)
+    planned(monkeypatch, lambda _, each: replace(each, rate=0.1 * 0.125))
+    found = checked(step, every("adamw"))["w"]
+    assert (found.verdict, found.learning_rate) == (Verdict.WRONG, RateCheck.REFUTED)
+    assert "multiplied by '0.125', which is not its learning rate" in found.reason
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_learning_rate_in_a_velocity_is_probed(momentum):
     step = steps.keras_step(keras.optimizers.SGD(0.01, momentum=momentum, nesterov=momentum > 0))
