@@ -437,7 +437,7 @@ def loop_once(step: Step, make: random.Random) -> Step | None:
     given = [name for name, _ in arguments]
     types = [tf.bool.as_datatype_enum, *(d for _, d in arguments), *(d for _, d in results)]
     # The body takes, besides its arguments, whether it ran and what it made before.
-    former = [each for each in body.signature.input_arg]
+    former = list(body.signature.input_arg)
     body.signature.ClearField("input_arg")
     body.signature.input_arg.add(name="ran", type=tf.bool.as_datatype_enum)
     body.signature.input_arg.extend(former)
