@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 def class_of(message: str) -> str:
     """A message without names."""
-    text = re.sub(r"'[^']*'", "'...'", message.split("\n")[0])
+    text = re.sub(r"(?<!\w)'[^']*'", "'...'", message.split("\n")[0])
     text = re.sub(r"^.*?rules\[\d+\]: ", "", text)
     return re.sub(r"'\.\.\.'(, '\.\.\.'| and \d+ more)+", "'...'", text)[:130]
 
