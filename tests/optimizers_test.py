@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-
 import keras
 import pytest
-import sonnet as snt
-import tensorflow as tf
-import tf_keras
 
 import graphwd
 from tests import steps
+from tests.every_step import KERAS, LEGACY, SONNET, TF_KERAS, UNSUPPORTED, V1, make
 from tests.lockstep import Case, check_lockstep, policy_for
-
-UNSUPPORTED = {
-    tf.compat.v1.train.SyncReplicasOptimizer: "applies gradients from a queue runner of a v1 session, not in a step",
-}
-
-
-def exported(module, base, *abstract):
-    """The optimizer classes among the public names of a module, each once, sorted by name."""
-    found = {
-        value
-        for name, value in vars(module).items()
-        if not name.startswith("_") and inspect.isclass(value) and issubclass(value, base)
-    }
-    return sorted(found - {base, *abstract}, key=lambda kind: kind.__name__)
-
-
-KERAS = exported(keras.optimizers, keras.optimizers.Optimizer)
-TF_KERAS = [
-    *exported(tf_keras.optimizers, tf_keras.optimizers.Optimizer),
-    tf_keras.mixed_precision.LossScaleOptimizer,
-]
-LEGACY = exported(tf_keras.optimizers.legacy, tf_keras.optimizers.legacy.Optimizer)
-V1 = exported(tf.compat.v1.train, tf.compat.v1.train.Optimizer)
-SONNET = exported(snt.optimizers, snt.Optimizer)
 
 
 def test_the_libraries_were_enumerated():
@@ -49,32 +21,6 @@ def test_the_libraries_were_enumerated():
 
 def names(kinds):
     return [kind.__name__ for kind in kinds]
-
-
-# The arguments of those that cannot be made without.
-ARGUMENTS = {
-    keras.optimizers.LossScaleOptimizer: lambda: (keras.optimizers.Adam(0.01),),
-    keras.optimizers.MultiOptimizer: lambda: (
-        lambda variable: keras.optimizers.Adam() if "hidden" in variable.path else keras.optimizers.SGD(),
-    ),
-    tf_keras.mixed_precision.LossScaleOptimizer: lambda: (tf_keras.optimizers.Adam(0.01),),
-    tf.compat.v1.train.AdagradDAOptimizer: lambda: (
-        0.01,
-        tf.Variable(1, dtype=tf.int64, trainable=False, name="global_step"),
-    ),
-    tf.compat.v1.train.MomentumOptimizer: lambda: (0.01, 0.9),
-    snt.optimizers.Momentum: lambda: (0.01, 0.9),
-}
-
-
-def make(kind):
-    """An optimizer of a class, with its defaults as far as it has any."""
-    if kind in ARGUMENTS:
-        return kind(*ARGUMENTS[kind]())
-    try:
-        return kind()
-    except TypeError:
-        return kind(0.01)
 
 
 def decays_natively(kind):
