@@ -366,6 +366,23 @@ class Flow:
         numbers = [number for number in range(mask.bit_length()) if mask >> number & 1]
         return frozenset(number - 1 if number else MANY for number in numbers)
 
+    def made_of(self, tensor: str) -> frozenset[str]:
+        """The tensors that one is made of, from the gradient on, and itself: none that are read, given or constant."""
+        found: set[str] = set()
+        seen: set[str] = set()
+        waiting = [self.origin(tensor)]
+        while waiting:
+            each = waiting.pop()
+            node = self.producer(each)
+            if each in seen or node is None:
+                continue
+            seen.add(each)
+            if node.op not in READ_OPS and node.op != "Const":
+                found.add(each)
+            if not self.is_source(each):
+                waiting.extend(further for _, further in self.behind(each))
+        return frozenset(found)
+
     def _unless(self, tensor: str, without: Collection[str]) -> Iterator[str]:
         """A tensor, or, of a sum that some tensors are terms of, what else it is made of."""
         if tensor in without:
@@ -562,6 +579,11 @@ class Flows:
             outside = (self.at(path[:-1]), path[-1]) if path and path[:-1] in self._values else None
             self._flows[path] = Flow(self._graph, body, self._values[path], outside)
         return self._flows[path]
+
+    def made_of(self, write: Write) -> frozenset[str]:
+        """The tensors that what is written is made of, from the gradient on."""
+        flow = self.at(write.site.path)
+        return flow.made_of(flow.nodes[write.site.node].proto.input[write.op.value])
 
     def reads(self, write: Write, without: Collection[str] = ()) -> frozenset[int]:
         """The variables, by number, that the arithmetic behind a write reads, from the gradient on.

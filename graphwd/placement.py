@@ -74,7 +74,9 @@ def _is_named(write: Write, pattern: str) -> bool:
 
 def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
     """The updates of a variable that is written; refuses where it is not certain that the writes are updates."""
-    if updates := chosen_updates(rule, writes):
+    updates = chosen_updates(rule, writes)
+    unsure = writes.updates and writes.guesses and rule.update is None
+    if updates and not unsure:
         return updates
     places = "".join(
         f"\n  {write.site} ({write.site.op}){': ' if write.site in writes.reasons else ''}"
@@ -83,6 +85,11 @@ def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
     )
     if rule.update is not None:
         raise RefusedError(f"'update: {rule.update}' names none of its writes, which are:{places}")
+    if unsure:
+        raise RefusedError(
+            "updated from a gradient, and written from the step's data besides, which may be an update or not; write "
+            f"'update: GLOB' with what is its update:{places}"
+        )
     if writes.guesses:
         raise RefusedError(
             "written from the step's data, while other variables are updated from gradients; if it is a statistic, "

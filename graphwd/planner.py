@@ -18,7 +18,15 @@ from graphwd.policy import Policy, Rule, Sparse, Updates
 from graphwd.report import as_table
 from graphwd.sites import SAVED_MODEL
 from graphwd.update_ops import CALL_OPS, CallKind, Form
-from graphwd.updates import Analysis, Update, VariableWrites, depends_on_itself, is_no_weight, keeps_a_part
+from graphwd.updates import (
+    Analysis,
+    Update,
+    VariableWrites,
+    added_besides,
+    depends_on_itself,
+    is_no_weight,
+    keeps_a_part,
+)
 from graphwd.values import MANY
 
 
@@ -336,6 +344,8 @@ def _content_notes(decision: Decision, flows: Flows) -> Iterator[str]:
         written = update.writes[-1]
         if after and written.op.form is Form.ASSIGN and not depends_on_itself(written, flows):
             yield "its update does not depend on the weight, so a decay lasts for one step and does not compound"
+        if decision.rule.update is None and (added := added_besides(decision.writes, flows)):
+            yield f"{added.site} adds to it besides, but not from a gradient, so no decay goes with that"
         if any(keeps_a_part(write, flows) for write in update.writes):
             yield "its update multiplies the weight by something of its own: it holds a decay already, and now two"
         elif written.op.form in (Form.ADD, Form.SUB) and written.value.source in (decision.variable.id, MANY):

@@ -55,7 +55,8 @@ class VariableWrites:
         native_decays: writes that already decay it.
         others: every other write.
         used_by: op types that read it.
-        guesses: what looks like an update by the step's data alone, in a step that has gradients.
+        guesses: what looks like an update by the step's data alone, where the step, or the variable, has updates from
+            gradients.
         reasons: for writes that come from a gradient or from data and are no updates, why not.
     """
 
@@ -170,7 +171,9 @@ def _account(
     updates = group_writes(variable, updating)
     if has_gradients and updates and updates[0].evidence is Evidence.DATA_PATH:
         return VariableWrites(variable, (), decays, others, used_by, updates, reasons)
-    return VariableWrites(variable, updates, decays, others, used_by, (), reasons)
+    weaker = [write for write in others if write.evidence is Evidence.DATA_PATH and write.site not in reasons]
+    others = tuple(write for write in others if write not in weaker)
+    return VariableWrites(variable, updates, decays, others, used_by, group_writes(variable, weaker), reasons)
 
 
 def _reason(write: Write, flows: Flows) -> str:
@@ -220,6 +223,16 @@ def depends_on_itself(write: Write, flows: Flows) -> bool:
     return bool(flows.reads(write) & {write.variable.id, MANY})
 
 
+def added_besides(account: VariableWrites, flows: Flows) -> Write | None:
+    """A write that adds something to a variable, be it to no purpose that is known, and is no update of it."""
+    for write in account.others:
+        if write.site not in account.reasons and write.op.form is not Form.OTHER:
+            terms = terms_after(flows.at(write.site.path), write)
+            if is_whole(terms) and write.op.form is not Form.ASSIGN:
+                return write
+    return None
+
+
 def is_no_weight(account: VariableWrites, flows: Flows) -> bool:
     """Whether it is certain that none of the writes of a variable is an update: none adds to it without a reason."""
     if account.updates or account.guesses:
@@ -250,20 +263,22 @@ def _slots(analysis: Analysis) -> dict[int, VariableWrites]:
     assert graph is not None
     flows = Flows(graph, analysis.values)
     accounts = {each.variable.id: each for each in analysis.variables}
-    readers: dict[int, Variable] = {}
+    readers: dict[int, list[Write]] = {}
     for account in analysis.variables:
         for write in _steps(account, flows):
             if _only_adds(write):
                 continue
             for read in flows.reads(write) - {account.variable.id}:
-                readers.setdefault(read, account.variable)
+                readers.setdefault(read, []).append(write)
     found: dict[int, VariableWrites] = {}
-    for number, reader in readers.items():
+    for number, reading in readers.items():
         account = accounts.get(number)
         if account is None or not account.writes or not _may_be_slot(account, flows):
             continue
-        name = reader.name
-        why = f"the update of '{name}' reads it, as an optimizer reads its slot variables"
+        reader = next((write.variable for write in reading if _shares_gradient(account, write, flows)), None)
+        if reader is None:
+            continue
+        why = f"the update of '{reader.shown}' reads it, as an optimizer reads its slot variables"
         reasons = dict.fromkeys((write.site for write in account.writes), why)
         variable, used_by = account.variable, account.used_by
         found[number] = VariableWrites(variable, (), (), account.writes, used_by, (), reasons)
@@ -289,6 +304,18 @@ def _may_be_slot(account: VariableWrites, flows: Flows) -> bool:
     if not updating:
         return bool(account.reasons)
     return all(keeps_a_part(write, flows) or _is_blind(write, flows) for write in updating)
+
+
+def _shares_gradient(account: VariableWrites, reader: Write, flows: Flows) -> bool:
+    """Whether what is written to a variable is made of the gradient of a write that reads it.
+
+    A weight that takes part in the gradient of another has a gradient of its own. A write without a gradient has none
+    but by way of what it reads.
+    """
+    if reader.evidence is None:
+        return True
+    together = [write for write in account.writes if write.site.path == reader.site.path]
+    return not together or any(flows.made_of(write) & flows.made_of(reader) for write in together)
 
 
 def _is_blind(write: Write, flows: Flows) -> bool:
