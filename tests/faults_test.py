@@ -426,6 +426,85 @@ def test_rows_touched_by_an_update_of_all_rows_are_noted():
     assert "writes all rows" in notes(step, policy(rule(sparse="touched")))
 
 
+# --- Weights that read each other's gradients -------------------------------------------------------------------------
+
+
+def of_both(w, other, wrt, x):
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(wrt)
+        loss = tf.reduce_sum(tf.square(x @ (w + 0.5 * other)))
+    return tape.gradient(loss, wrt)
+
+
+@pytest.mark.parametrize("origin", ["loop", "map"])
+def test_a_weight_that_anothers_gradient_reads_is_no_slot_and_its_average_no_weight(w, origin):
+    other, ema = tf.Variable(WEIGHT * 0.5, name="other"), tf.Variable(WEIGHT, name="ema")
+
+    def step(x):
+        mine, its = w.read_value(), other.read_value()
+        if origin == "loop":
+            gradient = tf.while_loop(
+                lambda i, _: i < 3,
+                lambda i, total: (i + 1, total + of_both(mine, its, mine, x[i : i + 1])),
+                [0, tf.zeros_like(mine)],
+            )[1]
+        else:
+            gradient = tf.reduce_sum(tf.map_fn(lambda row: of_both(mine, its, mine, row[None]), x), 0)
+        w.assign_sub(LEARNING_RATE * gradient)
+        other.assign_sub(LEARNING_RATE * of_both(mine, its, its, x))
+        ema.assign(0.9 * ema + 0.1 * its)
+
+    result = run(step, [w, other, ema], policy(rule(), not_updated="leave"), X)
+    result.check(result.after(), others=False)
+    np.testing.assert_allclose(result.decayed[1], (1 - RATE) * result.plain[1], rtol=0, atol=TOLERANCE)
+    np.testing.assert_array_equal(result.decayed[2], result.plain[2])
+
+
+@pytest.mark.parametrize("semantics", ["decoupled", "tfa"])
+def test_a_weight_updated_after_another_whose_gradient_read_it_is_decayed(w, semantics):
+    other = tf.Variable(WEIGHT * 0.5, name="other")
+    inner = tf.function(lambda w, other, x: 2.0 * tf.transpose(x) @ (x @ (w + other)))
+
+    def step(x):
+        w.assign(w - LEARNING_RATE * inner(w.read_value(), other.read_value(), x))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(x @ (w.read_value() + other)))
+        other.assign_sub(LEARNING_RATE * tape.gradient(loss, other))
+
+    result = run(step, [w, other], policy(rule(semantics), not_updated="leave"), X)
+    result.check(result.after() if semantics == "decoupled" else result.before(), others=False)
+    expected = (1 - RATE) * result.plain[1] if semantics == "decoupled" else result.plain[1] - RATE * result.start[1]
+    np.testing.assert_allclose(result.decayed[1], expected, rtol=0, atol=TOLERANCE)
+
+
+def test_l2_never_joins_the_gradient_of_another_weight(w):
+    """Its own gradient is a jacobian, the other's comes by tape and goes through Adagrad."""
+    other, total = tf.Variable(WEIGHT * 0.5, name="other"), tf.Variable(WEIGHT * 0, trainable=False)
+
+    def step(x):
+        mine, its = w.read_value(), other.read_value()
+        with tf.GradientTape() as tape:
+            tape.watch(mine)
+            outputs = x @ (mine + its)
+        rows = tape.jacobian(outputs, mine, experimental_use_pfor=False)
+        w.assign(mine - LEARNING_RATE * tf.einsum("bc,bcij->ij", outputs, rows))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(x @ (w.read_value() + other)))
+        gradient = tape.gradient(loss, other)
+        total.assign_add(tf.square(gradient))
+        other.assign_sub(LEARNING_RATE * gradient * tf.math.rsqrt(total + 0.01))
+
+    try:
+        rewritten = graphwd.rewrite(
+            tf.function(step).get_concrete_function(X), policy(rule("l2", name="w"), {"weight_decay": 0})
+        )
+    except graphwd.PlanError:
+        return
+    rewritten(X)
+    sums = X.numpy().T @ (X.numpy() @ (1.5 * WEIGHT)) + RATE * WEIGHT
+    np.testing.assert_allclose(w, WEIGHT - LEARNING_RATE * sums, rtol=0, atol=TOLERANCE)
+
+
 # --- Refused, with a word that settles it -----------------------------------------------------------------------------
 
 
