@@ -59,8 +59,9 @@ class Plan:
         decisions: one for each trainable variable of the step, each once.
         problems: why the rewrite would be refused; empty where it would not.
         notes: what is allowed, but nearly always a mistake or a surprise.
-        graph: the step that it is for.
+        graph: the step that it is for; None where it is for several.
         fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
+        parts: where it is for several traces or graphs, the plan of each; else empty.
     """
 
     decisions: tuple[Decision, ...]
@@ -68,6 +69,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     graph: Graph | None = field(default=None, repr=False, compare=False)
     fuse: bool = False
+    parts: tuple[Plan, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def injections(self) -> tuple[Injection, ...]:
@@ -88,6 +90,7 @@ class Plan:
         return {
             "version": 1,
             "fuse": "xla" if self.fuse else "none",
+            "steps": len(self.parts) or 1,
             "variables": [_record(decision) for decision in self.decisions],
             "problems": list(self.problems),
             "notes": list(self.notes),
