@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Opens to nothing what the caller has closed: else the next file to be opened would be what TensorFlow prints to."""
+    """Opens to nothing what the caller has closed: TensorFlow would print to whatever file is opened next."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -69,7 +69,8 @@ def _open_closed_streams() -> None:
 def _tell(text: str) -> str:
     """Prints the answer; returns why that cannot be done, if not for want of a reader."""
     try:
-        sys.stdout.write(text)
+        if text:  # /dev/full refuses even to write nothing
+            sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         _drop(sys.stdout)

@@ -50,6 +50,11 @@ class Decision:
     writes: VariableWrites
     injections: tuple[Injection, ...] = ()
 
+    def __repr__(self) -> str:
+        """In a few words: what the step does to a variable has no bound."""
+        rule = f", {self.rule.where}" if self.rule else ""
+        return f"<Decision {self.variable.name!r}: {self.outcome.value}{rule}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -90,11 +95,20 @@ class Plan:
         return {
             "version": 1,
             "fuse": "xla" if self.fuse else "none",
-            "steps": len(self.parts) or 1,
+            "steps": [
+                {"variables": len(part.decisions), "decayed": sum(bool(each.injections) for each in part.decisions)}
+                for part in self.parts or (self,)
+            ],
             "variables": [_record(decision) for decision in self.decisions],
             "problems": list(self.problems),
             "notes": list(self.notes),
+            "rewritten": [],
         }
+
+    def __repr__(self) -> str:
+        """In a few words; `str` is the whole."""
+        counts = {"decisions": self.decisions, "problems": self.problems, "notes": self.notes}
+        return f"<Plan: {', '.join(f'{len(what)} {name}' for name, what in counts.items())}; print it for the table>"
 
     def __str__(self) -> str:
         """The plan as a table."""

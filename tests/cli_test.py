@@ -335,7 +335,7 @@ two(tf.ones([2]), False)
 @tf.function
 def sometimes(x, again):
     if again:
-        w.assign(x)
+        train(x)
     return train(x)
 
 sometimes(tf.ones([2]), False)
@@ -357,7 +357,7 @@ def unknown(x):
     ("step", "message"),
     [
         ("two", "this is not a training step"),
-        ("sometimes", "w"),
+        ("sometimes", "rule.yaml:3: 'w': "),
         ("looks_up", "the step uses a resource that is no variable"),
         ("name", "a SavedModel cannot hold a function named 'name'"),
         ("unknown", "has no input_signature and was never traced"),
