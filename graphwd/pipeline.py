@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -165,6 +166,42 @@ def concrete(step: Any, *args: Any, **kwargs: Any) -> ConcreteFunction:
     """
     if is_concrete(step):
         return step
+    return trace(as_function(step), args, kwargs)
+
+
+def as_function(step: Any) -> Any:
+    """Makes a step that is not traced a ``tf.function``, if it is none yet.
+
+    Args:
+        step: a ``tf.function`` or a Python callable.
+
+    Returns:
+        The ``tf.function``.
+
+    Raises:
+        StepError: ``step`` is neither, or is called, but is no step: a class, a Keras model.
+    """
+    if is_polymorphic(step):
+        return step
+    if _is_keras_model(step) or (
+        _is_keras_model(getattr(step, "__self__", None)) and step.__name__ in ("fit", "train_on_batch")
+    ):
+        raise StepError(
+            "a training step must be a function, got a Keras model; graphwd.keras.attach(model, policy) gives its fit "
+            "weight decay"
+        )
+    if isinstance(step, type):
+        raise StepError(
+            f"a training step must be a function, got the class {step.__name__}; "
+            "give a function or an instance's method"
+        )
     if not callable(step):
         raise StepError(f"a training step must be a function, got a {type(step).__name__}")
-    return trace(step if is_polymorphic(step) else tf.function(step), args, kwargs)
+    return tf.function(step)
+
+
+def _is_keras_model(step: object) -> bool:
+    """Whether something is a model, or a class of models, of Keras 3 or tf_keras: only of what is imported already."""
+    bases = [module.Model for name in ("keras", "tf_keras") if (module := sys.modules.get(name)) is not None]
+    kind = step if isinstance(step, type) else type(step)
+    return issubclass(kind, tuple(bases))
