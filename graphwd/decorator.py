@@ -12,6 +12,7 @@ from graphwd.emit_function import per_instance
 from graphwd.errors import StepError
 from graphwd.pipeline import as_function, emit_rewritten, rewrite_concrete
 from graphwd.policy import Policy, PolicyLike, as_policy
+from graphwd.python_state import tell_frozen_state
 from graphwd.read_function import is_concrete
 
 
@@ -52,6 +53,7 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
             raise StepError("with_weight_decay takes a function; use graphwd.rewrite for a ConcreteFunction")
         if isinstance(step, (classmethod, staticmethod)):
             raise StepError(f"with_weight_decay goes below @{type(step).__name__}, not above it")
+        tell_frozen_state(step)
         return _decayed(as_function(step), loaded)
 
     return decorate
