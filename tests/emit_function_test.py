@@ -88,14 +88,14 @@ def test_gradients_taken_while_another_thread_traces_are_of_the_decayed_step(mon
     def wait(*args, **kwargs):
         if threading.current_thread().name.startswith("tracing"):
             held.set()
-            assert resume.wait(60)
+            assert resume.wait(600)
         return call(*args, **kwargs)
 
     monkeypatch.setattr(atomic_function, "partitioned_call_op", wait)
     with futures.ThreadPoolExecutor(1, "tracing") as pool:
         # Another name for the argument has the function around the step traced again, which calls the same body.
         traces_again = pool.submit(step.get_concrete_function, tf.TensorSpec([1], name="another"))
-        assert held.wait(60)
+        assert held.wait(600)
         gradient = by_tape(traced, tf.constant([1.0]))
         resume.set()
         traces_again.result()
