@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Without keras, which "from graphwd import *" would put in the place of the user's own.
 __all__ = [
     "GraphError",
     "GraphwdError",
@@ -41,7 +42,6 @@ __all__ = [
     "UsageError",
     "Verification",
     "VerifyError",
-    "keras",
     "load_policy",
     "plan",
     "rewrite",
@@ -66,14 +66,14 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'graphwd' has no attribute {name!r}")
     if name == "keras":
         return importlib.import_module("graphwd.keras")
+    if name not in __all__:
+        raise AttributeError(f"module 'graphwd' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"graphwd.{_HOME.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, "__version__", "keras"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
+from typing import TextIO
 
 from absl import flags
 
@@ -34,20 +36,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 1 the step cannot be loaded or rewritten as asked, 2 malformed command line or policy.
     """
+    _open_closed_streams()
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - it is where descriptor 1 was closed
+        return _ended("standard output is closed, so there is nobody to tell the result to", 1)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
+    told = io.StringIO()
+    message, status = "", 0
     try:
-        _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+        with contextlib.redirect_stdout(told):
+            _run(list(sys.argv[1:] if argv is None else argv))
     except GraphwdError as error:
-        print(f"graphwd: {error}", file=sys.stderr)
-        return error.exit_status
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        message, status = str(error), error.exit_status
     except KeyboardInterrupt:
-        print("graphwd: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        message, status = "interrupted", 130
+    if failure := _tell(told.getvalue()):
+        message, status = "\n".join(filter(None, [failure, message])), status or 1
+    return _ended(message, status)
+
+
+def _open_closed_streams() -> None:
+    """Opens to nothing what the caller has closed: TensorFlow would print to whatever file is opened next."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
+    if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison] - it is where descriptor 2 was closed
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end of the process
+
+
+def _tell(text: str) -> str:
+    """Prints the answer; returns why that cannot be done, if not for want of a reader."""
+    try:
+        if text:  # /dev/full refuses even to write nothing
+            sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        _drop(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            return f"standard output cannot be written: {error.strerror}"
+    return ""
+
+
+def _ended(message: str, status: int) -> int:
+    """Prints why the command failed, if it did; returns the exit status."""
+    try:
+        if message:
+            print(f"graphwd: {message}", file=sys.stderr)
+        sys.stderr.flush()
+    except OSError:
+        _drop(sys.stderr)
+    return status
+
+
+def _drop(stream: TextIO) -> None:
+    """Lets what a stream still holds go to nothing: at exit Python would fail to write it once more."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(argv: list[str]) -> None:

@@ -7,14 +7,13 @@ import importlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from absl import flags
 
-from graphwd.errors import UsageError
+from graphwd.errors import StepError, UsageError
 from graphwd.policy import load_policy
 from graphwd.report import as_html, as_json, as_table, decays_as_html, decays_as_json, decays_as_table
 
@@ -99,6 +98,24 @@ def _step_fn(positional: Sequence[str], what: str = "STEP_FN") -> str:
     return positional[0]
 
 
+def _as_files(text: str, values: flags.FlagValues) -> tuple[str, str | None] | None:
+    """The SavedModel or ``.meta`` file that a user named, and the function of it; None for a Python step."""
+    path, _, name = text.rpartition(":")
+    if os.path.isdir(text) or text.endswith(".meta"):
+        model = text, None
+    elif path and (os.path.isdir(path) or path.endswith(".meta")):
+        model = path, name
+    else:
+        return None
+    if "module" in values and values["module"].value is not None:
+        raise UsageError(f"{text} says itself where it is; leave --module {values['module'].value} out")
+    return model
+
+
+def _stem(path: str) -> str:
+    return os.path.normpath(path).removesuffix(".meta")
+
+
 def _policy_path(values: flags.FlagValues) -> str:
     path: str | None = values["policy"].value
     if path is None:
@@ -109,21 +126,20 @@ def _policy_path(values: flags.FlagValues) -> str:
 def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
     policy = load_policy(_policy_path(values))
+    model = _as_files(text, values)
+    if model is None and values["link"].value:
+        raise UsageError("--link is for the files of a SavedModel; a Python step is saved anew: leave --link out")
     options = {"overwrite": bool(values["overwrite"].value), "link": bool(values["link"].value)}
     # Only now, with the command line and the policy known to be sound, wait for TensorFlow.
     _import_tensorflow()
     from graphwd.export import export
-    from graphwd.saved_model import as_saved_model, rewrite_meta_graph, rewrite_saved_model
+    from graphwd.saved_model import rewrite_saved_model
     from graphwd.steps import find_step
 
-    model = as_saved_model(text)
-    if text.endswith(".meta"):
-        target = values["output"].value or f"{text.removesuffix('.meta')}_decayed"
-        plan = rewrite_meta_graph(text, target, policy, **options)
-    elif model is not None:
-        folder, name = model
-        target = values["output"].value or f"{os.path.normpath(folder)}_decayed"
-        plan = rewrite_saved_model(folder, target, policy, None if name is None else [name], **options)
+    if model is not None:
+        path, name = model
+        target = values["output"].value or f"{_stem(path)}_decayed"
+        plan = rewrite_saved_model(path, target, policy, None if name is None else [name], **options)
     else:
         with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
             found = find_step(text, values["module"].value)
@@ -136,30 +152,25 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
 def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
     policy = load_policy(values["policy"].value) if values["policy"].value is not None else None
-    if policy is None and not os.path.isdir(text):
+    model = _as_files(text, values)
+    if policy is None and model is None:
         _policy_path(values)
     _import_tensorflow()
-    from graphwd.export import concrete_functions
-    from graphwd.pipeline import plan
-    from graphwd.read_function import undecorated
-    from graphwd.saved_model import as_saved_model, describe_saved_model, plan_meta_graph, plan_saved_model
+    from graphwd.export import plan_export
+    from graphwd.saved_model import describe_saved_model, plan_saved_model
     from graphwd.steps import find_step
 
-    model = as_saved_model(text)
-    if text.endswith(".meta"):
-        assert policy is not None
-        decided = plan_meta_graph(text, policy)
-    elif model is not None:
-        folder, name = model
-        if decays := describe_saved_model(folder):
-            print(_DESCRIPTIONS[str(values["format"].value)](decays))
-            return
-        decided = plan_saved_model(folder, policy or load_policy(_policy_path(values)), name and [name])
+    if model is not None and policy is None:
+        _describe(values, describe_saved_model(model[0]))
+        return
+    assert policy is not None
+    if model is not None:
+        path, name = model
+        decided = plan_saved_model(path, policy, None if name is None else [name])
     else:
         with contextlib.redirect_stdout(sys.stderr):
             found = find_step(text, values["module"].value)
-            assert policy is not None
-            decided = plan(concrete_functions(undecorated(found.step), found.name)[0], policy)
+            decided = plan_export(found.step, found.name, policy)
     record = decided.record()
     checked = None
     if values["device"].value is not None and not decided.problems:
@@ -175,12 +186,21 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
         checked.check()
 
 
+def _describe(values: flags.FlagValues, decays: Sequence[Mapping[str, Any]]) -> None:
+    """Says what graphwd has done to a model."""
+    if not decays:
+        _policy_path(values)
+    if values["device"].value is not None:
+        raise UsageError("--device checks a plan: give --policy, and a model that graphwd has not rewritten")
+    print(_DESCRIPTIONS[str(values["format"].value)](decays))
+
+
 def _strip(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional, "DIR")
     _import_tensorflow()
     from graphwd.saved_model import strip
 
-    target = values["output"].value or f"{os.path.normpath(text)}_stripped"
+    target = values["output"].value or f"{_stem(text)}_stripped"
     count = strip(text, target, overwrite=bool(values["overwrite"].value), link=bool(values["link"].value))
     print(f"took {count} decay{'' if count == 1 else 's'} out")
     print(f"wrote {target}")
@@ -192,14 +212,15 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
         raise UsageError("--rewritten is missing; write --rewritten DIR with the SavedModel that rewrite wrote")
     policy = load_policy(_policy_path(values))
     _import_tensorflow()
-    from graphwd.saved_model import as_saved_model
     from graphwd.steps import find_step
     from graphwd.verifier import verify_pairs
     from graphwd.verify_files import for_some, model_pairs, step_pairs
 
     with contextlib.redirect_stdout(sys.stderr):
-        model = as_saved_model(text)
+        model = _as_files(text, values)
         if model is not None:
+            if model[0].endswith(".meta"):
+                raise UsageError(f"{text}: a .meta file cannot be verified; verify a SavedModel of the graph")
             pairs = model_pairs(*model, values["rewritten"].value)
             policy = for_some(policy) if len(pairs) > 1 else policy
         else:
@@ -219,8 +240,13 @@ def _import_tensorflow() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as remarks, _redirected(2, remarks.fileno()):
-        importlib.import_module("tensorflow").keras  # noqa: B018 - importing Keras makes remarks of its own
+    try:
+        with open(os.devnull, "wb") as nowhere, _redirected(2, nowhere.fileno()):
+            importlib.import_module("tensorflow").keras  # noqa: B018 - importing Keras makes remarks of its own
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
+            raise StepError("TensorFlow is not installed here; install tensorflow beside graphwd") from None
+        raise StepError(f"TensorFlow does not import: {' '.join(str(error).split())}") from None
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)  # tf.saved_model.load warns of gradients that nobody asks for
     logging.getLogger("graphwd").setLevel(logging.ERROR)  # the plan that is printed has the notes

@@ -8,13 +8,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
 from graphwd.emit_function import per_instance
 from graphwd.errors import StepError
-from graphwd.pipeline import emit_rewritten, rewrite_concrete
+from graphwd.pipeline import as_function, emit_rewritten, rewrite_concrete
 from graphwd.policy import Policy, PolicyLike, as_policy
-from graphwd.read_function import is_concrete, is_polymorphic, refuse_no_step, remember
+from graphwd.read_function import is_concrete, remember
 
 
 def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]:
@@ -54,8 +52,8 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
             raise StepError("with_weight_decay takes a function; use graphwd.rewrite for a ConcreteFunction")
         if isinstance(step, (classmethod, staticmethod)):
             raise StepError(f"with_weight_decay goes below @{type(step).__name__}, not above it")
-        refuse_no_step(step)
-        return _decayed(step if is_polymorphic(step) else tf.function(step), loaded)
+        tell_frozen_state(step)
+        return _decayed(as_function(step), loaded)
 
     return decorate
 

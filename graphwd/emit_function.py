@@ -14,6 +14,9 @@ TensorFlow internals used here, and why there is no public way:
   ``mark_as_unsaveable``, ``could_possibly_record``, ``_override_gradient_function``, ``_get_gradient_function``: the
   parts that a call of a ``ConcreteFunction`` consists of; the whole would first make a graph that few calls need.
 * ``_cached_graph`` of an ``AtomicFunction``: the graph that such a call asks which resources are only read.
+* ``to_func_graph``, ``_generated_graph`` of an ``AtomicFunction``: its Python view, which TensorFlow would make without
+  the shapes that the original view has.
+* ``_gradient_function`` of an ``Operation``: the gradient of a call, which no function definition holds.
 * ``tf_decorator.make_decorator``, ``Function``: what ``tf.function`` itself uses to look like the function it was made
   of.
 * ``handle_data_util.copy_handle_data``: the dtype and shape behind a resource handle, for shape inference.
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -42,6 +46,9 @@ from graphwd.inject import Rewritten
 from graphwd.read_function import ConcreteFunction, options, variables_of
 
 NewName = Callable[[str], str]
+
+_SHAPES = "_output_shapes"
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
 class Emitted:
@@ -62,8 +69,9 @@ class Emitted:
         root.signature.name = _new_name(root.signature.name)
         runtime: Any = context.context()
         children = list(original.graph._functions.values())
+        graphs = {_name(child): getattr(child, "_cached_graph", None) for child in children}
         for function in rewritten.functions:
-            children.append(_register(function, children))
+            children.append(_register(function, children, graphs.get(_stem(function.signature.name))))
         runtime.add_function_def(root)
         self._make_atomic = functools.partial(
             atomic_function.AtomicFunction,
@@ -86,6 +94,7 @@ class Emitted:
         with self._lock:
             if self._concrete is None:
                 with collection_paused():
+                    self._atomic._generated_graph = _view(self._atomic, original.graph)
                     concrete = ConcreteFunction(self._atomic)
                     _bind(concrete, original)
                 self._concrete = concrete
@@ -159,10 +168,80 @@ def _bind(result: Any, original: ConcreteFunction) -> None:
     result._num_positional_args = original._num_positional_args
 
 
-def _register(function: FunctionDef, library: Iterable[Any]) -> Any:
-    """Registers a rewritten library function for as long as what is returned lives."""
+def _view(atomic: Any, traced: Any) -> Any:
+    """The Python view of a rewritten body, which knows the shapes and the gradients that the original view knows."""
+    parts: Any = types.SimpleNamespace(
+        definition=_with_shapes(atomic.definition, traced),
+        function_type=atomic.function_type,
+        children=atomic.children,
+        call_options=atomic.call_options,
+    )
+    view: Any = atomic_function.to_func_graph(parts)
+    _finish(view, traced, atomic.children)
+    return view
+
+
+def _with_shapes(function: FunctionDef, traced: Any) -> FunctionDef:
+    """A body whose nodes say the shapes that they have in the graph that it was traced as.
+
+    From the body alone TensorFlow knows less: not what lies behind a handle, what a call returns, what ``set_shape``
+    said. An op that then sees its input's rank and not its dimensions may be refused.
+    """
+    shaped = FunctionDef()
+    shaped.CopyFrom(function)
+    known = {operation.name: operation for operation in traced.get_operations()}
+    for node in shaped.node_def:
+        operation = known.get(node.name)
+        if operation is not None and operation.type == node.op and _SHAPES not in node.attr:
+            shapes = [output.shape for output in operation.outputs]
+            if any(shape.rank is not None for shape in shapes):
+                node.attr[_SHAPES].list.shape.extend(shape.as_proto() for shape in shapes)
+    return shaped
+
+
+def _finish(view: Any, traced: Any, children: Iterable[Any]) -> None:
+    """Gives a view what is in no function definition: what lies behind its handles, and the gradients of its calls."""
+    for old, new in zip(traced.inputs, view.inputs, strict=True):
+        if new.dtype in (tf.resource, tf.variant):
+            handle_data_util.copy_handle_data(old, new)
+    known = {operation.name: operation for operation in traced.get_operations()}
+    by_name = {_name(child): child for child in children}
+    for operation in view.get_operations():
+        if operation.type in _CALLS:
+            _give_gradient(operation, known.get(operation.name), by_name)
+
+
+def _give_gradient(call: Any, original: Any, children: Mapping[str, Any]) -> None:
+    """Gives a call of a view the gradient of the original call, or that of the rewritten function that it calls now."""
+    callee = call.get_attr("f").name
+    if original is not None and original.type in _CALLS and original.get_attr("f").name == callee:
+        call._gradient_function = original._gradient_function
+    elif callee in children:
+        call._gradient_function = functools.partial(_gradient_of, children[callee])
+
+
+def _gradient_of(function: Any, call: Any, *gradients: Any) -> Any:
+    """The gradient of a call of a rewritten function."""
+    return ConcreteFunction(function)._get_gradient_function()(call, *gradients)
+
+
+def _register(function: FunctionDef, library: Iterable[Any], traced: Any = None) -> Any:
+    """Registers a rewritten library function for as long as what is returned lives.
+
+    Args:
+        function: the function.
+        library: the functions that it may call.
+        traced: the graph of the original, where there is one.
+
+    Returns:
+        What keeps it registered.
+    """
     children = _called(function, library)
-    body = _as_graph(function, children)
+    if traced is None:
+        body = _as_graph(function, children)
+    else:
+        body = _as_graph(_with_shapes(function, traced), children)
+        _finish(body, traced, children)
     runtime: Any = context.context()
     runtime.add_function_def(function)
     flat_type = function_type_utils.derive_from_graph(body)
@@ -216,8 +295,12 @@ class Parts:
 
 
 def _new_name(base: str) -> str:
-    stem = base.partition("__graphwd_")[0]
-    return f"{stem}__graphwd_{ops.uid()}"
+    return f"{_stem(base)}__graphwd_{ops.uid()}"
+
+
+def _stem(name: str) -> str:
+    """The name of the function that a rewritten one was made of."""
+    return name.partition("__graphwd_")[0]
 
 
 class PerInstance(polymorphic_function.Function):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import tensorflow as tf
 from graphwd.decorator import with_weight_decay
 from graphwd.errors import StepError
 from graphwd.model_files import new_directory, refuse_existing
-from graphwd.pipeline import rewrite_concrete
+from graphwd.pipeline import Prepared, prepare
 from graphwd.planner import Plan
 from graphwd.policy import Policy
 from graphwd.read_function import ConcreteFunction, is_concrete, trace, traces, variables_of
+from graphwd.whole_plan import merged, tried
 
 _VARIABLES = "variables_of_the_step"
 
@@ -45,6 +46,42 @@ def concrete_functions(step: Any, name: str) -> list[ConcreteFunction]:
     )
 
 
+def plan_export(step: Any, name: str, policy: Policy) -> Plan:
+    """Decides what `export` would do, and writes nothing.
+
+    Args:
+        step: a ``tf.function`` or a ``ConcreteFunction``.
+        name: the name under which the function would be saved.
+        policy: the policy.
+
+    Returns:
+        The plan, of all traces; where `export` would refuse, its ``problems`` say why.
+
+    Raises:
+        StepError: the arguments of the step are not known, or it does not trace.
+        RewriteError: the step is rewritten already.
+    """
+    prepared = [prepare(concrete, policy) for concrete in concrete_functions(step, name)]
+    return merged([tried(each.plan) for each in prepared], _problems(prepared, name))
+
+
+def _problems(prepared: Sequence[Prepared], name: str) -> Iterator[str]:
+    """Why steps cannot be saved, where that can be told before."""
+    if hasattr(tf.Module, name) or name == _VARIABLES:
+        yield f"a SavedModel cannot hold a function named '{name}'; give the step another name"
+    if any(map(_captures_other_resources, (each.step for each in prepared))):
+        yield (
+            "the step uses a resource that is no variable, as a lookup table or the iterator of a dataset is, and that "
+            "it was not given; a SavedModel of the step cannot hold it: give the step what comes out of it"
+        )
+
+
+def _captures_other_resources(step: ConcreteFunction) -> bool:
+    captures: Any = step.captured_inputs
+    handles = {id(variable.handle) for variable in variables_of(step)}
+    return any(tensor.dtype == tf.resource and id(tensor) not in handles for tensor in captures)
+
+
 def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
     """Rewrites a step and writes it as a SavedModel.
 
@@ -61,7 +98,7 @@ def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str],
         overwrite: whether a target that exists is replaced, in one step.
 
     Returns:
-        The plan of the first trace.
+        The plan, of all traces.
 
     Raises:
         GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
@@ -69,16 +106,17 @@ def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str],
     """
     target = Path(target)
     refuse_existing(target, None, overwrite=overwrite)
-    if hasattr(tf.Module, name) or name == _VARIABLES:
-        raise StepError(f"a SavedModel cannot hold a function named '{name}'; give the step another name")
     concretes = concrete_functions(step, name)
-    results = [rewrite_concrete(concrete, policy) for concrete in concretes]
+    prepared = [prepare(concrete, policy) for concrete in concretes]
+    plan = merged([each.plan for each in prepared], _problems(prepared, name))
+    plan.check()
+    results = [each.emit().concrete(each.step, keep_variables=True) for each in prepared]
     holder: Any = tf.Module()
-    setattr(holder, name, results[0][0] if is_concrete(step) else _retraced(step, policy, concretes))
+    setattr(holder, name, results[0] if is_concrete(step) else _retraced(step, policy, concretes))
     holder.variables_of_the_step = _unique(v for concrete in concretes for v in variables_of(concrete))
     signatures = {
         name if i == 0 else f"{name}_{i}": _signature(rewritten)
-        for i, (rewritten, _) in enumerate(results)
+        for i, rewritten in enumerate(results)
         if all(tensor.dtype != tf.resource for tensor in _arguments(rewritten))
     }
     with new_directory(target, overwrite=overwrite) as folder:
@@ -86,7 +124,7 @@ def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str],
             tf.saved_model.save(holder, str(folder), signatures=signatures)
         except (tf.errors.OpError, AssertionError, ValueError, TypeError) as error:
             raise StepError(f"{target}: the rewritten step cannot be saved: {error}") from error
-    return results[0][1]
+    return plan
 
 
 def load_exported(folder: str | os.PathLike[str], name: str) -> tuple[Any, list[tf.Variable]]:

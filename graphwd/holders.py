@@ -255,9 +255,10 @@ def _is_keras_metric(value: Any) -> bool:
 
 
 def is_keras_model(value: Any) -> bool:
-    """Whether it is a model of Keras 3 or tf_keras; neither is imported to find out."""
+    """Whether it is a model, or a class of models, of Keras 3 or tf_keras; neither is imported to find out."""
     kinds = [getattr(sys.modules.get(library), "Model", None) for library in ("keras", "tf_keras")]
-    return any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
+    of = value if isinstance(value, type) else type(value)
+    return any(isinstance(kind, type) and issubclass(of, kind) for kind in kinds)
 
 
 def _is_frozen(value: Any) -> bool:

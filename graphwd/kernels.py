@@ -73,6 +73,10 @@ def check_device(plan: Plan, device: str) -> DeviceCheck:
     Returns:
         What was found.
     """
+    if plan.parts:
+        checks = [check_device(part, device) for part in plan.parts]
+        problems = dict.fromkeys(problem for check in checks for problem in check.problems)
+        return DeviceCheck(device, sum(check.nodes for check in checks), tuple(problems))
     assert plan.graph is not None
     numbers = itertools.count()
     rewritten = inject(plan.graph, plan.injections, lambda name: f"{name}__graphwd_{next(numbers)}")

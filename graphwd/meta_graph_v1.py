@@ -8,7 +8,8 @@ signatures and in the collection ``train_op``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -18,15 +19,16 @@ from tensorflow.core.framework.variable_pb2 import VariableDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 from graphwd.body import is_control, parse_edge
-from graphwd.errors import PlanError, StepError
+from graphwd.errors import StepError
 from graphwd.function_library import NewNames, original_name, rename, set_library
 from graphwd.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, differentiable
 from graphwd.inject import decay_of, decay_records, inject, refuse_rewritten, take_out
 from graphwd.injection import Where
-from graphwd.planner import Plan, make_plan
+from graphwd.planner import Decision, Outcome, Plan, make_plan
 from graphwd.policy import Policy
 from graphwd.update_ops import HANDLE_OPS
 from graphwd.updates import find_updates
+from graphwd.whole_plan import Pending
 
 TRAIN_OP = "train_op"
 """The collection that names the nodes that make a training step."""
@@ -66,50 +68,48 @@ def trains(meta_graph: MetaGraphDef) -> bool:
     return any(writes.updates for writes in analysis.variables)
 
 
-def plan_main_graph(meta_graph: MetaGraphDef, policy: Policy) -> Plan:
-    """Decides what `rewrite_main_graph` would do.
+def pending_main_graph(meta_graph: MetaGraphDef, policy: Policy) -> Pending:
+    """Plans weight decay for the main graph.
 
     Args:
         meta_graph: the MetaGraphDef.
         policy: the policy.
 
     Returns:
-        The plan.
+        The rewrite, which is done in place; where it would be refused, the plan has problems.
 
     Raises:
         GraphwdError: the graph is malformed, or rewritten already.
     """
-    return _planned(meta_graph, policy)[1]
-
-
-def _planned(meta_graph: MetaGraphDef, policy: Policy) -> tuple[Graph, Plan]:
     graph = view_main_graph(meta_graph)
     refuse_rewritten(graph)
-    return graph, make_plan(find_updates(graph), policy)
+    plan = _without_loops(make_plan(find_updates(graph), policy), _in_loops(graph))
+
+    def write() -> None:
+        plan.check()
+        _write(meta_graph, graph, plan)
+
+    return Pending(plan, write)
 
 
-def rewrite_main_graph(meta_graph: MetaGraphDef, policy: Policy) -> Plan:
-    """Gives the main graph weight decay, in place.
-
-    Args:
-        meta_graph: the MetaGraphDef.
-        policy: the policy.
-
-    Returns:
-        The plan.
-
-    Raises:
-        GraphwdError: the policy does not fit, or an update lies in a ``while_loop`` of TensorFlow 1.
-    """
-    graph, plan = _planned(meta_graph, policy)
-    plan.check()
-    looping = _in_loops(graph)
-    for injection in plan.injections:
-        if not injection.site.path and injection.site.node in looping:
-            raise PlanError(
-                f"'{injection.variable.name}' is updated in a while_loop of TensorFlow 1 ({injection.site.node}), "
+def _without_loops(plan: Plan, looping: Collection[str]) -> Plan:
+    """A plan that refuses what is updated in a frame of a TensorFlow 1 while loop."""
+    problems: list[str] = []
+    decisions: list[Decision] = []
+    for decision in plan.decisions:
+        sites = [each.site for each in decision.injections if not each.site.path and each.site.node in looping]
+        if sites:
+            decision = replace(decision, outcome=Outcome.REFUSED, injections=())
+            problems.append(
+                f"'{decision.variable.name}' is updated in a while_loop of TensorFlow 1 ({sites[0].node}), "
                 "which is not supported; write 'weight_decay: 0' for it"
             )
+        decisions.append(decision)
+    return replace(plan, decisions=tuple(decisions), problems=(*plan.problems, *problems))
+
+
+def _write(meta_graph: MetaGraphDef, graph: Graph, plan: Plan) -> None:
+    """Gives the main graph weight decay, in place."""
     references = {
         injection.site.node
         for injection in plan.injections
@@ -120,7 +120,6 @@ def rewrite_main_graph(meta_graph: MetaGraphDef, policy: Policy) -> Plan:
     _put_back(meta_graph, rewritten.root)
     set_library(meta_graph, [*meta_graph.graph_def.library.function, *rewritten.functions])
     _fetch_instead(meta_graph, moved)
-    return plan
 
 
 def strip_main_graph(meta_graph: MetaGraphDef) -> int:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 from graphwd.entry_points import EntryPoint, choose, entry_points, is_wrapper, rewritten_functions, signature_call, view
-from graphwd.errors import StepError
 from graphwd.function_library import NewNames, original_name, reachable, rename, set_library
-from graphwd.graph import RECORD, Graph
+from graphwd.graph import RECORD
 from graphwd.inject import Rewritten, decay_records, inject, refuse_rewritten, take_out
-from graphwd.planner import Plan, make_plan
+from graphwd.planner import make_plan
 from graphwd.policy import Policy
 from graphwd.updates import find_updates
+from graphwd.whole_plan import Pending
 
 
-def plan_functions(meta_graph: MetaGraphDef, policy: Policy, functions: Iterable[str] | None) -> Plan:
-    """Decides what `rewrite_functions` would do.
+def pending_functions(meta_graph: MetaGraphDef, policy: Policy, functions: Iterable[str] | None) -> Pending:
+    """Plans weight decay for functions and signatures.
 
     Args:
         meta_graph: the SavedModel's only MetaGraphDef.
@@ -27,34 +29,30 @@ def plan_functions(meta_graph: MetaGraphDef, policy: Policy, functions: Iterable
         functions: names of exported functions or signatures; None for all that train.
 
     Returns:
-        The plan.
+        The rewrite, which is done in place; where it would be refused, the plan has problems.
 
     Raises:
         GraphwdError: the model is malformed or rewritten already, or there is no such function.
     """
-    graph, _ = _view(meta_graph, functions)
-    return make_plan(find_updates(graph), policy)
-
-
-def rewrite_functions(meta_graph: MetaGraphDef, policy: Policy, functions: Iterable[str] | None) -> Plan:
-    """Gives functions and signatures weight decay, in place.
-
-    Args:
-        meta_graph: the SavedModel's only MetaGraphDef.
-        policy: the policy.
-        functions: names of exported functions or signatures; None for all that train.
-
-    Returns:
-        The plan.
-
-    Raises:
-        GraphwdError: as `plan_functions`, or the policy does not fit.
-    """
-    graph, entries = _view(meta_graph, functions)
+    refuse_rewritten(view(meta_graph, ()))
+    entries = choose(meta_graph, functions)
+    graph = view(meta_graph, entries)
     plan = make_plan(find_updates(graph), policy)
-    plan.check()
-    _replace(meta_graph, entries, inject(graph, plan.injections, NewNames(graph.library)))
-    return plan
+    decayed = {injection.site.path[0].callee.position for injection in plan.injections}
+    problems = [_signature_problem(meta_graph, entries[number]) for number in sorted(decayed)]
+    plan = replace(plan, problems=(*plan.problems, *filter(None, problems)))
+
+    def write() -> None:
+        plan.check()
+        _replace(meta_graph, entries, inject(graph, plan.injections, NewNames(graph.library)))
+
+    return Pending(plan, write)
+
+
+def _signature_problem(meta_graph: MetaGraphDef, entry: EntryPoint) -> str | None:
+    if not entry.signature or not any(signature_call(meta_graph, entry.name)) or _calls(meta_graph, entry):
+        return None
+    return f"the outputs of the signature '{entry.name}' do not come from its function; name another"
 
 
 def strip_functions(meta_graph: MetaGraphDef) -> int:
@@ -85,12 +83,6 @@ def describe_functions(meta_graph: MetaGraphDef) -> list[dict[str, Any]]:
     if not any(RECORD in node.attr for f in meta_graph.graph_def.library.function for node in f.node_def):
         return []
     return decay_records(view(meta_graph, entry_points(meta_graph)))
-
-
-def _view(meta_graph: MetaGraphDef, functions: Iterable[str] | None) -> tuple[Graph, list[EntryPoint]]:
-    refuse_rewritten(view(meta_graph, ()))
-    entries = choose(meta_graph, functions)
-    return view(meta_graph, entries), entries
 
 
 def _replace(meta_graph: MetaGraphDef, entries: list[EntryPoint], rewritten: Rewritten) -> None:
@@ -135,10 +127,12 @@ def _refer_to(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
 
 def _call_instead(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
     """Lets the main graph run a signature's rewritten function."""
+    for node in _calls(meta_graph, entry):
+        node.attr["f"].func.name = name
+
+
+def _calls(meta_graph: MetaGraphDef, entry: EntryPoint) -> list[NodeDef]:
+    """The nodes of the main graph that run a signature's function."""
     names = set(signature_call(meta_graph, entry.name))
     calls = [node for node in meta_graph.graph_def.node if node.name in names and "f" in node.attr]
-    calls = [node for node in calls if node.attr["f"].func.name == entry.function]
-    if names and not calls:
-        raise StepError(f"the outputs of the signature '{entry.name}' do not come from its function; name another")
-    for node in calls:
-        node.attr["f"].func.name = name
+    return [node for node in calls if node.attr["f"].func.name == entry.function]

@@ -146,6 +146,21 @@ def fill(
         (folder / path).write_bytes(content)
 
 
+def check_files(source: Path, keep: Callable[[str], bool] = lambda _: True) -> None:
+    """Refuses a model that `fill` would refuse.
+
+    Args:
+        source: the model.
+        keep: whether a file belongs to it, by its path in the model.
+
+    Raises:
+        StepError: a file of the model cannot be read, or is no file.
+    """
+    for path in filter(keep, _files(source)):
+        if not os.access(source / path, os.R_OK):
+            raise StepError(f"{source / path}: cannot be read: {os.strerror(errno.EACCES)}")
+
+
 def _files(source: Path) -> Iterator[str]:
     for base, _, names in _walk(source):
         for name in sorted(names):

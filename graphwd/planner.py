@@ -58,6 +58,11 @@ class Decision:
     writes: VariableWrites
     injections: tuple[Injection, ...] = ()
 
+    def __repr__(self) -> str:
+        """In a few words: what the step does to a variable has no bound."""
+        rule = f", {self.rule.where}" if self.rule else ""
+        return f"<Decision {self.variable.name!r}: {self.outcome.value}{rule}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -67,8 +72,9 @@ class Plan:
         decisions: one for each trainable variable of the step, each once.
         problems: why the rewrite would be refused; empty where it would not.
         notes: what is allowed, but nearly always a mistake or a surprise.
-        graph: the step that it is for.
+        graph: the step that it is for; None where it is for several.
         fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
+        parts: where it is for several traces or graphs, the plan of each; else empty.
     """
 
     decisions: tuple[Decision, ...]
@@ -76,6 +82,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     graph: Graph | None = field(default=None, repr=False, compare=False)
     fuse: bool = False
+    parts: tuple[Plan, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def injections(self) -> tuple[Injection, ...]:
@@ -96,10 +103,20 @@ class Plan:
         return {
             "version": 1,
             "fuse": "xla" if self.fuse else "none",
+            "steps": [
+                {"variables": len(part.decisions), "decayed": sum(bool(each.injections) for each in part.decisions)}
+                for part in self.parts or (self,)
+            ],
             "variables": [_record(decision) for decision in self.decisions],
             "problems": list(self.problems),
             "notes": list(self.notes),
+            "rewritten": [],
         }
+
+    def __repr__(self) -> str:
+        """In a few words; `str` is the whole."""
+        counts = {"decisions": self.decisions, "problems": self.problems, "notes": self.notes}
+        return f"<Plan: {', '.join(f'{len(what)} {name}' for name, what in counts.items())}; print it for the table>"
 
     def __str__(self) -> str:
         """The plan as a table."""

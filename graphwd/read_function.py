@@ -47,10 +47,15 @@ def refuse_no_step(step: Any) -> None:
     Raises:
         StepError: it cannot be called, or is a model.
     """
-    if is_keras_model(step) or is_keras_model(getattr(step, "python_function", None)):
+    fits = is_keras_model(getattr(step, "__self__", None)) and step.__name__ in ("fit", "train_on_batch")
+    if fits or is_keras_model(step) or is_keras_model(getattr(step, "python_function", None)):
         raise StepError(
-            "a Keras model is no training step: graphwd.keras.attach(model, policy) gives its fit weight decay; for a "
-            "loop of your own give the function that updates the weights"
+            "a training step must be a function, got a Keras model; graphwd.keras.attach(model, policy) gives its fit "
+            "weight decay; for a loop of your own give the function that updates the weights"
+        )
+    if isinstance(step, type):
+        raise StepError(
+            f"a training step must be a function, got the class {step.__name__}; give a function or an instance's method"
         )
     if not callable(step):
         raise StepError(f"a training step must be a function, got a {type(step).__name__}")

@@ -111,8 +111,10 @@ def decays_as_table(decays: Sequence[Mapping[str, Any]]) -> str:
 
 
 def decays_as_json(decays: Sequence[Mapping[str, Any]]) -> str:
-    """The same as JSON."""
-    return json.dumps({"version": 1, "decays": list(decays)}, indent=2)
+    """The same as JSON, with the keys of a plan."""
+    rewritten = [{**decay, "rows": "touched" if decay["rows"] else "all"} for decay in decays]
+    nothing = {"fuse": None, "steps": [], "variables": [], "problems": [], "notes": []}
+    return json.dumps({"version": 1, **nothing, "rewritten": rewritten}, indent=2)
 
 
 def decays_as_html(decays: Sequence[Mapping[str, Any]]) -> str:
@@ -167,7 +169,9 @@ def _decay(variable: Mapping[str, Any]) -> str:
 
 
 def _summary(record: Mapping[str, Any]) -> str:
-    count = len(record["variables"])
-    decayed = sum(variable["outcome"] == "decay" for variable in record["variables"])
+    counts = dict.fromkeys(f"{step['decayed']} of {step['variables']}" for step in record["steps"])
+    count = max(step["variables"] for step in record["steps"])
+    several = f" in {'each' if len(counts) == 1 else 'some'} of {len(record['steps'])} traces or graphs"
     fused = ", their updates fused with the decay as far as XLA can (fuse: xla)" if record["fuse"] == "xla" else ""
-    return f"{decayed} of {count} trainable variable{'' if count == 1 else 's'} decayed{fused}"
+    where = several if len(record["steps"]) > 1 else ""
+    return f"{' or '.join(counts)} trainable variable{'' if count == 1 else 's'} decayed{where}{fused}"

@@ -23,12 +23,13 @@ from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
 
 from graphwd.errors import StepError
 from graphwd.garbage import collection_paused
-from graphwd.meta_graph_v1 import describe_main_graph, plan_main_graph, rewrite_main_graph, strip_main_graph, trains
-from graphwd.meta_graph_v2 import describe_functions, plan_functions, rewrite_functions, strip_functions
-from graphwd.model_files import Files, fill, new_directory, refuse_existing
+from graphwd.meta_graph_v1 import describe_main_graph, pending_main_graph, strip_main_graph, trains
+from graphwd.meta_graph_v2 import describe_functions, pending_functions, strip_functions
+from graphwd.model_files import Files, check_files, fill, new_directory, refuse_existing
 from graphwd.planner import Plan
 from graphwd.policy import Policy, PolicyLike, as_policy
 from graphwd.well_formed import check_meta_graph
+from graphwd.whole_plan import Pending, merged, tried
 
 _Proto = TypeVar("_Proto", SavedModel, MetaGraphDef)
 
@@ -47,76 +48,12 @@ def _bounded() -> Iterator[None]:
         raise StepError("the model's graph is nested too deeply to be read") from None
 
 
-@_bounded()
-def rewrite_meta_graph(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    policy: PolicyLike,
-    *,
-    overwrite: bool = False,
-    link: bool = False,
-) -> Plan:
-    """Gives a TensorFlow 1 MetaGraph weight decay.
-
-    Args:
-        source: a ``.meta`` file; it is never modified.
-        target: the directory to write; it gets the changed ``.meta`` file and its checkpoint, under their own names.
-        policy: a `Policy`, a path or a mapping.
-        overwrite: whether a target that exists is replaced, in one step.
-        link: whether the checkpoint's files are hard links, where they cannot be shared otherwise.
-
-    Returns:
-        The plan.
-
-    Raises:
-        GraphwdError: the policy does not fit, the file is malformed, or the target cannot be written.
-    """
-    source, target = Path(source), Path(target)
-    rules = _for_files(policy)
-    meta_graph = _read_meta_graph(source)
-    refuse_existing(target, None, overwrite=overwrite)
-    if not trains(meta_graph):
-        raise StepError(f"{source}: updates no trainable variable from a gradient")
-    plan = rewrite_main_graph(meta_graph, rules)
-    checkpoint = re.compile(rf"{re.escape(source.stem)}\.(index|data-\d+-of-\d+)")
-    with new_directory(target, overwrite=overwrite) as folder:
-        fill(
-            folder,
-            source.parent,
-            {source.name: meta_graph.SerializeToString(deterministic=True)},
-            Files.LINK if link else Files.COPY,
-            keep=lambda path: checkpoint.fullmatch(path) is not None,
-        )
-    return plan
-
-
-@_bounded()
-def plan_meta_graph(source: str | os.PathLike[str], policy: PolicyLike) -> Plan:
-    """Decides what `rewrite_meta_graph` would do, and writes nothing."""
-    return plan_main_graph(_read_meta_graph(Path(source)), _for_files(policy))
-
-
 def _for_files(policy: PolicyLike) -> Policy:
     """Reads a policy for a model that is edited as a file, from which what was fused could not be taken out again."""
     rules = as_policy(policy)
     if rules.fuse:
         raise StepError(f"{rules.where}: 'fuse: xla' is for Python steps; leave it out to rewrite a file")
     return rules
-
-
-def as_saved_model(text: str) -> tuple[str, str | None] | None:
-    """Reads ``DIR`` or ``DIR:NAME``.
-
-    Args:
-        text: what a user wrote.
-
-    Returns:
-        The directory and the name of a function or signature; None where it names no directory.
-    """
-    if os.path.isdir(text):
-        return text, None
-    folder, _, name = text.rpartition(":")
-    return (folder, name) if folder and os.path.isdir(folder) else None
 
 
 @_bounded()
@@ -126,21 +63,20 @@ def plan_saved_model(
     """Decides what `rewrite_saved_model` would do, and writes nothing.
 
     Args:
-        source: a SavedModel directory.
+        source: a SavedModel directory, or a ``.meta`` file.
         policy: a `Policy`, a path or a mapping.
         functions: names of exported functions or signatures; None for all that train.
 
     Returns:
-        The plan; where `rewrite_saved_model` would refuse, its ``problems`` say why.
+        The plan, of all graphs; where `rewrite_saved_model` would refuse, its ``problems`` say why.
 
     Raises:
         GraphwdError: the policy or the SavedModel is malformed, or there is no such function.
     """
-    rules = _for_files(policy)
-    model = read_model(Path(source))
-    if is_v2(model):
-        return plan_functions(model.meta_graphs[0], rules, functions)
-    return plan_main_graph(_training_graphs(model, Path(source), functions)[0], rules)
+    source, rules = Path(source), _for_files(policy)
+    model = _read(source)
+    pending = model.pending(rules, functions)
+    return merged([tried(each.plan) for each in pending], model.problems())
 
 
 @_bounded()
@@ -153,44 +89,44 @@ def rewrite_saved_model(
     overwrite: bool = False,
     link: bool = False,
 ) -> Plan:
-    """Gives the training steps of a SavedModel weight decay.
+    """Gives the training steps of a SavedModel, or a TensorFlow 1 MetaGraph, weight decay.
 
     Save, restore, initializers and every function not asked for stay as they are, and so does every other file.
 
     Args:
-        source: a SavedModel directory; it is never modified.
-        target: the directory to write; it appears complete or not at all.
+        source: a SavedModel directory, or a ``.meta`` file; it is never modified.
+        target: the directory to write; it appears complete or not at all. Of a ``.meta`` file it gets the changed file
+            and its checkpoint, under their own names.
         policy: a `Policy`, a path or a mapping.
-        functions: names of exported functions or signatures; None for all that train.
+        functions: names of exported functions or signatures, of a TensorFlow 1 SavedModel the tags of a graph; None for
+            all that train.
         overwrite: whether a target that exists is replaced, in one step.
         link: whether weights and assets are hard links to those of the source, where they cannot be shared otherwise.
 
     Returns:
-        The plan.
+        The plan, of all graphs.
 
     Raises:
         GraphwdError: the policy does not fit the model, the model is malformed, or the target cannot be written.
     """
-    source, target = Path(source), Path(target)
-    rules = _for_files(policy)
-    model = read_model(source)
-    refuse_existing(target, source, overwrite=overwrite)
-    if is_v2(model):
-        plan = rewrite_functions(model.meta_graphs[0], rules, functions)
-    else:
-        graphs = _training_graphs(model, source, functions)
-        plans = [rewrite_main_graph(meta_graph, rules) for meta_graph in graphs]
-        plan = plans[0]
-    _write_model(model, source, target, overwrite=overwrite, link=link)
+    source, target, rules = Path(source), Path(target), _for_files(policy)
+    model = _read(source)
+    model.refuse_target(target, overwrite=overwrite)
+    pending = model.pending(rules, functions)
+    plan = merged([each.plan for each in pending], model.problems())
+    plan.check()
+    for each in pending:
+        each.write()
+    model.write(target, overwrite=overwrite, link=link)
     return plan
 
 
 @_bounded()
 def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Says what graphwd has done to a SavedModel.
+    """Says what graphwd has done to a SavedModel or a MetaGraph.
 
     Args:
-        source: a SavedModel directory.
+        source: a SavedModel directory, or a ``.meta`` file.
 
     Returns:
         For every decay in it, and every way that leads to it: ``variable``, ``at``, ``where``, ``rate``,
@@ -199,10 +135,9 @@ def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]
     Raises:
         GraphwdError: the SavedModel is malformed.
     """
-    model = read_model(Path(source))
-    if is_v2(model):
-        return describe_functions(model.meta_graphs[0])
-    return [decay for meta_graph in model.meta_graphs for decay in describe_main_graph(meta_graph)]
+    model = _read(Path(source))
+    describe = describe_functions if model.v2 else describe_main_graph
+    return [decay for meta_graph in model.meta_graphs for decay in describe(meta_graph)]
 
 
 @_bounded()
@@ -213,10 +148,10 @@ def strip(
     overwrite: bool = False,
     link: bool = False,
 ) -> int:
-    """Takes graphwd's own decay out of a SavedModel again.
+    """Takes graphwd's own decay out of a SavedModel or a MetaGraph again.
 
     Args:
-        source: a SavedModel that graphwd has rewritten; it is never modified.
+        source: a SavedModel, or a ``.meta`` file, that graphwd has rewritten; it is never modified.
         target: the directory to write. Its graph equals the one that was rewritten.
         overwrite: whether a target that exists is replaced, in one step.
         link: whether weights and assets are hard links to those of the source, where they cannot be shared otherwise.
@@ -228,19 +163,104 @@ def strip(
         GraphwdError: there is none, the model is malformed, or the target cannot be written.
     """
     source, target = Path(source), Path(target)
-    model = read_model(source)
-    refuse_existing(target, source, overwrite=overwrite)
-    take_out_of = strip_functions if is_v2(model) else strip_main_graph
+    model = _read(source)
+    model.refuse_target(target, overwrite=overwrite)
+    take_out_of = strip_functions if model.v2 else strip_main_graph
     count = sum(take_out_of(meta_graph) for meta_graph in model.meta_graphs)
     if not count:
         raise StepError(f"{source}: holds no decay of graphwd")
-    _write_model(model, source, target, overwrite=overwrite, link=link)
+    for problem in model.problems():
+        raise StepError(problem)
+    model.write(target, overwrite=overwrite, link=link)
     return count
+
+
+class _Model:
+    """A SavedModel that was read, to be planned, changed in place, and written with all its other files."""
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+        self._model = read_model(source)
+        self.v2 = is_v2(self._model)
+        self.meta_graphs = list(self._model.meta_graphs)
+
+    def pending(self, rules: Policy, functions: Iterable[str] | None) -> list[Pending]:
+        """What is to be done, for each graph that trains or is asked for."""
+        if self.v2:
+            return [pending_functions(self.meta_graphs[0], rules, functions)]
+        graphs = _training_graphs(self._model, self._source, functions)
+        return [pending_main_graph(meta_graph, rules) for meta_graph in graphs]
+
+    def problems(self) -> Iterator[str]:
+        """Why its files cannot be written anew."""
+        yield from _missing_weights(self._source / "variables")
+        try:
+            check_files(self._source)
+        except StepError as error:
+            yield str(error)
+
+    def refuse_target(self, target: Path, *, overwrite: bool) -> None:
+        refuse_existing(target, self._source, overwrite=overwrite)
+
+    def write(self, target: Path, *, overwrite: bool, link: bool) -> None:
+        _write_model(self._model, self._source, target, overwrite=overwrite, link=link)
+
+
+class _MetaGraph:
+    """A ``.meta`` file that was read, likewise; its other files are those of its checkpoint."""
+
+    v2 = False
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+        self._meta_graph = _read_proto(source, MetaGraphDef())
+        check_meta_graph(self._meta_graph)
+        self.meta_graphs = [self._meta_graph]
+
+    def pending(self, rules: Policy, functions: Iterable[str] | None) -> list[Pending]:
+        """What is to be done."""
+        if functions is not None:
+            raise StepError(f"{self._source}: a .meta file holds one graph; name no function of it")
+        return [pending_main_graph(self._meta_graph, rules)]
+
+    def problems(self) -> Iterator[str]:
+        """Why its files cannot be written anew."""
+        try:
+            check_files(self._source.parent, self._belongs)
+        except StepError as error:
+            yield str(error)
+
+    def refuse_target(self, target: Path, *, overwrite: bool) -> None:
+        if Path(os.path.realpath(target)) in Path(os.path.realpath(self._source)).parents:
+            raise StepError(f"{target}: holds the file that is read, which is never modified; name another --output")
+        refuse_existing(target, None, overwrite=overwrite)
+
+    def write(self, target: Path, *, overwrite: bool, link: bool) -> None:
+        with new_directory(target, overwrite=overwrite) as folder:
+            fill(
+                folder,
+                self._source.parent,
+                {self._source.name: self._meta_graph.SerializeToString(deterministic=True)},
+                Files.LINK if link else Files.COPY,
+                keep=self._belongs,
+            )
+
+    def _belongs(self, path: str) -> bool:
+        """Whether a file beside it is of its checkpoint."""
+        return re.fullmatch(rf"{re.escape(self._source.stem)}\.(index|data-\d+-of-\d+)", path) is not None
+
+
+def is_meta_file(source: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a TensorFlow 1 MetaGraph, not of a SavedModel directory."""
+    return os.fspath(source).endswith(".meta") and not os.path.isdir(source)
+
+
+def _read(source: Path) -> _Model | _MetaGraph:
+    return _MetaGraph(source) if is_meta_file(source) else _Model(source)
 
 
 def _write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bool, link: bool) -> None:
     """Writes a changed SavedModel with all other files of the original."""
-    _check_weights(source / "variables")
     files = Files.LINK if link else Files.COPY
     content = model.SerializeToString(deterministic=True)
     # Where nothing changed, the fingerprint stays, too: a new one would have another UUID.
@@ -255,14 +275,14 @@ def _write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bo
                 (folder / FINGERPRINT_FILE).write_bytes(made)
 
 
-def _check_weights(folder: Path) -> None:
+def _missing_weights(folder: Path) -> Iterator[str]:
     """Refuses a model whose checkpoint is not whole: what is written would not load."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     counts = {int(match[1]) for match in map(_SHARD.fullmatch, names) if match}
     needed = {"variables.index"}
     needed |= {f"variables.data-{number:05}-of-{count:05}" for count in counts or {1} for number in range(count)}
     if missing := sorted(needed - names):
-        raise StepError(f"{folder / missing[0]}: no such file; the model's weights are not all there")
+        yield f"{folder / missing[0]}: no such file; the model's weights are not all there"
 
 
 def read_model(source: Path) -> SavedModel:
@@ -293,12 +313,6 @@ def read_model(source: Path) -> SavedModel:
     for meta_graph in model.meta_graphs:
         check_meta_graph(meta_graph)
     return model
-
-
-def _read_meta_graph(path: Path) -> MetaGraphDef:
-    meta_graph = _read_proto(path, MetaGraphDef())
-    check_meta_graph(meta_graph)
-    return meta_graph
 
 
 def _read_proto(path: Path, message: _Proto) -> _Proto:

@@ -68,6 +68,11 @@ class VariableWrites:
     guesses: tuple[Update, ...] = ()
     reasons: Mapping[Site, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """In a few words: what leads to a write has no bound."""
+        counts = {"updates": self.updates, "native decays": self.native_decays, "others": self.others}
+        return f"<VariableWrites {self.variable.name!r}: {', '.join(f'{len(w)} {name}' for name, w in counts.items())}>"
+
     @property
     def writes(self) -> tuple[Write, ...]:
         """Every write."""
@@ -96,6 +101,10 @@ class Analysis:
     graph: Graph | None = None
     values: Mapping[Path, BodyValues] = field(default_factory=dict)
     untrained: tuple[tuple[Variable, Site], ...] = ()
+
+    def __repr__(self) -> str:
+        """In a few words."""
+        return f"<Analysis of {len(self.variables)} variables>"
 
 
 def find_updates(graph: Graph) -> Analysis:

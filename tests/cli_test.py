@@ -229,3 +229,147 @@ def test_a_step_that_exits_while_it_is_traced(folder):
     done = graphwd("plan", "--policy=policy.yaml", "leaves.py:step")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("graphwd: the step does not trace: SystemExit")
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    python_path = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.run(
+        ["bash", "-c", line.replace("graphwd ", f"{sys.executable} -m graphwd ")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": python_path, **environment},
+    )
+
+
+FULL = "graphwd: standard output cannot be written: No space left on device\n"
+CLOSED = "graphwd: standard output is closed, so there is nobody to tell the result to\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "errors"),
+    [
+        ("graphwd --help >/dev/full", 1, FULL),
+        ("graphwd help policy >/dev/full", 1, FULL),
+        ("graphwd help policy >&-", 1, CLOSED),
+        ("graphwd help policy | true", 0, ""),
+        ("graphwd rewrit >/dev/full", 2, "graphwd: unknown command 'rewrit'; the commands are "),
+        ("graphwd rewrit 2>/dev/full", 2, ""),
+        ("graphwd rewrit 2>&-", 2, ""),
+        ("graphwd help policy >/dev/full 2>&1", 1, ""),
+        ("graphwd help policy <&- >&- 2>&-", 1, ""),
+        ("graphwd help policy <&- >/dev/null 2>&-", 0, ""),
+        ("graphwd plan --policy policy.yaml step_fn >/dev/full", 1, FULL),
+        ("graphwd rewrite --policy policy.yaml --output out step_fn >&-", 1, CLOSED),
+        ("graphwd rewrite --policy policy.yaml --output out step_fn 2>&-", 0, ""),
+        ("ln -s /dev/zero zero.yaml; graphwd plan --policy zero.yaml step_fn", 2, "graphwd: zero.yaml: is a pipe or"),
+        ("mkfifo pipe.yaml; graphwd plan --policy pipe.yaml step_fn", 2, "graphwd: pipe.yaml: is a pipe or a device"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_streams_that_cannot_be_used(line, status, errors):
+    done = shell(f"set -o pipefail; {line}")
+    assert done.returncode == status
+    assert done.stderr.startswith(errors)
+    assert done.stderr.count("\n") == (1 if errors else 0)
+    assert Path("out").exists() == (status == 0 and "rewrite" in line)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "graphwd: TensorFlow is not installed here; install tensorflow beside graphwd\n"),
+        (
+            "raise ImportError('libcudart.so.12:\\n no such file')",
+            "graphwd: TensorFlow does not import: libcudart.so.12: no such file\n",
+        ),
+        ("import no_such_part", "graphwd: TensorFlow does not import: No module named 'no_such_part'\n"),
+    ],
+)
+def test_without_tensorflow(folder, source, message):
+    (folder / "other").mkdir()
+    if source is None:  # a finder that knows no tensorflow, for a process that is not told of by PYTHONPATH alone
+        (folder / "other" / "sitecustomize.py").write_text("import sys\nsys.modules['tensorflow'] = None\n")
+    else:
+        (folder / "other" / "tensorflow.py").write_text(source)
+    path = os.pathsep.join([str(folder / "other"), *(path for path in sys.path if path)])
+    for arguments in ("plan step_fn", "rewrite step_fn", "verify --rewritten x step_fn"):
+        done = shell(f"graphwd {arguments} --policy policy.yaml", PYTHONPATH=path)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+    assert shell("graphwd help plan", PYTHONPATH=path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rewrite", "--policy", "policy.yaml", "--link", "step_fn"], "a Python step is saved anew: leave --link out"),
+        (["plan", "--policy", "policy.yaml", "--module", "step_fn.py", "."], "leave --module step_fn.py out"),
+        (["verify", "--policy", "policy.yaml", "--rewritten", ".", "net.meta"], "a .meta file cannot be verified"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_a_flag_that_would_have_no_effect_is_refused(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+REFUSED = """
+import tensorflow as tf
+
+w = tf.Variable([1.0, 2.0], name="w")
+table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer([1], [1.0]), 0.0)
+
+def train(x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(w * x)
+    w.assign_sub(tape.gradient(loss, w))
+    return loss
+
+@tf.function
+def two(x, training):
+    return train(x) if training else tf.reduce_sum(x)
+
+two(tf.ones([2]), True)
+two(tf.ones([2]), False)
+
+@tf.function
+def sometimes(x, again):
+    if again:
+        train(x)
+    return train(x)
+
+sometimes(tf.ones([2]), False)
+sometimes(tf.ones([2]), True)
+
+@tf.function(input_signature=[tf.TensorSpec([2], tf.int32)])
+def looks_up(x):
+    return train(table.lookup(x))
+
+name = tf.function(train, input_signature=[tf.TensorSpec([2])])
+
+@tf.function
+def unknown(x):
+    return train(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("two", "this is not a training step"),
+        ("sometimes", "rule.yaml:3: 'w': "),
+        ("looks_up", "the step uses a resource that is no variable"),
+        ("name", "a SavedModel cannot hold a function named 'name'"),
+        ("unknown", "has no input_signature and was never traced"),
+    ],
+)
+def test_what_rewrite_refuses_plan_refuses_in_the_same_words(folder, capsys, step, message):
+    (folder / "refused.py").write_text(REFUSED)
+    (folder / "rule.yaml").write_text("version: 1\nrules:\n  - weight_decay: 0.5\n")
+    said = []
+    for command in (["plan"], ["rewrite", "--output", "out"]):
+        assert main([*command, "--policy", "rule.yaml", f"refused.py:{step}"]) == 1
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert message in said[0]
+    assert not (folder / "out").exists()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-LIMIT_S = 120
+LIMIT_S = 900
 """How long one wait may take; none does unless something hangs."""
 
 _PORT_TAKEN = re.compile(r"Could not start gRPC server|[Aa]ddress already in use")

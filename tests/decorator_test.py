@@ -6,6 +6,7 @@ import copy
 import gc
 import inspect
 import pickle
+import re
 import threading
 import weakref
 from concurrent import futures
@@ -27,6 +28,36 @@ def sgd(kernel, batch, rate=1.0):
         loss = tf.reduce_sum(kernel * batch)
     kernel.assign_sub(rate * tape.gradient(loss, kernel))
     return loss
+
+
+def model():
+    built = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+    built.compile("sgd", "mse")
+    return built
+
+
+@pytest.mark.parametrize(
+    ("step", "found"),
+    [
+        (int, "got the class int; give a function or an instance's method"),
+        (tf.Module, "got the class Module; give a function or an instance's method"),
+        (3, "got a int"),
+        (None, "got a NoneType"),
+        (keras.Model, "got a Keras model; graphwd.keras.attach(model, policy) gives its fit weight decay"),
+        (model(), "got a Keras model; graphwd.keras.attach(model, policy) gives its fit weight decay"),
+        (model().fit, "got a Keras model; graphwd.keras.attach(model, policy) gives its fit weight decay"),
+    ],
+    ids=["type", "class", "number", "none", "keras class", "keras model", "keras fit"],
+)
+def test_what_is_no_step(step, found):
+    message = f"^{re.escape(f'a training step must be a function, {found}')}$"
+    for use in (
+        lambda: graphwd.rewrite(step, HALVED),
+        lambda: graphwd.with_weight_decay(HALVED)(step),
+        lambda: graphwd.plan(step, HALVED),
+    ):
+        with pytest.raises(graphwd.StepError, match=message):
+            use()
 
 
 @pytest.mark.parametrize("wrap", [lambda step: step, tf.function], ids=["python", "tf.function"])

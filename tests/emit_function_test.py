@@ -88,14 +88,14 @@ def test_gradients_taken_while_another_thread_traces_are_of_the_decayed_step(mon
     def wait(*args, **kwargs):
         if threading.current_thread().name.startswith("tracing"):
             held.set()
-            assert resume.wait(60)
+            assert resume.wait(600)
         return call(*args, **kwargs)
 
     monkeypatch.setattr(atomic_function, "partitioned_call_op", wait)
     with futures.ThreadPoolExecutor(1, "tracing") as pool:
         # Another name for the argument has the function around the step traced again, which calls the same body.
         traces_again = pool.submit(step.get_concrete_function, tf.TensorSpec([1], name="another"))
-        assert held.wait(60)
+        assert held.wait(600)
         gradient = by_tape(traced, tf.constant([1.0]))
         resume.set()
         traces_again.result()
@@ -177,3 +177,74 @@ def test_what_cannot_be_saved_says_why():
 def test_the_variables_of_the_step_are_those_of_the_function_around_it():
     kernel, step = trainer()
     assert [id(each) for each in step.get_concrete_function().trainable_variables] == [id(kernel)]
+
+
+LARGE = np.eye(16, dtype=np.float32)
+"""More elements than TensorFlow makes a constant of where a step captures it."""
+
+
+def diagonal(matrix):
+    """A diagonal of 16 rows, of a matrix of which the last op may not see how many it has."""
+    return tf.linalg.diag(tf.linalg.diag_part(matrix @ matrix), num_rows=16, num_cols=16)
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["inline", "in a function"])
+@pytest.mark.parametrize("captured", ["tensor", "variable"])
+def test_what_is_captured_keeps_its_shape(captured, inner):
+    source = tf.constant(LARGE) if captured == "tensor" else tf.Variable(LARGE, trainable=False, name="source")
+    kernel = tf.Variable(tf.ones([16, 1]), name="kernel")
+
+    def loss_of():
+        return tf.reduce_sum(diagonal(source) @ kernel)
+
+    loss_function = tf.function(loss_of) if inner else loss_of
+
+    @tf.function(input_signature=[])
+    def step():
+        with tf.GradientTape() as tape:
+            loss = loss_function()
+        kernel.assign_sub(0.5 * tape.gradient(loss, kernel))
+        return loss
+
+    original = step.get_concrete_function()
+    concrete = graphwd.rewrite(original, HALVED)
+    assert_bit_equal(concrete().numpy(), np.float32(16))
+    with tf.GradientTape():
+        loss = graphwd.rewrite(step, HALVED)()
+    assert_bit_equal(loss.numpy(), np.float32(4))  # the kernel was 1, is (1 - 0.5) / 2 then
+    assert_bit_equal(kernel.numpy(), np.full([16, 1], -0.125, np.float32))
+    shapes = [op.outputs[0].shape for op in original.graph.get_operations() if op.type == "MatrixDiagV3"]
+    assert shapes == [op.outputs[0].shape for op in concrete.graph.get_operations() if op.type == "MatrixDiagV3"]
+    assert shapes == ([] if inner else [[16, 16]])
+
+
+@pytest.mark.parametrize("decayed_inside", [False, True], ids=["a call beside", "the update in a call"])
+def test_gradients_go_through_calls(decayed_inside):
+    kernel = tf.Variable([4.0], name="kernel")
+
+    @tf.function
+    def squared(batch):
+        return (kernel * batch) ** 2
+
+    @tf.function
+    def train(batch):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(kernel * batch)
+        kernel.assign_sub(tape.gradient(loss, kernel))
+        return squared(batch)
+
+    @graphwd.with_weight_decay(HALVED)
+    @tf.function
+    def step(batch):
+        if decayed_inside:
+            return train(batch)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(kernel * batch)
+        kernel.assign_sub(tape.gradient(loss, kernel))
+        return squared(batch)
+
+    for gradient in (by_tape, by_tape_in_a_function, by_a_persistent_tape, by_symbols):
+        kernel.assign([4.0])
+        # Of (k x)^2 at k = (4 - 3) / 2, by x: what is read of the kernel is not differentiated by what is subtracted.
+        assert_bit_equal(gradient(step, tf.constant([3.0])).numpy(), np.float32([1.5]))
+        assert_bit_equal(kernel.numpy(), np.float32([0.5]))

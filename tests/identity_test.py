@@ -361,5 +361,5 @@ def test_a_model_is_taken_for_no_step(library):
         lambda: graphwd.rewrite(tf.function(model), policy_of()),
         lambda: graphwd.plan(model, policy_of(), ZEROS),
     ):
-        with pytest.raises(graphwd.StepError, match=r"a Keras model is no training step: graphwd\.keras\.attach"):
+        with pytest.raises(graphwd.StepError, match=r"got a Keras model; graphwd\.keras\.attach"):
             take()

@@ -16,7 +16,7 @@ from graphwd import kernels
 from graphwd.cli import main
 from graphwd.graph import DTYPE_NUMBERS, MARK
 from graphwd.inject import inject
-from graphwd.meta_graph_v1 import plan_main_graph
+from graphwd.meta_graph_v1 import pending_main_graph
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 MEANINGS = ["decoupled", "tfa", "adamw", "l2"]
@@ -152,7 +152,7 @@ def reference_plan(dtype, semantics, *, sparse):
         v1.add_to_collection("train_op", v1.train.GradientDescentOptimizer(0.5).minimize(tf.reduce_sum(used)))
         meta_graph = v1.train.export_meta_graph(graph=graph)
     rules = [{"weight_decay": 0.25, "semantics": semantics}]
-    return plan_main_graph(meta_graph, graphwd.Policy.from_dict({"version": 1, "rules": rules}))
+    return pending_main_graph(meta_graph, graphwd.Policy.from_dict({"version": 1, "rules": rules})).plan
 
 
 def test_reference_variables_of_tensorflow_1():

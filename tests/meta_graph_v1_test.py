@@ -9,10 +9,8 @@ import tensorflow as tf
 import graphwd
 from graphwd.saved_model import (
     describe_saved_model,
-    plan_meta_graph,
     plan_saved_model,
     read_model,
-    rewrite_meta_graph,
     rewrite_saved_model,
     strip,
 )
@@ -157,9 +155,9 @@ def test_a_meta_graph_with_its_checkpoint(tmp_path, resource):
     (tmp_path / "model").mkdir()
     v1_models.save_meta(tmp_path / "model" / "net", OPTIMIZERS["Adam"], resource=resource)
     (tmp_path / "model" / "other.index").write_bytes(b"of another checkpoint")
-    plan = plan_meta_graph(tmp_path / "model" / "net.meta", policy())
+    plan = plan_saved_model(tmp_path / "model" / "net.meta", policy())
     assert [d.variable.name for d in plan.decisions if d.injections] == ["net/kernel"]
-    rewrite_meta_graph(tmp_path / "model" / "net.meta", tmp_path / "decayed", policy())
+    rewrite_saved_model(tmp_path / "model" / "net.meta", tmp_path / "decayed", policy())
     assert sorted(path.name for path in (tmp_path / "decayed").iterdir()) == [
         "net.data-00000-of-00001",
         "net.index",
@@ -171,4 +169,4 @@ def test_a_meta_graph_with_its_checkpoint(tmp_path, resource):
     check_decayed_by_hand(v1_models.run(v1_models.from_meta(tmp_path / "decayed" / "net")), by_hand)
     (tmp_path / "model" / "net.meta").write_bytes(b"no proto")
     with pytest.raises(graphwd.StepError, match="does not parse as a MetaGraphDef"):
-        plan_meta_graph(tmp_path / "model" / "net.meta", policy())
+        plan_saved_model(tmp_path / "model" / "net.meta", policy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 
 import keras
 import numpy as np
@@ -124,6 +125,46 @@ def test_a_plan_changes_nothing():
     assert looping.step.experimental_get_tracing_count() == traces + 1
     assert_bit_equal(looping.kernel.numpy(), np.full((5, 3), 0.5, np.float32))
     assert not any("graphwd" in node.name for node in looping.step.get_concrete_function(*batch).function_def.node_def)
+
+
+def training_or_not():
+    """A step with a trace that trains and one that trains twice."""
+    kernel, other = tf.Variable([4.0], name="kernel"), tf.Variable([1.0], name="other")
+
+    @tf.function
+    def step(batch, twice):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(kernel * batch * other)
+        gradient = tape.gradient(loss, kernel)
+        kernel.assign_sub(gradient)
+        if twice:
+            other.assign_sub(gradient)
+        return loss
+
+    return step, (kernel, other)
+
+
+def test_a_plan_is_of_every_trace_that_the_step_holds():
+    step, _variables = training_or_not()
+    for twice in (False, True):
+        step.get_concrete_function(tf.constant([1.0]), twice)
+    plan = graphwd.plan(step, policy_for({"kernel": 0.5, "other": 0.25}))
+    said = {(decision.variable.name, decision.outcome.value) for decision in plan.decisions}
+    assert said == {("kernel", "decay"), ("other", "no update"), ("other", "decay")}
+    assert len(plan.decisions) == 3
+    assert sorted(each["decayed"] for each in plan.record()["steps"]) == [1, 2]
+    assert "trainable variables decayed in some of 2 traces or graphs" in str(plan)
+    one = graphwd.plan(step, policy_for({"kernel": 0.5, "other": 0.25}), tf.constant([1.0]), True)
+    assert len(one.decisions) == len(one.injections) == 2
+    assert one.parts == ()
+
+
+def test_a_plan_is_shown_in_a_few_words():
+    step, _variables = training_or_not()
+    plan = graphwd.plan(step, policy_for({"kernel": 0.5, "other": 0.25}), tf.constant([1.0]), True)
+    assert repr(plan) == "<Plan: 2 decisions, 0 problems, 0 notes; print it for the table>"
+    assert re.fullmatch("<Decision 'kernel': decay, .{1,40}>", repr(plan.decisions[0]))
+    assert repr(plan.decisions[0].writes) == "<VariableWrites 'kernel': 1 updates, 0 native decays, 0 others>"
 
 
 def test_a_deleted_variable_is_named_as_the_reason():

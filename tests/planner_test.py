@@ -183,7 +183,7 @@ def test_a_constant_learning_rate_that_leaves_no_weight_is_refused(rate):
 
 def test_the_record_has_the_documented_keys(net):
     record = plan_of(net, [{"weight_decay": 0.1}]).record()
-    assert list(record) == ["version", "fuse", "variables", "problems", "notes"]
+    assert list(record) == ["version", "fuse", "steps", "variables", "problems", "notes", "rewritten"]
     assert record["variables"][0] == {
         "name": "net/kernel",
         "label": "net/kernel",

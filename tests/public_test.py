@@ -53,6 +53,13 @@ def test_every_name_resolves_and_is_listed(name):
     assert inspect.ismodule(value) or value.__module__.startswith("graphwd.")
 
 
+def test_a_star_import_does_not_rebind_keras(tmp_path):
+    program = "keras = 1\nfrom graphwd import *\nprint(json.dumps([keras, callable(rewrite)]))"
+    assert run(program, tmp_path) == [1, True]
+    assert graphwd.keras.attach.__module__ == "graphwd.keras"
+    assert "keras" in dir(graphwd)
+
+
 def test_an_unknown_name():
     with pytest.raises(AttributeError, match=r"^module 'graphwd' has no attribute 'nope'$"):
         _ = graphwd.nope

@@ -45,7 +45,16 @@ def test_a_variable_goes_by_what_tells_it_apart():
 
 
 def record(*variables, problems=(), notes=(), fuse="none"):
-    return {"version": 1, "fuse": fuse, "variables": list(variables), "problems": list(problems), "notes": list(notes)}
+    step = {"variables": len(variables), "decayed": sum(each["outcome"] == "decay" for each in variables)}
+    return {
+        "version": 1,
+        "fuse": fuse,
+        "steps": [step],
+        "variables": list(variables),
+        "problems": list(problems),
+        "notes": list(notes),
+        "rewritten": [],
+    }
 
 
 def table_rows(text):
@@ -215,7 +224,7 @@ def test_a_fused_plan_says_so():
 def test_json():
     text = as_json(FULL)
     assert json.loads(text) == FULL
-    assert list(json.loads(text)) == ["version", "fuse", "variables", "problems", "notes"]
+    assert list(json.loads(text)) == ["version", "fuse", "steps", "variables", "problems", "notes", "rewritten"]
     assert text.startswith('{\n  "version": 1,\n')
 
 
@@ -241,6 +250,7 @@ def test_record_of_a_plan_round_trips_with_exactly_these_keys():
     assert json.loads(as_json(plan().record())) == {
         "version": 1,
         "fuse": "none",
+        "steps": [{"variables": 2, "decayed": 1}],
         "variables": [
             {
                 "name": "kernel",
@@ -300,6 +310,7 @@ def test_record_of_a_plan_round_trips_with_exactly_these_keys():
         ],
         "problems": ["p"],
         "notes": ["n"],
+        "rewritten": [],
     }
 
 

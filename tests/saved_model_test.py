@@ -192,7 +192,7 @@ def test_stripping_an_original_is_refused(plain, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_done_is_described(plain, decayed, capsys):
+def test_what_was_done_is_described(plain, decayed, tmp_path, capsys):
     assert describe_saved_model(plain) == []
     decays = describe_saved_model(decayed)
     assert len(decays) == 4  # a function and a signature for each of two steps
@@ -202,7 +202,18 @@ def test_what_was_done_is_described(plain, decayed, capsys):
         capsys.readouterr().out.splitlines()[-1] == "rewritten by graphwd: 4 ways to a decay, by function or signature"
     )
     assert main(["plan", "--format", "json", str(decayed)]) == 0
-    assert json.loads(capsys.readouterr().out) == {"version": 1, "decays": decays}
+    record = json.loads(capsys.readouterr().out)
+    assert record == {
+        "version": 1,
+        "fuse": None,
+        "steps": [],
+        "variables": [],
+        "problems": [],
+        "notes": [],
+        "rewritten": [{**decay, "rows": "all"} for decay in decays],
+    }
+    assert main(["plan", "--format", "json", "--policy", policy_file(tmp_path), str(plain)]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == list(record)
     assert main(["plan", "--format", "html", str(decayed)]) == 0
     assert "<td>kernel</td>" in capsys.readouterr().out
 
