@@ -268,7 +268,10 @@ def _as_graph(function: FunctionDef, children: list[Any]) -> Any:
     with tf.Graph().as_default() as graph:
         for child in children:
             graph._add_function(child)
-        return function_def_to_graph.function_def_to_graph(function, propagate_device_spec=True)
+        made: Any = function_def_to_graph.function_def_to_graph(function, propagate_device_spec=True)
+    for child in children:
+        made._add_function_recursive(child)  # a gradient makes the graphs of branches anew, out of this one
+    return made
 
 
 class Parts:

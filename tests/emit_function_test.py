@@ -248,3 +248,26 @@ def test_gradients_go_through_calls(decayed_inside):
         # Of (k x)^2 at k = (4 - 3) / 2, by x: what is read of the kernel is not differentiated by what is subtracted.
         assert_bit_equal(gradient(step, tf.constant([3.0])).numpy(), np.float32([1.5]))
         assert_bit_equal(kernel.numpy(), np.float32([0.5]))
+
+
+def test_gradients_go_through_a_branch_of_a_function_that_calls_others():
+    kernel = tf.Variable([4.0], name="kernel")
+
+    @tf.function
+    def train(batch):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(kernel * batch)
+        kernel.assign_sub(tape.gradient(loss, kernel))
+
+    @tf.function
+    def train_and_square(batch):
+        tf.function(lambda: train(batch))()
+        return (kernel * batch) ** 2
+
+    @tf.function
+    def maybe(batch):
+        return tf.cond(batch[0] > 0, lambda: tf.function(train_and_square)(batch), lambda: batch)
+
+    step = graphwd.rewrite(tf.function(lambda batch: maybe(batch)), HALVED)
+    assert_bit_equal(by_tape(step, tf.constant([3.0])).numpy(), np.float32([1.5]))
+    assert_bit_equal(kernel.numpy(), np.float32([0.5]))
