@@ -90,6 +90,11 @@ class Rates:
         """What a user calls the learning rate of a decayed variable."""
         return self._names[variable]
 
+    @property
+    def nowhere(self) -> Iterator[int]:
+        """The numbers of the variables whose learning rate is a constant that is not in the body of their update."""
+        return (variable for variable, places in self._guesses.items() if not places)
+
     def run(self, arguments: Sequence[tf.Tensor]) -> dict[int, float]:
         """Runs the original, and says what each learning rate is.
 
@@ -177,7 +182,7 @@ class Rates:
         for node in self._nodes(path):
             if node.op == "Const" and not node.attr["value"].tensor.tensor_shape.dim:
                 held = tf.make_ndarray(node.attr["value"].tensor)
-                if held.dtype.kind in "fV" and np.isclose(float(held), value, rtol=1e-6, atol=0):
+                if held.dtype.kind in "fV" and np.isclose(abs(float(held)), value, rtol=1e-6, atol=0):
                     yield path, f"{node.name}:output:0"
 
     def _source(self, path: Path, edge: str) -> Source:

@@ -439,6 +439,7 @@ class SideBySide:
         ]
         run = lambda state, step: self._after(self._mine, state, step)[0]  # noqa: E731
         found = self._rates.probe(call.flat, run, state, self._places, slots) if self._rates else {}
+        found |= dict.fromkeys(self._rates.nowhere, False)  # what is not there is no factor of the update
         for account in self._accounts:
             if not account.scaled or account.missing:
                 continue

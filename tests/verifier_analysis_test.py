@@ -225,13 +225,14 @@ def test_a_constant_learning_rate_is_put_to_the_test(monkeypatch):
     def step():
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(tf.square(w))
-        slot.assign(0.875 * slot + 0.125 * tape.gradient(loss, w))
-        w.assign_sub(0.0625 * slot)
+        slot.assign_add(0.125 * (tape.gradient(loss, w) - slot))
+        w.assign_add(-0.0625 * slot)
 
     verification = verified(step, policy(semantics="adamw"))
     verification.check()
     (weight,) = [each for each in verification.variables if each.decayed]
     assert weight.learning_rate is RateCheck.PROBED
+    assert weight.kind is Kind.WHOLE
     take_for_learning_rate(monkeypatch, constant(0.125))
     assert len(wrong_ones(verified(step, policy(semantics="adamw")))) == 1
 
