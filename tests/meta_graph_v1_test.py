@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 import graphwd
 from graphwd.saved_model import (
@@ -108,8 +109,11 @@ def test_an_update_in_a_while_loop_is_refused(tmp_path):
         builder.add_meta_graph_and_variables(session, ["train"])
         builder.save()
     rules = {"version": 1, "rules": [{"weight_decay": 0.1}]}
-    with pytest.raises(graphwd.GraphwdError, match=r"is updated in a while_loop of TensorFlow 1"):
+    with pytest.raises(graphwd.GraphwdError, match=r"is updated in a while_loop of TensorFlow 1") as refused:
         rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", rules)
+    plan = plan_saved_model(tmp_path / "model", rules)
+    assert plan.problems == (str(refused.value),)
+    assert [decision.outcome.value for decision in plan.decisions] == ["refused"]
     assert not (tmp_path / "decayed").exists()
 
 
@@ -167,6 +171,18 @@ def test_a_meta_graph_with_its_checkpoint(tmp_path, resource):
         v1_models.from_meta(tmp_path / "model" / "net"), set_kernel=lambda kernel: kernel * np.float32(1 - RATE)
     )
     check_decayed_by_hand(v1_models.run(v1_models.from_meta(tmp_path / "decayed" / "net")), by_hand)
+    (decay,) = describe_saved_model(tmp_path / "decayed" / "net.meta")
+    assert (decay["variable"], decay["rate"]) == ("net/kernel", RATE)
+    assert strip(tmp_path / "decayed" / "net.meta", tmp_path / "stripped") == 1
+    stripped, original = (
+        MetaGraphDef.FromString((tmp_path / folder / "net.meta").read_bytes()) for folder in ("stripped", "model")
+    )
+    assert stripped == original
+    assert (tmp_path / "stripped" / "net.index").read_bytes() == (tmp_path / "model" / "net.index").read_bytes()
+    with pytest.raises(graphwd.StepError, match="holds the file that is read"):
+        rewrite_saved_model(tmp_path / "model" / "net.meta", tmp_path / "model", policy(), overwrite=True)
+    with pytest.raises(graphwd.StepError, match="holds one graph; name no function of it"):
+        plan_saved_model(tmp_path / "model" / "net.meta", policy(), ["train"])
     (tmp_path / "model" / "net.meta").write_bytes(b"no proto")
     with pytest.raises(graphwd.StepError, match="does not parse as a MetaGraphDef"):
         plan_saved_model(tmp_path / "model" / "net.meta", policy())
