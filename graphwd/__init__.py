@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphwd import keras
+    from graphwd import keras as keras
     from graphwd.decorator import rewrite, with_weight_decay
     from graphwd.errors import (
         GraphError,

@@ -12,6 +12,7 @@ from graphwd.emit_function import per_instance
 from graphwd.errors import StepError
 from graphwd.pipeline import as_function, emit_rewritten, rewrite_concrete
 from graphwd.policy import Policy, PolicyLike, as_policy
+from graphwd.python_state import tell_frozen_state
 from graphwd.read_function import is_concrete, remember
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from graphwd.emit_function import Emitted
+from graphwd.errors import StepError
 from graphwd.garbage import collection_paused
 from graphwd.graph import Graph
 from graphwd.inject import Rewritten, inject, refuse_rewritten
@@ -22,6 +23,7 @@ from graphwd.read_function import (
     read,
     refuse_no_step,
     trace,
+    traces,
     undecorated,
 )
 from graphwd.updates import find_updates

@@ -55,7 +55,8 @@ def refuse_no_step(step: Any) -> None:
         )
     if isinstance(step, type):
         raise StepError(
-            f"a training step must be a function, got the class {step.__name__}; give a function or an instance's method"
+            f"a training step must be a function, got the class {step.__name__}; "
+            "give a function or an instance's method"
         )
     if not callable(step):
         raise StepError(f"a training step must be a function, got a {type(step).__name__}")

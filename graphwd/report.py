@@ -113,7 +113,7 @@ def decays_as_table(decays: Sequence[Mapping[str, Any]]) -> str:
 def decays_as_json(decays: Sequence[Mapping[str, Any]]) -> str:
     """The same as JSON, with the keys of a plan."""
     rewritten = [{**decay, "rows": "touched" if decay["rows"] else "all"} for decay in decays]
-    nothing = {"fuse": None, "steps": [], "variables": [], "problems": [], "notes": []}
+    nothing: dict[str, Any] = {"fuse": None, "steps": [], "variables": [], "problems": [], "notes": []}
     return json.dumps({"version": 1, **nothing, "rewritten": rewritten}, indent=2)
 
 
