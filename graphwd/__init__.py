@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphwd import keras
+    from graphwd import keras  # noqa: F401 - an attribute, but not of __all__
     from graphwd.decorator import rewrite, with_weight_decay
     from graphwd.errors import (
         GraphError,
