@@ -122,7 +122,7 @@ def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[str], dept
         return NO_TERMS
     terms, other = (first, inputs[1]) if first != NO_TERMS else (second, inputs[0])
     other = flow.origin(other)
-    if flow.value(other).source != NO_VARIABLE or (flow.value(other).taint and not flow.is_scalar(other)):
+    if flow.value(other).source != NO_VARIABLE or (flow.value(other).taint and flow.is_scalar(other) is False):
         return NO_TERMS  # a function of the weight, or of each example: no rate
     factor = _factor(flow, other)
     if factor is None:

@@ -495,6 +495,11 @@ class Flow:
         node = self.producer(tensor)
         if node is None:
             return self._types.get(tensor)
+        for key in ("Tout", "T") if node.op in CALL_OPS else ():
+            types = node.proto.attr[key].list.type if key in node.proto.attr else ()
+            index = parse_edge(tensor).index
+            if index < len(types):
+                return types[index]
         for key in ("DstT", "dtype", "out_type", "T"):
             if key in node.proto.attr and node.proto.attr[key].type:
                 return node.proto.attr[key].type

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -39,8 +40,8 @@ def pending_functions(meta_graph: MetaGraphDef, policy: Policy, functions: Itera
     graph = view(meta_graph, entries)
     plan = make_plan(find_updates(graph), policy)
     decayed = {injection.site.path[0].callee.position for injection in plan.injections}
-    problems = [_signature_problem(meta_graph, entries[number]) for number in sorted(decayed)]
-    plan = replace(plan, problems=(*plan.problems, *filter(None, problems)))
+    problems = filter(None, (_signature_problem(meta_graph, entries[number]) for number in sorted(decayed)))
+    plan = replace(plan, problems=(*plan.problems, *itertools.islice(problems, 1)))
 
     def write() -> None:
         plan.check()

@@ -113,8 +113,10 @@ def rewrite_saved_model(
     model = _read(source)
     model.refuse_target(target, overwrite=overwrite)
     pending = model.pending(rules, functions)
-    plan = merged([each.plan for each in pending], model.problems())
+    plan = merged([each.plan for each in pending])
     plan.check()
+    for problem in model.problems():
+        raise StepError(problem)
     for each in pending:
         each.write()
     model.write(target, overwrite=overwrite, link=link)

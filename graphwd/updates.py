@@ -222,7 +222,8 @@ def is_whole(terms: DirectTerms) -> bool:
 
 def _is_nothing(write: Write, flows: Flows) -> bool:
     """Whether a native decay is by a rate of 0."""
-    return is_whole(terms_after(flows.at(write.site.path), write))
+    terms = terms_after(flows.at(write.site.path), write)
+    return is_whole(terms) and bool(terms.weights)
 
 
 def depends_on_itself(write: Write, flows: Flows) -> bool:
