@@ -178,11 +178,14 @@ def _account(
     decays = tuple(write for write in writes if write.is_native_decay and not _is_nothing(write, flows))
     others = tuple(write for write in writes if write not in updating and write not in decays)
     updates = group_writes(variable, updating)
+    # Beside an update, what comes from data or a gradient may be another: of an average nobody takes an update.
+    unsure = [write for write in others if write.evidence is not None] if updates else []
+    if unsure:
+        others = tuple(write for write in others if write not in unsure)
+        return VariableWrites(variable, updates, decays, others, used_by, group_writes(variable, unsure), reasons)
     if has_gradients and updates and updates[0].evidence is Evidence.DATA_PATH:
         return VariableWrites(variable, (), decays, others, used_by, updates, reasons)
-    weaker = [write for write in others if write.evidence is Evidence.DATA_PATH and write.site not in reasons]
-    others = tuple(write for write in others if write not in weaker)
-    return VariableWrites(variable, updates, decays, others, used_by, group_writes(variable, weaker), reasons)
+    return VariableWrites(variable, updates, decays, others, used_by, (), reasons)
 
 
 def _reason(write: Write, flows: Flows) -> str:
