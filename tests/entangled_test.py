@@ -49,7 +49,7 @@ def _table():
 def left_alone(plan, concrete, state):
     """The weights that the plan says it leaves alone; it must say so in a note."""
     captured = variables_of(concrete)
-    left = {id(captured[d.variable.id]): d.variable.name for d in plan.decisions if d.outcome is Outcome.NO_UPDATE}
+    left = {id(captured[d.variable.id]): d.variable.shown for d in plan.decisions if d.outcome is Outcome.NO_UPDATE}
     for name in left.values():
         assert any(f"'{name}'" in note and "not decayed" in note for note in plan.notes)
     return [k for k, weight in enumerate(state.weights) if id(weight) in left]
