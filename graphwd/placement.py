@@ -93,8 +93,8 @@ def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
     if writes.guesses:
         raise RefusedError(
             "written from the step's data, while other variables are updated from gradients; if it is a statistic, "
-            "write 'weight_decay: 0' for it, or make it not trainable; if "
-            f"it is an update, write 'update: GLOB' with one of these, or 'updates: each':{places}"
+            "write 'weight_decay: 0' for it, or make it not trainable; if it is an update, write 'update: GLOB' with "
+            f"one of these, or 'updates: each':{places}"
         )
     raise RefusedError(
         "the step writes it, but no write is seen to come from a gradient and to add to it; if one is its update, "
@@ -229,14 +229,13 @@ def _before_by_reading(
 
 
 def _refuse_reads_between(flow: Flow, update: Update) -> None:
-    """Refuses an update of several writes of which a later one starts from what an earlier one wrote."""
-    first, *later = [write.site.node for write in update.writes]
-    for name in later:
-        tensor = flow.nodes[name].proto.input[update.writes[0].op.value]
-        if any(flow.read(read) == update.variable and flow.precedes(first, read) for read in flow.upstream([tensor])):
+    """Refuses an update of several writes between which the weight is read: the reader would see the decay."""
+    first, last = update.writes[0].site.node, update.writes[-1].site.node
+    for name in flow.nodes if first != last else ():
+        if flow.read(name) == update.variable and flow.precedes(first, name) and flow.precedes(name, last):
             raise RefusedError(
-                f"its update takes several writes, and '{name}' reads what '{first}' wrote, so a decay before it would "
-                "be seen by a part of the update; write 'order: after'"
+                f"its update takes several writes, and '{name}' reads the weight between '{first}' and '{last}', so it "
+                "would see a decay before the update; write 'order: after'"
             )
 
 

@@ -178,7 +178,7 @@ def _account(
     decays = tuple(write for write in writes if write.is_native_decay and not _is_nothing(write, flows))
     others = tuple(write for write in writes if write not in updating and write not in decays)
     updates = group_writes(variable, updating)
-    # Beside an update, what comes from data or a gradient may be another: of an average nobody takes an update.
+    # Beside an update, what else comes from data or a gradient may be another one.
     unsure = [write for write in others if write.evidence is not None] if updates else []
     if unsure:
         others = tuple(write for write in others if write not in unsure)

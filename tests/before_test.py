@@ -111,6 +111,24 @@ def test_under_stress(update):
         assert_bit_equal(w.numpy(), expected)
 
 
+def test_a_weight_that_is_read_between_two_writes_of_one_update_is_refused():
+    w = tf.Variable([4.0, 8.0], name="w")
+
+    def step(between):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(2.0 * w)
+        gradient = tape.gradient(loss, w)
+        w.assign_sub(0.5 * gradient)
+        seen = tf.identity(w) if between else tf.zeros([2])
+        w.assign_sub(0.25 * tf.identity(gradient))
+        return seen
+
+    with pytest.raises(graphwd.PlanError, match="reads the weight between 'AssignSubVariableOp' and 'AssignSubVar"):
+        graphwd.rewrite(tf.function(lambda: step(True)).get_concrete_function(), policy())
+    graphwd.rewrite(tf.function(lambda: step(False)).get_concrete_function(), policy())()
+    assert w.numpy().tolist() == [4.0 - 1.5 - RATE * 4.0, 8.0 - 1.5 - RATE * 8.0]
+
+
 def test_a_slot_that_keeps_the_weight_reads_it_between_decay_and_update():
     w = tf.Variable(tf.ones([SIZE, SIZE], tf.float64), name="w")
     previous = tf.Variable(tf.ones([SIZE, SIZE], tf.float64), trainable=False, name="previous")
