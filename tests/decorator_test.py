@@ -36,6 +36,12 @@ def model():
     return built
 
 
+NO_MODEL = (
+    "got a Keras model; graphwd.keras.attach(model, policy) gives its fit weight decay; for a loop of your own give the "
+    "function that updates the weights"
+)
+
+
 @pytest.mark.parametrize(
     ("step", "found"),
     [
@@ -43,9 +49,9 @@ def model():
         (tf.Module, "got the class Module; give a function or an instance's method"),
         (3, "got a int"),
         (None, "got a NoneType"),
-        (keras.Model, "got a Keras model; graphwd.keras.attach(model, policy) gives its fit weight decay"),
-        (model(), "got a Keras model; graphwd.keras.attach(model, policy) gives its fit weight decay"),
-        (model().fit, "got a Keras model; graphwd.keras.attach(model, policy) gives its fit weight decay"),
+        (keras.Model, NO_MODEL),
+        (model(), NO_MODEL),
+        (model().fit, NO_MODEL),
     ],
     ids=["type", "class", "number", "none", "keras class", "keras model", "keras fit"],
 )
