@@ -14,7 +14,7 @@ from graphwd.direct_terms import DirectTerms, terms_after
 from graphwd.flow import Flows
 from graphwd.graph import Graph, Variable
 from graphwd.interpreter import BodyValues, Interpreter
-from graphwd.sites import STRONG, Evidence, Path, Site, Write
+from graphwd.sites import SAVED_MODEL, STRONG, Evidence, Path, Site, Write
 from graphwd.update_ops import Form
 from graphwd.values import MANY, NO_VARIABLE
 
@@ -179,13 +179,23 @@ def _account(
     others = tuple(write for write in writes if write not in updating and write not in decays)
     updates = group_writes(variable, updating)
     # Beside an update, what else comes from data or a gradient may be another one.
-    unsure = [write for write in others if write.evidence is not None] if updates else []
+    unsure = [write for write in others if write.evidence is not None and not _is_helper(write, updating)]
+    unsure = unsure if updates else []
     if unsure:
         others = tuple(write for write in others if write not in unsure)
         return VariableWrites(variable, updates, decays, others, used_by, group_writes(variable, unsure), reasons)
     if has_gradients and updates and updates[0].evidence is Evidence.DATA_PATH:
         return VariableWrites(variable, (), decays, others, used_by, updates, reasons)
     return VariableWrites(variable, updates, decays, others, used_by, (), reasons)
+
+
+def _is_helper(write: Write, updating: Iterable[Write]) -> bool:
+    """Whether a write lies in a function of a SavedModel that has no update of the variable from a gradient.
+
+    Such a helper, which makes the update of what its caller computes, is given out as a function of its own, too.
+    """
+    path = write.site.path
+    return bool(path) and path[0].node == SAVED_MODEL and all(each.site.path[0] != path[0] for each in updating)
 
 
 def _reason(write: Write, flows: Flows) -> str:
