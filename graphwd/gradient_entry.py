@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 
 from graphwd.body import Node, node_of, parse_edge
+from graphwd.direct_terms import direct_terms
 from graphwd.errors import UnclearError
 from graphwd.flow import Flow, is_apply, sinks
 from graphwd.graph import Variable
@@ -107,7 +108,7 @@ def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: 
     Raises:
         UnclearError: no tensor that the update is made of has that name, or several have.
     """
-    uses: dict[str, list[Use]] = {}
+    uses: dict[str, dict[str, list[Use]]] = {}  # by the origin of each tensor of that name, and its name
     known: dict[str, None] = {}
     rows: dict[str, set[str]] = {}
     waiting = [(*sink, _rows_of(flow, name)) for sink, name in zip(sinks(flow, writes), writes, strict=True)]
@@ -117,27 +118,28 @@ def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: 
         if (use, indices) in seen:
             continue
         seen.add((use, indices))
-        for each in flow.aliases(use):
-            known[node_of(each)] = None
-            if glob_matches(node_of(each), pattern):
-                uses.setdefault(each, []).append(use)
-                rows.setdefault(each, set()).add(indices)
-                break
-        else:
-            waiting.extend((each, made, _rows_behind(flow, each, indices)) for each, made in flow.behind(tensor))
-    if len(uses) != 1:
-        several = ", ".join(f"'{node_of(each)}'" for each in uses)
-        found = f"names several tensors: {several}" if uses else "names nothing that its update is made of"
+        # A sum that the weight is a term of, such as its new value, is no gradient.
+        if not direct_terms(flow, variable, tensor).coefficient:
+            aliases = flow.aliases(use)
+            known.update(dict.fromkeys(map(node_of, aliases)))
+            if (named := next((each for each in aliases if glob_matches(node_of(each), pattern)), None)) is not None:
+                uses.setdefault(tensor, {}).setdefault(named, []).append(use)
+                rows.setdefault(tensor, set()).add(indices)
+        waiting.extend((each, made, _rows_behind(flow, each, indices)) for each, made in flow.behind(tensor))
+    if len(uses) != 1 or len(together := next(iter(uses.values()))) != 1:
+        several = _some(dict.fromkeys(node_of(name) for names in uses.values() for name in names))
+        found = f"names several tensors: {several}" if uses else "names no gradient that its update is made of"
         raise UnclearError(f"'gradient: {pattern}' {found}; there is {_some(known)}")
-    ((tensor, together),) = uses.items()
-    indices = rows[tensor] - {_UNKNOWN}
+    (origin,) = uses
+    ((tensor, used),) = together.items()
+    indices = rows[origin] - {_UNKNOWN}
     if len(indices) != 1:
         raise UnclearError(f"it cannot be told which rows of '{variable.name}' the gradient '{tensor}' is of")
     (which,) = indices
     dtype = flow.index_dtype(which) if which else None
-    later = flow.downstream([use.node for use in together], writes[0])
+    later = flow.downstream([use.node for use in used], writes[0])
     waits = waits_of_read(flow, writes[0], later)
-    return Entry(tensor, tuple(dict.fromkeys(together)), which or None, dtype, None, waits)
+    return Entry(tensor, tuple(dict.fromkeys(used)), which or None, dtype, None, waits)
 
 
 def _rows_of(flow: Flow, write: str) -> str:

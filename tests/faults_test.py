@@ -705,3 +705,14 @@ def test_weights_in_a_function_called_as_an_op(w):
     for semantics, factor in {"tfa": 1.0, "adamw": LEARNING_RATE, "l2": LEARNING_RATE}.items():
         result = run(step, [w], policy(rule(semantics)), X)
         result.check(result.before(factor))
+
+
+@pytest.mark.parametrize("pattern", ["*", "*sub*", "sub"])
+def test_the_new_value_of_a_weight_is_no_gradient(w, pattern):
+    """What was written with a decay added to it grew."""
+
+    def step(x):
+        w.assign(w - LEARNING_RATE * loss_gradient(w, x))
+
+    with pytest.raises(graphwd.PlanError, match=r"'gradient: .*names (several tensors|no gradient)"):
+        run(step, [w], policy(rule("l2", gradient=pattern)), X)
