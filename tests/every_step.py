@@ -108,6 +108,15 @@ def _origin(seed: int) -> Any:
     return step
 
 
+def _method(kind: Callable[[], Any]) -> Any:
+    """The step of a model, which a bound ``tf.function`` does not keep."""
+    _MODELS.append(kind())
+    return _MODELS[-1].step
+
+
+_MODELS: list[Any] = []
+
+
 def _options(**options: Any) -> Callable[[], Any]:
     return lambda: steps.keras_step(keras.optimizers.Adam(0.01, **options))
 
@@ -124,8 +133,8 @@ _MAKERS: dict[str, tuple[Callable[[], Any], Sequence[tf.Tensor]]] = {
         if kind not in UNSUPPORTED
     },
     **{f"sonnet {kind.__name__}": (lambda kind=kind: steps.sonnet_step(make(kind)), _BATCH) for kind in SONNET},
-    "accumulating": (lambda: steps.Accumulating().step, _BATCH),
-    "looping": (lambda: steps.Looping().step, _BATCH),
+    "accumulating": (lambda: _method(steps.Accumulating), _BATCH),
+    "looping": (lambda: _method(steps.Looping), _BATCH),
     "keras accumulation": (_options(gradient_accumulation_steps=2), _BATCH),
     "keras averages": (_options(use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2), _BATCH),
     "keras clipnorm": (_options(clipnorm=0.01), _BATCH),
