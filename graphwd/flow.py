@@ -5,6 +5,7 @@ A tensor is written as in the body, ``node:output:index`` or the name of an argu
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -233,6 +234,33 @@ class Flow:
     def written(self, variable: Variable) -> Sequence[tuple[Node, WriteOp, str]]:
         """What the body writes into a variable, in program order: the node, the row of its op, the tensor."""
         return [(node, op, node.proto.input[op.value]) for node, op in self._writes.get(variable.id, ())]
+
+    def of_update(self, write: str, others: Collection[str]) -> Flow:
+        """The body as one of several updates of a variable sees it.
+
+        What leads to another update by way of a slot variable is the other's: its gradient is not that of this one.
+
+        Args:
+            write: a write of the update.
+            others: the writes of the other updates.
+        """
+        others = [name for name in others if name in self.nodes]
+        former = [name for name in others if self.precedes(name, write)]
+
+        def is_of_other(slot: Node) -> bool:
+            leads_to = others if not self.precedes(slot.name, write) else former
+            return any(self.precedes(slot.name, name) for name in leads_to)
+
+        if not others:
+            return self
+        seen = copy.copy(self)
+        seen._writes = defaultdict(list)
+        for number, writes in self._writes.items():
+            is_slot = number >= 0 and not self.variables[number].trainable
+            seen._writes[number] = [(node, row) for node, row in writes if not (is_slot and is_of_other(node))]
+        seen._sources, seen._carrying, seen._made_of = {}, {}, {}
+        seen.__dict__.pop("slotted", None)
+        return seen
 
     def is_slot(self, variable: Variable) -> bool:
         """Whether a variable carries something of this run's gradient into the next: not one that is reset here."""

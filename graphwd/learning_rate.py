@@ -130,6 +130,8 @@ class _Search:
                 variable = self._flow.content_of(tensor)
                 found.setdefault(tensor if variable is None else f"variable {variable.id}", tensor)
         if len(found) > 1:
+            found = self._narrowed(found)
+        if len(found) > 1:
             places = ", ".join(f"'{node_of(tensor)}'" for tensor in found.values())
             raise UnclearError(
                 f"'learning_rate: {pattern}' names several things that the update could use: {places}; write one of "
@@ -146,6 +148,17 @@ class _Search:
             tensor = self._flow.origin(node.proto.input[0])
         self._refuse_what_is_none(tensor, pattern)
         return self.of(tensor)
+
+    def _narrowed(self, found: dict[str, str]) -> dict[str, str]:
+        """Of several tensors of a name those that this very update is made of; one, where all are the same number.
+
+        A body that updates a variable several times has a learning rate for each of these updates.
+        """
+        mine = {key: tensor for key, tensor in found.items() if tensor in self._made} or found
+        values = {number(self._flow.producer(tensor)) for tensor in mine.values()}
+        if len(values) == 1 and None not in values:
+            return dict([next(iter(mine.items()))])
+        return mine
 
     def _refuse_what_is_none(self, tensor: str, pattern: str) -> None:
         """Refuses what cannot be a learning rate, which is a number, and a factor of all of the update."""

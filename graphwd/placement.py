@@ -16,7 +16,7 @@ from graphwd.learning_rate import find_learning_rate
 from graphwd.matching import glob_matches
 from graphwd.policy import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
 from graphwd.readiness import find_readiness, refuse_forward_reads, when_ready
-from graphwd.sites import STRONG, Write
+from graphwd.sites import STRONG, Site, Write
 from graphwd.update_ops import Form
 from graphwd.updates import Update, VariableWrites, group_writes, is_whole
 
@@ -42,7 +42,8 @@ def place_decay(rule: Rule, writes: VariableWrites, flows: Flows) -> tuple[Injec
     try:
         updates = _certain_updates(rule, writes)
         _check_supported(rule, writes, updates)
-        return tuple(_injection(rule, update, writes, flows) for update in _choose(rule, updates))
+        every = [write.site for update in updates for write in update.writes]
+        return tuple(_injection(rule, update, writes, flows, every) for update in _choose(rule, updates))
     except UnclearError as reason:
         raise RefusedError(str(reason)) from None
 
@@ -156,15 +157,17 @@ def _choose(rule: Rule, updates: Sequence[Update]) -> Sequence[Update]:
             )
 
 
-def _injection(rule: Rule, update: Update, writes: VariableWrites, flows: Flows) -> Injection:
-    """What a rule injects at an update."""
+def _injection(rule: Rule, update: Update, writes: VariableWrites, flows: Flows, every: Sequence[Site]) -> Injection:
+    """What a rule injects at an update, of all the writes that update the variable."""
     meaning = rule.semantics
     names = [write.site.node for write in update.writes]
+    others = [site.node for site in every if site.path == update.site.path and site.node not in names]
+    flow = flows.at(update.site.path).of_update(names[0], others)
     if meaning.mode is Mode.COUPLED:
-        return _coupled(rule, update, writes, flows.at(update.site.path), names)
+        return _coupled(rule, update, writes, flow, names)
     rate, learning_rate = rule.weight_decay, None
     if meaning.scale is Scale.LR:
-        learning_rate = find_learning_rate(flows.at(update.site.path), names, rule.learning_rate)
+        learning_rate = find_learning_rate(flow, names, rule.learning_rate)
         if learning_rate.number is not None:
             rate, learning_rate = _constant_rate(rate, learning_rate), None
     if meaning.order is Order.AFTER:

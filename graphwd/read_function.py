@@ -204,16 +204,37 @@ def variables_of(step: ConcreteFunction) -> list[tf.Variable]:
         for each in getattr(variable, "_values", None) or (variable,):
             by_handle[id(each.handle)] = each
     captures: Any = step.captured_inputs
-    handles = [id(tensor) for tensor in captures if tensor.dtype == tf.resource]
-    missing = set(handles) - by_handle.keys()
+    handles = {id(tensor): tensor for tensor in captures if tensor.dtype == tf.resource}
+    by_handle |= _owners({key: handle for key, handle in handles.items() if key not in by_handle})
+    return [by_handle[key] for key in handles if key in by_handle]
+
+
+_OWNERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+"""The variables that were found by their handles, by the handle's identity, which is compared before one is used."""
+
+
+def _owners(handles: Mapping[int, Any]) -> dict[int, Any]:
+    """The variables of handles, by identity. A handle does not know its variable, but that lives, or no step could run.
+
+    All objects are looked through, which takes a good part of a second in a large process: once for each handle.
+    """
+    known = {key: _OWNERS.get(key) for key in handles}
+    found = {key: owner for key, owner in known.items() if owner is not None and _handle(owner) is handles[key]}
+    missing = handles.keys() - found.keys()
     if missing:
-        # The handle does not know its variable, but the variable is alive, or the step could not run.
+        is_variable: dict[type, bool] = {}
         for candidate in gc.get_objects():
-            if issubclass(type(candidate), resource_variable_ops.BaseResourceVariable):
-                handle = id(candidate.__dict__.get("_handle"))
-                if handle in missing:
-                    by_handle[handle] = candidate
-    return [by_handle[handle] for handle in dict.fromkeys(handles) if handle in by_handle]
+            kind = type(candidate)
+            if kind not in is_variable:
+                is_variable[kind] = issubclass(kind, resource_variable_ops.BaseResourceVariable)
+            if is_variable[kind] and id(_handle(candidate)) in missing:
+                found[id(_handle(candidate))] = candidate
+        _OWNERS.update({key: found[key] for key in missing if key in found})
+    return found
+
+
+def _handle(variable: Any) -> Any:
+    return variable.__dict__.get("_handle")
 
 
 class _Variables:

@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_keras
 
 import graphwd
+from graphwd.read_function import variables_of
 
 RATE = 0.125
 ZEROS = tf.zeros([4, 3])  # no gradient for kernels, and none for biases where the loss is a product with them
@@ -363,3 +364,18 @@ def test_a_model_is_taken_for_no_step(library):
     ):
         with pytest.raises(graphwd.StepError, match=r"got a Keras model; graphwd\.keras\.attach"):
             take()
+
+
+def test_a_handle_that_the_step_takes_itself_is_that_of_a_variable_that_lives():
+    for number in range(20):
+        # Python gives the handle of one variable the identity of one that is gone.
+        weight = tf.Variable(np.full(2, number, np.float32), name=f"w_{number}")
+        handle = weight.handle
+
+        def step(handle=handle):
+            tf.raw_ops.AssignSubVariableOp(resource=handle, value=tf.ones(2))
+
+        concrete = tf.function(step, autograph=False).get_concrete_function()
+        assert [each is weight for each in variables_of(concrete)] == [True]
+        assert [each is weight for each in variables_of(concrete)] == [True]
+        del weight, handle, step, concrete

@@ -506,3 +506,89 @@ def test_an_update_that_shares_the_read_of_the_forward_pass():
     np.testing.assert_array_equal(
         weight.numpy(), np.float32([0.5, -0.25, 1.5]) * (0.75 - np.float32([0.5, 0.25, -1.0]))
     )
+
+
+class OwnAdam:
+    """Adam by hand, as TensorFlow's guide to optimizers writes it."""
+
+    learning_rate = 0.125
+
+    def __init__(self) -> None:
+        self.slots = [tf.Variable(tf.zeros(2, tf.float64), trainable=False) for _ in range(2)]
+
+    def apply(self, gradient, weight, step):
+        m, v = self.slots
+        m.assign(0.875 * m + (1 - 0.875) * gradient)
+        v.assign(0.75 * v + (1 - 0.75) * gradient**2)
+        weight.assign_sub(0.125 * (m / (1 - 0.875**step)) / (tf.sqrt(v / (1 - 0.75**step)) + 0.5))
+
+    @staticmethod
+    def by_hand(slots, gradient, step):
+        slots[0] = 0.875 * slots[0] + 0.125 * gradient
+        slots[1] = 0.75 * slots[1] + 0.25 * gradient**2
+        return 0.125 * slots[0] / (1 - 0.875**step) / (np.sqrt(slots[1] / (1 - 0.75**step)) + 0.5)
+
+
+class OwnMomentum(OwnAdam):
+    """A velocity that holds the learning rate."""
+
+    learning_rate = 0.5
+
+    def apply(self, gradient, weight, step):
+        del step
+        self.slots[0].assign(0.875 * self.slots[0] + 0.5 * gradient)
+        weight.assign_sub(self.slots[0])
+
+    @staticmethod
+    def by_hand(slots, gradient, step):
+        del step
+        slots[0] = 0.875 * slots[0] + 0.5 * gradient
+        return slots[0]
+
+
+@pytest.mark.parametrize("semantics", ["decoupled", "tfa", "adamw", "l2"])
+@pytest.mark.parametrize("kind", [OwnAdam, OwnMomentum])
+def test_several_updates_of_one_body_each_with_what_the_slots_have_of_the_last(kind, semantics):
+    weight, optimizer = tf.Variable([1.0, -2.0], name="w", dtype=tf.float64), kind()
+
+    @tf.function(autograph=False)
+    def step():
+        for number in (1, 2, 3):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum((weight - 0.5) ** 2)
+            optimizer.apply(tape.gradient(loss, weight), weight, number)
+
+    rule = {"name": "w", "weight_decay": 0.25, "semantics": semantics, "updates": "each"}
+    rewritten = graphwd.rewrite(step.get_concrete_function(), {"version": 1, "rules": [rule]})
+    w, slots = np.array([1.0, -2.0]), [np.zeros(2), np.zeros(2)]
+    for _ in range(2):
+        rewritten()
+        for number in (1, 2, 3):
+            gradient = 2 * (w - 0.5) + (0.25 * w if semantics == "l2" else 0)
+            former, update = w, kind.by_hand(slots, gradient, number)
+            w = former - update
+            w = (
+                w
+                - {"decoupled": 0.25 * w, "tfa": 0.25 * former, "adamw": 0.25 * kind.learning_rate * former, "l2": 0}[
+                    semantics
+                ]
+            )
+    np.testing.assert_allclose(weight.numpy(), w, rtol=1e-12)
+
+
+def test_a_learning_rate_of_each_update_by_one_pattern():
+    weight = tf.Variable([1.0, -2.0], name="w", dtype=tf.float64)
+
+    @tf.function(autograph=False)
+    def step():
+        for rate in (0.125, 0.5):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum((weight - 0.5) ** 2)
+            weight.assign_sub(tf.constant(rate, tf.float64, name="rate") * tape.gradient(loss, weight))
+
+    rule = {"name": "w", "weight_decay": 0.25, "semantics": "adamw", "updates": "each", "learning_rate": "rate*"}
+    graphwd.rewrite(step.get_concrete_function(), {"version": 1, "rules": [rule]})()
+    w = np.array([1.0, -2.0])
+    for rate in (0.125, 0.5):
+        w = w - rate * 2 * (w - 0.5) - 0.25 * rate * w
+    np.testing.assert_allclose(weight.numpy(), w, rtol=1e-12)
