@@ -134,6 +134,8 @@ def _factor(flow: Flow, tensor: str) -> float | None:
     """The number that a tensor is, None for no constant; a product with zero is zero, whatever else is in it."""
     node = flow.producer(tensor)
     factor = number(node)
+    if factor is None and node is not None and node.op == "Cast":
+        return _factor(flow, flow.origin(node.proto.input[0]))
     if factor is None and node is not None and node.op in PRODUCT_OPS:
         return 0.0 if 0.0 in [_factor(flow, flow.origin(text)) for _, text in flow.inputs(node)] else None
     return factor

@@ -181,7 +181,12 @@ def number(node: Node | None) -> float | None:
         return float(
             bits.view(np.float16)[0] if dtype == "float16" else (bits.astype(np.uint32) << 16).view(np.float32)[0]
         )
-    fields = {"float32": tensor.float_val, "float64": tensor.double_val}
+    fields = {
+        "float32": tensor.float_val,
+        "float64": tensor.double_val,
+        "int32": tensor.int_val,
+        "int64": tensor.int64_val,
+    }
     if dtype not in fields:
         return None
     if tensor.tensor_content:

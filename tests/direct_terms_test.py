@@ -49,6 +49,8 @@ def terms(write):
         (lambda w, g: w.assign_sub(0.5 * (g + 0.5 * w)), 0.75),
         (lambda w, g: w.assign(w - g + 0.5 * w), 1.5),
         (lambda w, g: w.assign(w - w * (0.0 * RATE) - g), 1.0),
+        (lambda w, g: w.assign_sub(w * tf.cast(tf.constant(0), tf.float32) * RATE), 1.0),
+        (lambda w, g: w.assign_sub(w * tf.cast(tf.constant(2, tf.int64), tf.float32)), -1.0),
         (lambda w, g: w.assign(g), 0.0),
         (lambda w, g: w.assign(tf.clip_by_value(w - g, -1.0, 1.0)), 0.0),
         (lambda w, g: w.assign(w * w + g), 0.0),
