@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphwd.factors import number
 from graphwd.flow import Flow
@@ -31,15 +31,17 @@ class DirectTerms:
         coefficient: what the weight itself is multiplied by; 0 where it is no term, NaN where that is not a constant.
         weights: the tensors that are the weight as it was read.
         of_others: whether another trainable variable is a term.
+        rest: whether there are terms that are no variable.
     """
 
     coefficient: float = 0.0
     weights: tuple[str, ...] = ()
     of_others: bool = False
+    rest: bool = False
 
     def times(self, factor: float) -> DirectTerms:
         """The terms of a product with something that is no variable."""
-        return DirectTerms(self.coefficient * factor if self.coefficient else 0.0, self.weights, self.of_others)
+        return replace(self, coefficient=self.coefficient * factor if self.coefficient else 0.0)
 
     def plus(self, other: DirectTerms) -> DirectTerms:
         """The terms of a sum."""
@@ -47,10 +49,12 @@ class DirectTerms:
             self.coefficient + other.coefficient,
             tuple(dict.fromkeys((*self.weights, *other.weights))),
             self.of_others or other.of_others,
+            self.rest or other.rest,
         )
 
 
-NO_TERMS = DirectTerms()
+NO_TERMS = DirectTerms(rest=True)
+"""What is no variable."""
 
 
 def terms_after(flow: Flow, write: Write) -> DirectTerms:
@@ -90,6 +94,8 @@ def direct_terms(flow: Flow, variable: Variable, tensor: str, depth: int = 0) ->
     known = flow.value(tensor)
     if known.source == NO_VARIABLE or depth > _MAX_DEPTH or flow.is_source(tensor):
         return NO_TERMS
+    if flow.given_to_others(tensor, variable):
+        return DirectTerms(of_others=True)
     node = flow.producer(tensor)
     if known.content is Content.EXACT and (node is None or node.op in READ_OPS):
         return DirectTerms(1.0, (tensor,)) if known.source == variable.id else DirectTerms(of_others=True)
@@ -103,7 +109,7 @@ def direct_terms(flow: Flow, variable: Variable, tensor: str, depth: int = 0) ->
     if node.op not in _SIGNS:
         return NO_TERMS
     signs = _SIGNS[node.op]
-    found = NO_TERMS
+    found = DirectTerms()
     for position, text in enumerate(inputs):
         each = direct_terms(flow, variable, text, depth + 1)
         found = found.plus(each.times(-1.0) if signs[min(position, 1)] == "-" else each)
@@ -146,4 +152,4 @@ def _of_choice(terms: Iterable[DirectTerms]) -> DirectTerms:
     first, second = terms
     both = first.plus(second)
     same = first.coefficient == second.coefficient
-    return DirectTerms(first.coefficient if same else math.nan, both.weights, both.of_others)
+    return replace(both, coefficient=first.coefficient if same else math.nan)

@@ -235,6 +235,22 @@ class Flow:
         """What the body writes into a variable, in program order: the node, the row of its op, the tensor."""
         return [(node, op, node.proto.input[op.value]) for node, op in self._writes.get(variable.id, ())]
 
+    def given_to_others(self, tensor: str, variable: Variable) -> bool:
+        """Whether a tensor is assigned to a trainable variable other than some variable: it is what that then holds."""
+        return bool(self._assigned.get(tensor, frozenset()) - {variable.id})
+
+    @functools.cached_property
+    def _assigned(self) -> Mapping[str, frozenset[int]]:
+        """By tensor, the trainable variables, as numbers, that it is assigned to."""
+        found: dict[str, frozenset[int]] = {}
+        for number, writes in self._writes.items():
+            if number >= 0 and self.variables[number].trainable:
+                for node, row in writes:
+                    if row.form is Form.ASSIGN and row.rows is None and not row.partial:
+                        tensor = self.origin(node.proto.input[row.value])
+                        found[tensor] = found.get(tensor, frozenset()) | {number}
+        return found
+
     def of_update(self, write: str, others: Collection[str]) -> Flow:
         """The body as one of several updates of a variable sees it.
 
@@ -410,6 +426,24 @@ class Flow:
             if not self.is_source(each):
                 waiting.extend(further for _, further in self.behind(each))
         return frozenset(found)
+
+    def certainly_reads(self, tensor: str, variable: Variable) -> bool:
+        """Whether a tensor is made of what this body reads of a variable.
+
+        What comes by way of a call does not count: of which of its arguments a result is made is not known.
+        """
+        seen: set[str] = set()
+        waiting = [self.origin(tensor)]
+        while waiting:
+            each = waiting.pop()
+            node = self.producer(each)
+            if each in seen or node is None or node.op in CALL_OPS or self.is_source(each):
+                continue
+            seen.add(each)
+            if self.read(each) == variable:
+                return True
+            waiting.extend(further for _, further in self.behind(each))
+        return False
 
     def _unless(self, tensor: str, without: Collection[str]) -> Iterator[str]:
         """A tensor, or, of a sum that some tensors are terms of, what else it is made of."""
@@ -605,6 +639,10 @@ class Flows:
         self._values = values
         self._flows: dict[Path, Flow] = {}
 
+    def __contains__(self, path: Path) -> bool:
+        """Whether anything is known of the body that some calls lead to: it writes variables."""
+        return path in self._values
+
     def at(self, path: Path) -> Flow:
         """The flow in the body that some calls lead to."""
         if path not in self._flows:
@@ -617,6 +655,11 @@ class Flows:
         """The tensors that what is written is made of, from the gradient on."""
         flow = self.at(write.site.path)
         return flow.made_of(flow.nodes[write.site.node].proto.input[write.op.value])
+
+    def certainly_reads(self, write: Write, variable: Variable) -> bool:
+        """Whether what is written is made of what its body reads of a variable."""
+        flow = self.at(write.site.path)
+        return flow.certainly_reads(flow.nodes[write.site.node].proto.input[write.op.value], variable)
 
     def reads(self, write: Write, without: Collection[str] = ()) -> frozenset[int]:
         """The variables, by number, that the arithmetic behind a write reads, from the gradient on.

@@ -8,7 +8,7 @@ the learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 
 from graphwd.body import Node, node_of, parse_edge
@@ -20,7 +20,7 @@ from graphwd.injection import Entry, LearningRate, Use
 from graphwd.matching import glob_matches
 from graphwd.readiness import waits_of_read
 from graphwd.update_ops import CALL_OPS, PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SAME_OPS, WRITE_OPS
-from graphwd.values import NO_VARIABLE
+from graphwd.values import NO_VARIABLE, Content
 
 _ELEMENTWISE = frozenset(
     {
@@ -193,9 +193,11 @@ class _Entrance:
         self._statistics: dict[str, bool] = {}
         self._rows: dict[str, set[str]] = {}  # for each gradient met, how its rows are told: by which indices
         self._uses: dict[str, list[Use]] = {}
+        self._written: set[str] = set()
 
     def find(self, variable: Variable, writes: Sequence[str]) -> Entry:
         flow = self._flow
+        self._written = {tensor for _, tensor in sinks(flow, writes)}
         frontier = self._frontier(writes)
         while len(frontier) > 1:
             # All of the gradient goes through one tensor further back: undo what was done last.
@@ -243,11 +245,24 @@ class _Entrance:
                 frontier.add(tensor)
             elif (use, rows) not in done:
                 done.add((use, rows))
+                self._refuse_call(tensor)
                 self._refuse_late_scaling(tensor)
                 for further, each in flow.behind(tensor):
                     if self._flow.carries(each):
                         waiting.append((further, each, _rows_behind(flow, further, rows)))
         return frontier
+
+    def _refuse_call(self, tensor: str) -> None:
+        """Refuses a function that makes something of a gradient: a part of it may clip, another be the optimizer."""
+        node = self._flow.producer(tensor)
+        if node is None or node.op not in CALL_OPS:
+            return
+        carried = [each for _, each in self._flow.behind(tensor) if self._flow.carries(each)]
+        if any(self._state(each) is not _State.MIXED for each in carried):
+            raise UnclearError(
+                f"its gradient goes through the function that '{node.name}' ({node.op}) calls, and it cannot be told "
+                "where in it the optimizer begins; write a decoupled 'semantics'"
+            )
 
     def _refuse_late_scaling(self, tensor: str) -> None:
         """Refuses what clips a gradient only when the learning rate or a slot variable is already in it."""
@@ -335,12 +350,16 @@ class _Entrance:
 
     def _state_of_output(self, tensor: str, node: Node) -> _State:
         flow = self._flow
+        if node.op in CALL_OPS and flow.value(tensor).source == NO_VARIABLE and not flow.carries(tensor):
+            return _State.PURE  # a constant, or of the state of other things than weights, whatever the call is given
         handles = any(flow.value(text).handle != NO_VARIABLE for text in node.proto.input)
         if node.op in CALL_OPS and handles and flow.value(tensor).from_gradient:
             return _State.MIXED  # what it reads inside is not looked at
         carried = [each for _, each in flow.behind(tensor) if flow.carries(each)]
         whole = [each for each in carried if not self._is_statistic(each)]
         states = {each: self._state(each) for _, each in flow.behind(tensor)}
+        if self._is_regularized(tensor, node, carried, states):
+            return _State.PURE
         if _State.MIXED in states.values():
             return _State.MIXED
         if whole and len(whole) < len(carried):
@@ -351,6 +370,20 @@ class _Entrance:
         if carried and (node.op == "Neg" or self._coefficient(node) is not None or self._is_curved(node)):
             return _State.SCALED
         return max(states.values(), default=_State.PURE)
+
+    def _is_regularized(self, tensor: str, node: Node, carried: Sequence[str], states: Mapping[str, _State]) -> bool:
+        """Whether a tensor is a gradient plus a multiple of the weight, as that of a loss with a penalty is.
+
+        It is as much a gradient as before: what follows may still clip it, or mask it.
+        """
+        others = states.keys() - set(carried)
+        return (
+            node.op in _SUMS
+            and tensor not in self._written
+            and bool(carried and others)
+            and all(states[each] is _State.PURE for each in carried)
+            and all(self._flow.value(each).content is Content.LINEAR for each in others)
+        )
 
     def _is_curved(self, node: Node) -> bool:
         """Whether a node does more to a gradient than to sum, unscale, clip, centre, cast or rearrange it."""

@@ -16,9 +16,9 @@ from graphwd.learning_rate import find_learning_rate
 from graphwd.matching import glob_matches
 from graphwd.policy import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
 from graphwd.readiness import find_readiness, refuse_forward_reads, when_ready
-from graphwd.sites import STRONG, Site, Write
+from graphwd.sites import STRONG, Evidence, Site, Write
 from graphwd.update_ops import Form
-from graphwd.updates import Update, VariableWrites, group_writes, is_whole
+from graphwd.updates import Update, VariableWrites, group_writes, is_whole, may_continue
 
 
 class RefusedError(Exception):
@@ -61,7 +61,7 @@ def chosen_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
     if rule.update is None:
         return writes.updates or (writes.guesses if rule.updates is not Updates.ONE else ())
     named = [write for write in _in_order(writes) if _is_named(write, rule.update)]
-    return group_writes(writes.variable, named)
+    return group_writes(writes.variable, named, apart=rule.updates is not Updates.ONE)
 
 
 def _in_order(writes: VariableWrites) -> Sequence[Write]:
@@ -78,6 +78,8 @@ def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
     updates = chosen_updates(rule, writes)
     unsure = writes.updates and writes.guesses and rule.update is None
     if updates and not unsure:
+        if rule.update is None:
+            _refuse_uncounted(rule, updates)
         return updates
     places = "".join(
         f"\n  {write.site} ({write.site.op}){': ' if write.site in writes.reasons else ''}"
@@ -102,6 +104,24 @@ def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
         "write 'update: GLOB' with it; if none is, as for an average, a slot variable or a target network, write "
         f"'weight_decay: 0' for it, or 'not_updated: leave' for the whole policy:{places}"
     )
+
+
+def _refuse_uncounted(rule: Rule, updates: Sequence[Update]) -> None:
+    """Refuses writes of which it cannot be told whether they are one update or several.
+
+    Those are writes that come from the step's data, of which nothing says what is a gradient, and writes from one
+    gradient that lie in different functions.
+    """
+    uncounted = [update for update in updates if len(update.writes) > 1 and update.evidence is Evidence.DATA_PATH]
+    if rule.updates is not Updates.ONE:
+        uncounted += [u for i, u in enumerate(updates) if any(may_continue(v, u) for v in updates[:i])]
+    if uncounted:
+        places = "".join(f"\n  {write.site} ({write.site.op})" for update in updates for write in update.writes)
+        raise RefusedError(
+            "the step writes it several times, and it cannot be told whether that is one update or several; write "
+            "'update: GLOB' with the writes that make one, or that and 'updates: each' with the last write of "
+            f"each:{places}"
+        )
 
 
 def _check_supported(rule: Rule, writes: VariableWrites, updates: Sequence[Update]) -> None:

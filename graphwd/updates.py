@@ -58,6 +58,7 @@ class VariableWrites:
         guesses: what looks like an update by the step's data alone, where the step, or the variable, has updates from
             gradients.
         reasons: for writes that come from a gradient or from data and are no updates, why not.
+        is_slot: whether it is certainly a slot variable of another.
     """
 
     variable: Variable
@@ -67,6 +68,7 @@ class VariableWrites:
     used_by: frozenset[str]
     guesses: tuple[Update, ...] = ()
     reasons: Mapping[Site, str] = field(default_factory=dict)
+    is_slot: bool = False
 
     def __repr__(self) -> str:
         """In a few words: what leads to a write has no bound."""
@@ -257,15 +259,23 @@ def added_besides(account: VariableWrites, flows: Flows) -> Write | None:
 
 
 def is_no_weight(account: VariableWrites, flows: Flows) -> bool:
-    """Whether it is certain that none of the writes of a variable is an update: none adds to it without a reason."""
-    if account.updates or account.guesses:
-        return False
-    return all(
-        write.site in account.reasons
-        or write.op.form is Form.OTHER
-        or not is_whole(terms_after(flows.at(write.site.path), write))
-        for write in account.others
-    )
+    """Whether it is certain that none of the writes of a variable is an update.
+
+    What comes from a gradient or from data, be it by way of a sum that keeps but a part of the variable, may be one:
+    without the names of scopes, a decayed update cannot be told from an average of what depends on other variables.
+    """
+    if account.updates or account.guesses or account.is_slot:
+        return account.is_slot
+
+    def is_none(write: Write) -> bool:
+        if write.op.form is Form.OTHER:
+            return True
+        if write.site.path not in flows:
+            return False
+        terms = terms_after(flows.at(write.site.path), write)
+        return not terms.rest if write.site in account.reasons else not is_whole(terms)
+
+    return all(map(is_none, account.others))
 
 
 def keeps_a_part(write: Write, flows: Flows) -> bool:
@@ -298,13 +308,14 @@ def _slots(analysis: Analysis) -> dict[int, VariableWrites]:
         account = accounts.get(number)
         if account is None or not account.writes or not _may_be_slot(account, flows):
             continue
-        reader = next((write.variable for write in reading if _shares_gradient(account, write, flows)), None)
-        if reader is None:
-            continue
-        why = f"the update of '{reader.shown}' reads it, as an optimizer reads its slot variables"
-        reasons = dict.fromkeys((write.site for write in account.writes), why)
         variable, used_by = account.variable, account.used_by
-        found[number] = VariableWrites(variable, (), (), account.writes, used_by, (), reasons)
+        sharing = [write for write in reading if _shares_gradient(account, write, flows)]
+        if not sharing:
+            continue
+        why = f"the update of '{sharing[0].variable.shown}' reads it, as an optimizer reads its slot variables"
+        reasons = dict.fromkeys((write.site for write in account.writes), why)
+        certain = any(flows.certainly_reads(write, variable) for write in sharing)
+        found[number] = VariableWrites(variable, (), (), account.writes, used_by, (), reasons, is_slot=certain)
     return found
 
 
@@ -352,19 +363,21 @@ def _update_writes(writes: Sequence[Write]) -> list[Write]:
     return strong or [write for write in writes if write.evidence is Evidence.DATA_PATH]
 
 
-def group_writes(variable: Variable, writes: Iterable[Write]) -> tuple[Update, ...]:
+def group_writes(variable: Variable, writes: Iterable[Write], *, apart: bool = False) -> tuple[Update, ...]:
     """Joins the writes that together make one update: those that no new gradient came between.
 
     Args:
         variable: the variable.
         writes: its writes, in program order.
+        apart: whether what comes from data, of which nothing says what is a gradient, is an update a write.
 
     Returns:
         Its updates.
     """
     groups: list[list[Write]] = []
     for write in writes:
-        previous = next((group for group in reversed(groups) if _continues(group[-1], write)), None)
+        alone = write.op.form is Form.APPLY or (apart and write.evidence not in STRONG)
+        previous = None if alone else next((group for group in reversed(groups) if _continues(group[-1], write)), None)
         if previous is None:
             groups.append([write])
         else:
@@ -373,8 +386,18 @@ def group_writes(variable: Variable, writes: Iterable[Write]) -> tuple[Update, .
 
 
 def _continues(earlier: Write, later: Write) -> bool:
+    return earlier.site.path == later.site.path and _adds_no_gradient(earlier, later)
+
+
+def may_continue(earlier: Update, later: Update) -> bool:
+    """Whether what follows an update in the same run may be a part of it, written by another function."""
     return (
-        later.op.form is not Form.APPLY
-        and earlier.site.path == later.site.path
-        and earlier.gradients | later.gradients == earlier.gradients
+        later.writes[0].op.form is not Form.APPLY
+        and earlier.site.path != later.site.path
+        and not earlier.site.excludes(later.site)
+        and _adds_no_gradient(earlier.writes[-1], later.writes[0])
     )
+
+
+def _adds_no_gradient(earlier: Write, later: Write) -> bool:
+    return earlier.gradients | later.gradients == earlier.gradients

@@ -205,9 +205,24 @@ def test_a_function_may_hold_clipping_but_no_more():
     clipped = tf.function(lambda g: tf.clip_by_value(g, tf.negative(1.0), 1.0))
     assert entry(momentum(lambda g: tf.cond(tf.norm(g) > 1.0, lambda: g / tf.norm(g), lambda: g))).after is not None
     for held in (tf.sign, lambda g: 0.5 * g):
-        with pytest.raises(UnclearError, match=r"first of all put through 'PartitionedCall' \(PartitionedCall\)"):
+        with pytest.raises(UnclearError, match=r"goes through the function that 'PartitionedCall' \(PartitionedCall\)"):
             entry(momentum(tf.function(held)))
     assert "PartitionedCall" in str(entry(momentum(clipped)).after)
+
+
+def test_a_penalty_in_the_gradient_is_clipped_with_it():
+    w, mask = variable(), tf.constant([1.0, 0.0])
+
+    def entry_of(prepare):
+        flow, target, writes = update_of(lambda: w.assign_sub(RATE * prepare(gradient_of(w) + 0.5 * w)))
+        return find_entry(flow, target, writes, find_learning_rate(flow, writes, "learning_rate"))
+
+    assert entry_of(lambda g: g).after == "add (AddV2)"
+    assert "clip_by_norm" in entry_of(lambda g: tf.clip_by_norm(g, 1.0)).after
+    with pytest.raises(UnclearError, match="first of all multiplied by"):
+        entry_of(lambda g: g * mask)
+    with pytest.raises(UnclearError, match="which is computed from it and from the weight"):
+        entry_of(lambda g: g * tf.minimum(1.0, tf.norm(w) / tf.norm(g)))
 
 
 def test_a_deep_forward_pass_is_not_walked():

@@ -370,12 +370,14 @@ def test_a_handle_that_the_step_takes_itself_is_that_of_a_variable_that_lives():
     for number in range(20):
         # Python gives the handle of one variable the identity of one that is gone.
         weight = tf.Variable(np.full(2, number, np.float32), name=f"w_{number}")
-        handle = weight.handle
-
-        def step(handle=handle):
-            tf.raw_ops.AssignSubVariableOp(resource=handle, value=tf.ones(2))
-
-        concrete = tf.function(step, autograph=False).get_concrete_function()
+        concrete = adding_to(weight.handle)
         assert [each is weight for each in variables_of(concrete)] == [True]
         assert [each is weight for each in variables_of(concrete)] == [True]
-        del weight, handle, step, concrete
+        del weight, concrete
+
+
+def adding_to(handle):
+    def step():
+        tf.raw_ops.AssignSubVariableOp(resource=handle, value=tf.ones(2))
+
+    return tf.function(step, autograph=False).get_concrete_function()

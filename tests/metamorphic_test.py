@@ -62,15 +62,22 @@ def plan_of(step: Step, policy: Policy) -> Plan | str:
     return plan
 
 
-def account(plan: Plan, step: Step) -> Mapping[int, Any]:
-    """What is decided of each variable, in words that hold in every form of the step."""
+def account(plan: Plan, step: Step, *, scaled: bool) -> Mapping[int, Any]:
+    """What is decided of each variable, in words that hold in every form of the step.
+
+    Args:
+        plan: the plan.
+        step: the step.
+        scaled: whether decays are multiplied by the learning rate.
+    """
 
     def place(injection: Any) -> tuple[Any, ...]:
         path = injection.site.path
         function = step.library[path[-1].callee.function] if path else step.root
         node = next(node for node in function.node_def if node.name == injection.site.node)
-        number = injection.learning_rate and injection.learning_rate.number
-        return node.attr[TAG].s, injection.where.value, injection.rate, injection.rows, number or 0.0
+        # In another form a learning rate may be an argument; then only the results tell whether it is the same.
+        known = injection.learning_rate is None and not scaled
+        return node.attr[TAG].s, injection.where.value, injection.rate if known else None, injection.rows
 
     return {
         decision.variable.id: (decision.outcome, sorted(map(place, decision.injections))) for decision in plan.decisions
@@ -128,7 +135,11 @@ def transformed(name: str, seed: int) -> tuple[str, Step] | None:
 
 
 def agree(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> bool:
-    """Whether two runs made the same, but for what two runs of one step differ in: an ulp, once in a while."""
+    """Whether two runs made the same, but for their rounding.
+
+    An outlined part is compiled by itself, so that Keras's Adafactor, undecayed, ends up to 6 units in the last place
+    of the largest element away. A decay that is missing or misplaced changes the third digit.
+    """
     return all(_close(mine, theirs) for mine, theirs in zip(first, second, strict=True))
 
 
@@ -136,11 +147,11 @@ def _close(first: np.ndarray, second: np.ndarray) -> bool:
     if first.tobytes() == second.tobytes():
         return True
     unit = np.spacing(np.abs(first).max()) if first.dtype.kind == "f" and first.size else 0
-    return bool((np.abs(first - second) <= 4 * unit).all())
+    return bool((np.abs(first - second) <= 16 * unit).all())
 
 
-def assert_same(first: Plan, second: Plan, one: Step, other: Step, what: str) -> None:
-    mine, theirs = account(first, one), account(second, other)
+def assert_same(first: Plan, second: Plan, one: Step, other: Step, what: str, *, scaled: bool) -> None:
+    mine, theirs = account(first, one, scaled=scaled), account(second, other, scaled=scaled)
     assert mine.keys() == theirs.keys(), what
     for variable, decision in mine.items():
         if Outcome.REFUSED not in (decision[0], theirs[variable][0]):
@@ -163,7 +174,7 @@ def test_another_form_of_a_step(seed):
     if isinstance(base, str) or isinstance(plan, str):
         REFUSED[semantics, how, class_of(plan if isinstance(plan, str) else str(base))] += 1
         return
-    assert_same(base, plan, original(name), step, what)
+    assert_same(base, plan, original(name), step, what, scaled=semantics == "adamw")
     if base.problems or plan.problems:
         for problem in plan.problems if not base.problems else ():
             REFUSED[semantics, how, class_of(problem)] += 1
