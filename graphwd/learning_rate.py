@@ -7,8 +7,9 @@ the whole update is a multiple of, where there is exactly one and no part of it 
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from graphwd.body import Node, node_of, parse_edge
 from graphwd.errors import UnclearError
@@ -132,7 +133,7 @@ class _Search:
         if len(found) > 1:
             found = self._narrowed(found)
         if len(found) > 1:
-            places = ", ".join(f"'{node_of(tensor)}'" for tensor in found.values())
+            places = _listed(list(map(node_of, found.values())))
             raise UnclearError(
                 f"'learning_rate: {pattern}' names several things that the update could use: {places}; write one of "
                 "these nodes"
@@ -330,8 +331,7 @@ class _Search:
         names = dict.fromkeys(map(self.name, numbers))
         if not names:
             return "the variable or node that holds it (nothing here looks like one)"
-        shown = ", ".join(f"'{name}'" for name in list(names)[:most])
-        return f"one of {shown}" + (f" and {len(names) - most} more" if len(names) > most else "")
+        return ("one of " if len(names) > 1 else "") + _listed(names, most)
 
     def common(self) -> LearningRate | None:
         """The one tensor that the whole update is a multiple of; None where there is none, or more than one."""
@@ -392,3 +392,9 @@ class _Search:
             if self._keeps(Use(node.name, position)):
                 return self._uncorrected(self._flow.origin(each))
         return tensor
+
+
+def _listed(names: Collection[str], most: int = 8) -> str:
+    """Names for a message, of many the first ones."""
+    shown = ", ".join(f"'{name}'" for name in itertools.islice(names, most))
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -241,5 +241,5 @@ def test_a_schedule_of_any_name_is_found_behind_the_step_size(schedule, optimize
 
 def test_a_name_that_is_nowhere_is_answered_with_those_that_are():
     assert refusal(lambda w, g: w.assign_sub(ETA * g), asked="lr") == (
-        "'learning_rate: lr' names nothing that is read where the update is made; there is one of 'eta'"
+        "'learning_rate: lr' names nothing that is read where the update is made; there is 'eta'"
     )
