@@ -11,13 +11,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from graphwd.body import Body, Edge, Node, node_of, parse_edge
-from graphwd.graph import DTYPE_NUMBERS, Graph, Variable, state_count
+from graphwd.graph import DTYPE_NUMBERS, Callee, Graph, Variable, state_count
 from graphwd.injection import Use
 from graphwd.interpreter import BodyValues
 from graphwd.sites import Frame, Path, Write
 from graphwd.update_ops import (
     CALL_OPS,
     GUARD_OPS,
+    HANDLE_OPS,
     PRODUCT_OPS,
     QUOTIENT_OPS,
     READ_OPS,
@@ -372,6 +373,19 @@ class Flow:
         for position, source in self.contents(node):
             yield Use(node.name, position), self.origin(source)
 
+    def written_before(self, tensor: str, weight: Variable) -> Iterator[tuple[Use, str]]:
+        """What was written before to the trainable variable that a tensor is read of, which may be a slot variable.
+
+        Args:
+            tensor: the tensor.
+            weight: what is updated, which is no slot variable.
+        """
+        variable = self.read(tensor)
+        if variable is not None and variable.trainable and variable != weight:
+            for write, op, value in self.written(variable):
+                if self.precedes(write.name, node_of(tensor)):
+                    yield Use(write.name, op.value), self.origin(value)
+
     def calls_more_than(self, node: Node, ops: Collection[str]) -> bool:
         """Whether a function that a node calls holds other ops than some, or multiplies by a constant."""
         for callee in self._graph.callees(node):
@@ -496,10 +510,23 @@ class Flow:
             return 2 << variable.id, []
         bit = 0 if variable is None else 2 << variable.id
         if node.op in CALL_OPS and known.source == MANY:
-            bit |= 1
+            bit |= self._given_to(node)
         elif node.op in CALL_OPS and known.source >= 0:
             bit |= 2 << known.source
         return bit, [each for _, each in self.behind(tensor)]
+
+    def _given_to(self, node: Node) -> int:
+        """A bit for each variable that a call can read, as in `_reads_behind`: those whose handles it is given."""
+        handles = [self._value(edge).handle for edge in node.inputs]
+        bits = int(MANY in handles or any(map(self._holds_handles, self._graph.callees(node))))
+        for handle in handles:
+            bits |= 2 << handle if handle >= 0 else 0
+        return bits
+
+    def _holds_handles(self, callee: Callee) -> bool:
+        """Whether a function makes handles itself, or a function that it calls does."""
+        nodes = self._graph.body(callee.function).nodes
+        return any(node.op in HANDLE_OPS or any(map(self._holds_handles, self._graph.callees(node))) for node in nodes)
 
     def gate(self, write: Write) -> str | None:
         """The node that makes a factor of what is written of a condition, so that it is 0 or 1; None without one."""

@@ -111,10 +111,10 @@ def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: 
     uses: dict[str, dict[str, list[Use]]] = {}  # by the origin of each tensor of that name, and its name
     known: dict[str, None] = {}
     rows: dict[str, set[str]] = {}
-    waiting = [(*sink, _rows_of(flow, name)) for sink, name in zip(sinks(flow, writes), writes, strict=True)]
+    waiting = [(*sink, _rows_of(flow, name), False) for sink, name in zip(sinks(flow, writes), writes, strict=True)]
     seen: set[tuple[Use, str]] = set()
     while waiting:
-        use, tensor, indices = waiting.pop()
+        use, tensor, indices, past = waiting.pop()
         if (use, indices) in seen:
             continue
         seen.add((use, indices))
@@ -125,7 +125,9 @@ def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: 
             if (named := next((each for each in aliases if glob_matches(node_of(each), pattern)), None)) is not None:
                 uses.setdefault(tensor, {}).setdefault(named, []).append(use)
                 rows.setdefault(tensor, set()).add(indices)
-        waiting.extend((each, made, _rows_behind(flow, each, indices)) for each, made in flow.behind(tensor))
+                past = True
+        behind = [*flow.behind(tensor), *(() if past else flow.written_before(tensor, variable))]
+        waiting.extend((each, made, _rows_behind(flow, each, indices), past) for each, made in behind)
     if len(uses) != 1 or len(together := next(iter(uses.values()))) != 1:
         several = _some(dict.fromkeys(node_of(name) for names in uses.values() for name in names))
         found = f"names several tensors: {several}" if uses else "names no gradient that its update is made of"

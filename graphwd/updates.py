@@ -314,7 +314,9 @@ def _slots(analysis: Analysis) -> dict[int, VariableWrites]:
             continue
         why = f"the update of '{sharing[0].variable.shown}' reads it, as an optimizer reads its slot variables"
         reasons = dict.fromkeys((write.site for write in account.writes), why)
-        certain = any(flows.certainly_reads(write, variable) for write in sharing)
+        # Where nothing says what is a gradient, a weight that the gradient of another depends on looks the same.
+        told = any(write.evidence in STRONG for write in account.writes)
+        certain = told and any(flows.certainly_reads(write, variable) for write in sharing)
         found[number] = VariableWrites(variable, (), (), account.writes, used_by, (), reasons, is_slot=certain)
     return found
 

@@ -233,7 +233,7 @@ def _random_order(function: FunctionDef, make: random.Random) -> list[NodeDef]:
     missing = {name: {_source(text) for text in node.input} & nodes.keys() for name, node in nodes.items()}
     users: dict[str, list[str]] = {}
     for name, needs in missing.items():
-        for need in needs:
+        for need in sorted(needs):  # of one seed, one order, whatever the hashes of the names are
             users.setdefault(need, []).append(name)
     ready = [name for name, needs in missing.items() if not needs]
     order = []
