@@ -114,7 +114,9 @@ class _Search:
     def _scope_left(self, use: Use, tensor: str) -> bool:
         """Whether an input brings a tensor out of a schedule's name scope."""
         made = _SCHEDULES.match(tensor)
-        return made is not None and not use.node.startswith(f"{made['scope']}/") and not self._is_constant(tensor)
+        if made is None or use.node.startswith(f"{made['scope']}/") or self._is_constant(tensor):
+            return False
+        return self._may_be_number(tensor) and not self._flow.carries(tensor)
 
     def _is_constant(self, tensor: str) -> bool:
         node = self._flow.producer(tensor)
