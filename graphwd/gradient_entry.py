@@ -215,6 +215,7 @@ class _Entrance:
         if not frontier:
             raise UnclearError("it cannot be told where its gradient enters the optimizer's arithmetic")
         (tensor,) = frontier
+        self._refuse_begun_outside(tensor)
         uses = tuple(dict.fromkeys(self._uses[tensor]))
         if self._rate is None and not self._is_sum(tensor):
             raise UnclearError("it cannot be told whether its learning rate is in its gradient already")
@@ -231,6 +232,19 @@ class _Entrance:
         waits = waits_of_read(flow, writes[0], later)
         dtype = flow.index_dtype(indices) if indices else None
         return Entry(_guarded(flow, uses), uses, indices or None, dtype, _before(flow, tensor), waits)
+
+    def _refuse_begun_outside(self, tensor: str) -> None:
+        """Refuses a gradient that is given to the body by a caller in which the optimizer may have begun."""
+        outside = self._flow.outside(tensor)
+        while outside is not None:
+            flow, given = outside
+            if not _Entrance(flow, None)._is_pure(given):
+                raise UnclearError(
+                    f"its gradient comes into the function of its update as '{node_of(tensor)}', out of "
+                    f"'{node_of(given)}', which does more than to sum, unscale or clip it, so it cannot be told where "
+                    "the optimizer begins; write a decoupled 'semantics'"
+                )
+            outside = flow.outside(given)
 
     def _frontier(self, writes: Sequence[str]) -> set[str]:
         """The tensors by which the gradient comes into what is mixed with slots, weight and learning rate."""
