@@ -70,7 +70,7 @@ class Factors:
                 value = self._news(variable, op, value) or value
                 written = self._factors(value, slots, memo) if op.form is not Form.APPLY else frozenset()
                 slots[variable.id] = _common([slots.get(variable.id), written])
-            return slots[variable.id]
+            return slots.get(variable.id, frozenset())
         inputs = [(Use(node.name, position), flow.origin(each)) for position, each in flow.inputs(node)]
         carrying = [each for _, each in inputs if self._flow.carries(each)]
         if node.op in LINEAR and carrying:

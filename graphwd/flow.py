@@ -8,13 +8,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from graphwd.body import Body, Edge, Node, node_of, parse_edge
 from graphwd.graph import DTYPE_NUMBERS, Callee, Graph, Variable, state_count
 from graphwd.injection import Use
 from graphwd.interpreter import BodyValues
-from graphwd.sites import Frame, Path, Write
+from graphwd.sites import Frame, Path, Site, Write
 from graphwd.update_ops import (
     CALL_OPS,
     GUARD_OPS,
@@ -60,7 +60,14 @@ class Flow:
         variables: the variables of the step, by number.
     """
 
-    def __init__(self, graph: Graph, body: Body, values: BodyValues, outside: tuple[Flow, Frame] | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        body: Body,
+        values: BodyValues,
+        outside: tuple[Flow, Frame] | None = None,
+        is_kept_elsewhere: Callable[[Variable], bool] = lambda _: False,
+    ) -> None:
         """Indexes a body.
 
         Args:
@@ -68,8 +75,10 @@ class Flow:
             body: the body.
             values: what is known of its tensors in the context in question.
             outside: the body that calls it there, and how; None for the step itself, and where that is not known.
+            is_kept_elsewhere: whether another body of the same run keeps something of a gradient in a variable.
         """
         self._graph = graph
+        self._is_kept_elsewhere = is_kept_elsewhere
         self._in_gradient = graph.gradient_scopes.hold
         self.variables = graph.variables
         self._values = values
@@ -281,8 +290,28 @@ class Flow:
 
     def is_slot(self, variable: Variable) -> bool:
         """Whether a variable carries something of this run's gradient into the next: not one that is reset here."""
+        if variable.trainable:
+            return False
         writes = self.written(variable)
-        return not variable.trainable and bool(writes) and self.value(writes[-1][2]).from_gradient
+        if writes:
+            return self.value(writes[-1][2]).from_gradient
+        return variable.id in self._gradients and self._is_kept_elsewhere(variable)
+
+    @functools.cached_property
+    def _gradients(self) -> frozenset[int]:
+        """The variables, as numbers, whose content, as the body reads it, comes from a gradient of the same run."""
+        read = (node for node in self.nodes.values() if node.op in READ_OPS)
+        return frozenset(self.value(node.proto.input[0]).handle for node in read if self.value(node.name).from_gradient)
+
+    def keeps(self, variable: Variable) -> bool:
+        """Whether the body writes something of a gradient to a variable otherwise than by adding to what that holds."""
+        for _, op, value in self.written(variable):
+            if self.value(value).from_gradient and op.form not in (Form.ADD, Form.SUB):
+                node = self.producer(self.origin(value))
+                terms = [] if node is None or node.op not in SUM_OPS else [self.origin(x) for x in node.proto.input]
+                if not any(self.read(each) == variable for each in terms):
+                    return True
+        return False
 
     def is_source(self, tensor: str) -> bool:
         """Whether a tensor is a gradient as it comes into the body, or out of the computation of gradients."""
@@ -675,8 +704,17 @@ class Flows:
         if path not in self._flows:
             body = self._graph.body(path[-1].callee.function) if path else self._graph.root
             outside = (self.at(path[:-1]), path[-1]) if path and path[:-1] in self._values else None
-            self._flows[path] = Flow(self._graph, body, self._values[path], outside)
+            is_kept = functools.partial(self._is_kept_elsewhere, path)
+            self._flows[path] = Flow(self._graph, body, self._values[path], outside, is_kept)
         return self._flows[path]
+
+    def _is_kept_elsewhere(self, path: Path, variable: Variable) -> bool:
+        here = Site(path, "", "")
+        writing = [other for other in self._values if other != path and self.at(other).written(variable)]
+        # Where none is seen to, a function writes it that updates nothing, and is not looked at.
+        return not writing or any(
+            self.at(each).keeps(variable) for each in writing if not here.excludes(Site(each, "", ""))
+        )
 
     def made_of(self, write: Write) -> frozenset[str]:
         """The tensors that what is written is made of, from the gradient on."""

@@ -9,6 +9,7 @@ the learning rate.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from graphwd.body import Node, node_of, parse_edge
@@ -108,33 +109,20 @@ def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: 
     Raises:
         UnclearError: no tensor that the update is made of has that name, or several have.
     """
-    uses: dict[str, dict[str, list[Use]]] = {}  # by the origin of each tensor of that name, and its name
-    known: dict[str, None] = {}
-    rows: dict[str, set[str]] = {}
-    waiting = [(*sink, _rows_of(flow, name), False) for sink, name in zip(sinks(flow, writes), writes, strict=True)]
-    seen: set[tuple[Use, str]] = set()
-    while waiting:
-        use, tensor, indices, past = waiting.pop()
-        if (use, indices) in seen:
-            continue
-        seen.add((use, indices))
-        # A sum that the weight is a term of, such as its new value, is no gradient.
-        if not direct_terms(flow, variable, tensor).coefficient:
-            aliases = flow.aliases(use)
-            known.update(dict.fromkeys(map(node_of, aliases)))
-            if (named := next((each for each in aliases if glob_matches(node_of(each), pattern)), None)) is not None:
-                uses.setdefault(tensor, {}).setdefault(named, []).append(use)
-                rows.setdefault(tensor, set()).add(indices)
-                past = True
-        behind = [*flow.behind(tensor), *(() if past else flow.written_before(tensor, variable))]
-        waiting.extend((each, made, _rows_behind(flow, each, indices), past) for each, made in behind)
+    found = _look_for(flow, variable, writes, pattern)
+    uses, known = found.uses, found.known
     if len(uses) != 1 or len(together := next(iter(uses.values()))) != 1:
         several = _some(dict.fromkeys(node_of(name) for names in uses.values() for name in names))
-        found = f"names several tensors: {several}" if uses else "names no gradient that its update is made of"
-        raise UnclearError(f"'gradient: {pattern}' {found}; there is {_some(known)}")
+        what = f"names several tensors: {several}" if uses else "names no gradient that its update is made of"
+        raise UnclearError(f"'gradient: {pattern}' {what}; there is {_some(known)}")
     (origin,) = uses
     ((tensor, used),) = together.items()
-    indices = rows[origin] - {_UNKNOWN}
+    if _is_number(flow, variable, origin):
+        raise UnclearError(
+            f"'gradient: {pattern}' names '{node_of(tensor)}', which is a number; there is {_some(known)}"
+        )
+    used = [*used, *found.by_slots.get(origin, ())]
+    indices = found.rows[origin] - {_UNKNOWN}
     if len(indices) != 1:
         raise UnclearError(f"it cannot be told which rows of '{variable.name}' the gradient '{tensor}' is of")
     (which,) = indices
@@ -142,6 +130,58 @@ def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: 
     later = flow.downstream([use.node for use in used], writes[0])
     waits = waits_of_read(flow, writes[0], later)
     return Entry(tensor, tuple(dict.fromkeys(used)), which or None, dtype, None, waits)
+
+
+@dataclass
+class _Named:
+    """What has the name that a rule gives to a gradient, among all that an update is made of.
+
+    Attributes:
+        uses: by the origin of each tensor of that name, and that name, the inputs through which it goes on.
+        by_slots: by its origin, those that lead into trainable variables that may be slot variables.
+        known: the nodes that could have been named.
+        rows: by its origin, how its rows are told.
+    """
+
+    uses: dict[str, dict[str, list[Use]]] = field(default_factory=dict)
+    by_slots: dict[str, list[Use]] = field(default_factory=dict)
+    known: dict[str, None] = field(default_factory=dict)
+    rows: dict[str, set[str]] = field(default_factory=dict)
+
+
+def _look_for(flow: Flow, variable: Variable, writes: Sequence[str], pattern: str) -> _Named:
+    found = _Named()
+    waiting = [(*sink, _rows_of(flow, name), False) for sink, name in zip(sinks(flow, writes), writes, strict=True)]
+    seen: set[tuple[Use, str, bool]] = set()
+    while waiting:
+        use, tensor, indices, by_slot = waiting.pop()
+        if (use, indices, by_slot) in seen:
+            continue
+        seen.add((use, indices, by_slot))
+        aliases = [] if _is_new_weight(flow, variable, tensor) else flow.aliases(use)
+        if not by_slot and not (len(aliases) == 1 and _is_number(flow, variable, tensor)):
+            found.known.update(dict.fromkeys(map(node_of, aliases)))
+        named = next((each for each in aliases if glob_matches(node_of(each), pattern)), None)
+        further = [(each, made, by_slot) for each, made in flow.behind(tensor)]
+        if named is None:
+            further += [(each, made, True) for each, made in flow.written_before(tensor, variable)]
+        else:
+            found.rows.setdefault(tensor, set()).add(indices)
+            uses = found.by_slots if by_slot else found.uses.setdefault(tensor, {})
+            uses.setdefault(tensor if by_slot else named, []).append(use)
+        waiting.extend((each, made, _rows_behind(flow, each, indices), by) for each, made, by in further)
+    return found
+
+
+def _is_new_weight(flow: Flow, variable: Variable, tensor: str) -> bool:
+    """Whether a tensor is a sum that the weight is a term of as it is, such as its new value: that is no gradient."""
+    return direct_terms(flow, variable, tensor).coefficient == 1
+
+
+def _is_number(flow: Flow, variable: Variable, tensor: str) -> bool:
+    """Whether a tensor is a constant, or a scalar where the weight is none: an operand of a gradient, and not one."""
+    node = flow.producer(tensor)
+    return (node is not None and node.op == "Const") or (variable.rank != 0 and flow.is_scalar(tensor) is True)
 
 
 def _rows_of(flow: Flow, write: str) -> str:
@@ -360,7 +400,7 @@ class _Entrance:
         if variable is not None and (variable.trainable or flow.is_slot(variable)):
             return _State.MIXED
         node = flow.producer(tensor)
-        if node is None or node.name in flow.forward:
+        if node is None or (node.name in flow.forward and not flow.carries(tensor)):
             return _State.PURE if flow.value(tensor).source == NO_VARIABLE else _State.MIXED
         return self._state_of_output(tensor, node)
 
