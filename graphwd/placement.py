@@ -25,13 +25,14 @@ class RefusedError(Exception):
     """Why a variable cannot be decayed as asked; said once for all variables of a rule that have the same reason."""
 
 
-def place_decay(rule: Rule, writes: VariableWrites, flows: Flows) -> tuple[Injection, ...]:
+def place_decay(rule: Rule, writes: VariableWrites, flows: Flows, *, leaves: bool = False) -> tuple[Injection, ...]:
     """Decides where the decay of a variable goes.
 
     Args:
         rule: the rule that decides it; its rate is not 0.
         writes: all that the step does to the variable, which it writes.
         flows: the flow of data in the bodies of the updates.
+        leaves: whether the policy leaves alone what is certain to be no update.
 
     Returns:
         One injection for each update that carries the decay.
@@ -40,7 +41,7 @@ def place_decay(rule: Rule, writes: VariableWrites, flows: Flows) -> tuple[Injec
         RefusedError: that cannot be known, or is not supported; the message says what to write instead.
     """
     try:
-        updates = _certain_updates(rule, writes)
+        updates = _certain_updates(rule, writes, leaves=leaves)
         _check_supported(rule, writes, updates)
         every = [write.site for update in updates for write in update.writes]
         return tuple(_injection(rule, update, writes, flows, every) for update in _choose(rule, updates))
@@ -73,7 +74,7 @@ def _is_named(write: Write, pattern: str) -> bool:
     return glob_matches(str(write.site), pattern) or glob_matches(write.site.node, pattern)
 
 
-def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
+def _certain_updates(rule: Rule, writes: VariableWrites, *, leaves: bool) -> Sequence[Update]:
     """The updates of a variable that is written; refuses where it is not certain that the writes are updates."""
     updates = chosen_updates(rule, writes)
     unsure = writes.updates and writes.guesses and rule.update is None
@@ -99,10 +100,12 @@ def _certain_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
             "write 'weight_decay: 0' for it, or make it not trainable; if it is an update, write 'update: GLOB' with "
             f"one of these, or 'updates: each':{places}"
         )
+    leave = "'not_updated: leave'"
+    others = f" ({leave} is for what is certainly none)" if leaves else f", or {leave} for the whole policy"
     raise RefusedError(
         "the step writes it, but no write is seen to come from a gradient and to add to it; if one is its update, "
         "write 'update: GLOB' with it; if none is, as for an average, a slot variable or a target network, write "
-        f"'weight_decay: 0' for it, or 'not_updated: leave' for the whole policy:{places}"
+        f"'weight_decay: 0' for it{others}:{places}"
     )
 
 

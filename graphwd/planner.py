@@ -24,6 +24,7 @@ from graphwd.updates import (
     VariableWrites,
     added_besides,
     depends_on_itself,
+    grows_with_gradient,
     is_no_weight,
     keeps_a_part,
 )
@@ -180,7 +181,7 @@ def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows 
     if policy.leave_not_updated and not chosen_updates(rule, writes) and is_no_weight(writes, flows):
         return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
     try:
-        injections = place_decay(rule, writes, flows)
+        injections = place_decay(rule, writes, flows, leaves=policy.leave_not_updated)
     except RefusedError as reason:
         return Decision(variable, Outcome.REFUSED, rule, writes), f"{reason}{_namesake_advice(variable)}"
     return Decision(variable, Outcome.DECAY, rule, writes, injections), ""
@@ -363,6 +364,8 @@ def _content_notes(decision: Decision, flows: Flows) -> Iterator[str]:
             yield "its update does not depend on the weight, so a decay lasts for one step and does not compound"
         if decision.rule.update is None and (added := added_besides(decision.writes, flows)):
             yield f"{added.site} adds to it besides, but not from a gradient, so no decay goes with that"
+        if any(grows_with_gradient(write, flows) for write in update.writes):
+            yield "it grows with its gradient, as a sum or a statistic of gradients does; if it is none, all is well"
         if any(keeps_a_part(write, flows) for write in update.writes):
             yield "its update multiplies the weight by something of its own: it holds a decay already, and now two"
         elif written.op.form in (Form.ADD, Form.SUB) and written.value.source in (decision.variable.id, MANY):

@@ -7,10 +7,12 @@ there, and checkpoint restore are writes, not updates.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graphwd.direct_terms import DirectTerms, terms_after
+from graphwd.direction import direction
 from graphwd.flow import Flows
 from graphwd.graph import Graph, Variable
 from graphwd.interpreter import BodyValues, Interpreter
@@ -215,6 +217,8 @@ def _reason(write: Write, flows: Flows) -> str:
         return "it keeps a part of itself and takes a part of another variable, as an average does"
     if write.evidence is Evidence.DATA_PATH:
         return "it keeps a part of itself, as a statistic or a slot variable does, or is decayed already"
+    if direction(flow, write) > 0:
+        return "it keeps a part of itself and grows with a gradient, as a slot variable or a statistic does"
     return ""
 
 
@@ -339,7 +343,23 @@ def _may_be_slot(account: VariableWrites, flows: Flows) -> bool:
         return False
     if not updating:
         return bool(account.reasons)
+    if any(map(functools.partial(_descends, flows), updating)):
+        return False
     return all(keeps_a_part(write, flows) or _is_blind(write, flows) for write in updating)
+
+
+def grows_with_gradient(write: Write, flows: Flows) -> bool:
+    """Whether a write adds a gradient to a variable, where an update that makes a loss smaller subtracts one."""
+    arithmetic = write.evidence is Evidence.GRADIENT_SCOPE and write.op.form is not Form.OTHER
+    return arithmetic and direction(flows.at(write.site.path), write) > 0
+
+
+def _descends(flows: Flows, write: Write) -> bool:
+    """Whether a write subtracts a gradient from what the variable was, as no slot variable is written."""
+    if write.evidence is not Evidence.GRADIENT_SCOPE or write.op.form is Form.OTHER:
+        return False
+    flow = flows.at(write.site.path)
+    return is_whole(terms_after(flow, write)) and direction(flow, write) < 0
 
 
 def _shares_gradient(account: VariableWrites, reader: Write, flows: Flows) -> bool:
