@@ -261,8 +261,8 @@ class _Entrance:
             raise UnclearError("it cannot be told whether its learning rate is in its gradient already")
         if len(first := {self._first(use) for use in uses}) == 1 and (what := first.pop()):
             raise UnclearError(
-                f"its gradient is first of all {what}, and it cannot be told whether the optimizer does that or what "
-                "comes before it; to unscale a gradient divide it, or write a decoupled 'semantics'"
+                f"its gradient '{node_of(tensor)}' is first of all {what}, and it cannot be told whether the optimizer "
+                "does that or what comes before it; to unscale a gradient divide it, or write a decoupled 'semantics'"
             )
         rows = self._rows[tensor] - {_UNKNOWN}
         if len(rows) != 1:

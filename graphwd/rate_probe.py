@@ -116,6 +116,24 @@ class Rates:
                 found[variable] = rate
         return found
 
+    def doubled(self, state: Sequence[Array], index: Mapping[int, int]) -> list[Array] | None:
+        """A state in which every learning rate that is the content of a variable is doubled.
+
+        Args:
+            state: the variables of the step.
+            index: for the number of each, its place in the state.
+
+        Returns:
+            The state; None where no learning rate is the content of one.
+        """
+        variables = {source.variable for source in self._sources.values() if source.variable in index}
+        if not variables:
+            return None
+        made = list(state)
+        for i in (index[variable] for variable in variables if variable is not None):
+            made[i] = (2 * state[i]).astype(state[i].dtype)
+        return made
+
     def probe(
         self,
         arguments: Sequence[tf.Tensor],

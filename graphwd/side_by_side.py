@@ -275,9 +275,16 @@ class SideBySide:
                 moving = state, call
             state = plain
         if moving is not None:
+            self._compare_at_other_rates(*moving)
             self._probe(*moving)
         self._find_averages(state, self._first)
         return found
+
+    def _compare_at_other_rates(self, state: Sequence[Array], call: Call) -> None:
+        """Holds both steps against each other where learning rates are doubled: a decay must not know them by heart."""
+        doubled = self._rates.doubled(state, self._places) if self._rates else None
+        if doubled is not None:
+            self._compare(_Run(call, doubled, *self._after(self._mine, doubled, self._original(call))))
 
     def _find_averages(self, state: Sequence[Array], call: Call) -> None:
         """Finds what is decayed and is an average of another variable; not where a rule says what its update is."""

@@ -313,6 +313,82 @@ def test_what_keeps_something_is_refused_and_left_alone_at_a_word(w, form, seman
         np.testing.assert_allclose(result.decayed[1], 0.9 * result.start[1] + 0.1 * result.decayed[0], atol=TOLERANCE)
 
 
+def summed(w, total, _):
+    total.assign_add(w)
+
+
+def sum_of_a_function(w, total, _):
+    total.assign_add(tf.reduce_sum(w * w) * tf.ones_like(w))
+
+
+def path_integral(w, total, step):
+    gradient, old = step
+    total.assign_add(gradient * (w - old))
+
+
+def running_mean(w, total, _):
+    total.assign_add((w - total) / 3.0)
+
+
+@pytest.mark.parametrize("top", [{}, {"not_updated": "leave"}], ids=["error", "leave"])
+@pytest.mark.parametrize("form", [summed, sum_of_a_function, path_integral, running_mean])
+def test_a_weight_that_something_trainable_takes_up_is_a_weight(w, form, top):
+    total = tf.Variable(tf.zeros_like(w), name="total")
+
+    def step(x):
+        gradient, old = loss_gradient(w, x), tf.identity(w)
+        w.assign_sub(LEARNING_RATE * gradient)
+        form(w, total, (gradient, old))
+
+    named = policy({"name": "total", "weight_decay": 0}, rule(), **top)
+    result = run(step, [w, total], named, X)
+    result.check(result.after(), others=False)  # the other variable takes up the decayed weight
+
+
+def test_a_statistic_of_gradients_is_no_weight(w):
+    norm, mean = tf.Variable(0.0, name="norm"), tf.Variable(tf.zeros_like(w), name="mean")
+
+    def step(x):
+        gradient = loss_gradient(w, x)
+        w.assign_sub(LEARNING_RATE * gradient)
+        norm.assign(0.9 * norm + 0.1 * tf.norm(gradient))
+        mean.assign(0.9 * mean + 0.1 * gradient)
+
+    for top in ({}, {"not_updated": "leave"}):
+        with pytest.raises(graphwd.PlanError, match="as a slot variable or a statistic does") as refused:
+            run(step, [w, norm, mean], policy(rule(), **top), X)
+        assert "'w'" not in str(refused.value)
+    result = run(step, [w, norm, mean], policy({"name": "w", **rule()}, {"weight_decay": 0}), X)
+    result.check(result.after())
+
+
+def test_a_sum_of_gradients_that_is_decayed_is_noted(w):
+    total = tf.Variable(tf.zeros_like(w), name="total")
+
+    def step(x):
+        gradient = loss_gradient(w, x)
+        w.assign_sub(LEARNING_RATE * gradient)
+        total.assign_add(gradient)
+
+    assert "'total': it grows with its gradient" in notes(step, policy(rule()), X)
+
+
+def test_a_number_is_no_gradient(w):
+    velocity = tf.Variable(tf.zeros_like(w), trainable=False)
+
+    def step(x):
+        velocity.assign(0.9 * velocity + (1 - 0.9) * loss_gradient(w, x))
+        w.assign_sub(LEARNING_RATE * velocity)
+
+    with pytest.raises(graphwd.PlanError, match="first of all multiplied by 'mul_1/x'") as refused:
+        run(step, [w, velocity], policy(rule("l2")), X)
+    with pytest.raises(graphwd.PlanError, match="names 'mul_1/x', which is a number; there is"):
+        run(step, [w, velocity], policy(rule("l2", gradient="mul_1/x")), X)
+    name = re.search("its gradient '([^']*)'", str(refused.value))[1]
+    result = run(step, [w, velocity], policy(rule("l2", gradient=name)), X)
+    result.check(result.before((1 - 0.9) * LEARNING_RATE), others=False)
+
+
 def test_an_ascent_and_an_assignment_from_the_value_before_it(w):
     """Sharpness-aware: l2 is of the weight at which the update starts, not of the perturbed one."""
 

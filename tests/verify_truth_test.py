@@ -37,8 +37,8 @@ def planned(monkeypatch, change):
     """Makes every plan of something else than what the analysis finds."""
     place = planner.place_decay
 
-    def changed(rule, writes, flows):
-        return tuple(change(writes.variable, each) for each in place(rule, writes, flows))
+    def changed(rule, writes, flows, **options):
+        return tuple(change(writes.variable, each) for each in place(rule, writes, flows, **options))
 
     monkeypatch.setattr(planner, "place_decay", changed)
 
@@ -104,6 +104,28 @@ def test_by_hand():
     assert wrong["w"].verdict is Verdict.RIGHT
     untouched = by_name(verify(model.step, model.step, policy, X))
     assert untouched["w"].verdict is Verdict.WRONG
+
+
+def test_a_learning_rate_that_is_known_by_heart_is_found():
+    w = tf.Variable([[1.0], [-2.0], [0.5]], name="w")
+    rate = tf.Variable(0.05, trainable=False, name="rate")
+
+    def update(x, factor):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum((x @ w - 1.0) ** 2)
+        gradient, before = tape.gradient(loss, w), w.read_value()
+        w.assign_sub(rate * gradient)
+        if factor is not None:
+            w.assign_sub(0.1 * factor * before)
+
+    def step_of(factor):
+        return tf.function(lambda x: update(x, factor), input_signature=[tf.TensorSpec([2, 3])])
+
+    step, right, wrong = map(step_of, (None, rate, 0.05))
+    policy = every("adamw")
+    verify(step, right, policy, X).check()
+    found = by_name(verify(step, wrong, policy, X))
+    assert (found["w"].verdict, found["w"].kind) == (Verdict.WRONG, Kind.WHOLE)
 
 
 def test_what_is_returned_must_be_returned():
@@ -292,7 +314,7 @@ def test_one_of_two_variables_of_one_name_is_missing(semantics, monkeypatch):
     concrete = model.step.get_concrete_function()
     assert verify(concrete, graphwd.rewrite(concrete, every(semantics)), every(semantics)).ok
     monkeypatch.setattr(
-        planner, "place_decay", lambda rule, writes, flows: place(rule, writes, flows) if writes.variable.id else ()
+        planner, "place_decay", lambda *args, **options: place(*args, **options) if args[1].variable.id else ()
     )
     verification = verify(concrete, graphwd.rewrite(concrete, every(semantics)), every(semantics))
     assert [each.verdict for each in verification.variables if each.name == "w"].count(Verdict.WRONG) == 1
@@ -304,7 +326,7 @@ def test_the_wrong_variable_of_one_name_is_found(monkeypatch):
     one, two = graphwd.plan(concrete, every("decoupled")).injections
     both = replace(two, rate=1 - (1 - two.rate) ** 2)
     monkeypatch.setattr(
-        planner, "place_decay", lambda rule, writes, flows: () if writes.variable.id == one.variable.id else (both,)
+        planner, "place_decay", lambda _, writes, *__, **___: () if writes.variable.id == one.variable.id else (both,)
     )
     verification = verify(concrete, graphwd.rewrite(concrete, every("decoupled")), every("decoupled"))
     assert [each.verdict for each in verification.variables if each.name == "w"] == [Verdict.WRONG] * 2
