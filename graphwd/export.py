@@ -15,7 +15,7 @@ from graphwd.model_files import new_directory, refuse_existing
 from graphwd.pipeline import Prepared, prepare
 from graphwd.planner import Plan
 from graphwd.policy import Policy
-from graphwd.read_function import ConcreteFunction, is_concrete, trace, traces, variables_of
+from graphwd.read_function import ConcreteFunction, is_concrete, rooted, trace, traces, variables_of
 from graphwd.whole_plan import merged, tried
 
 _VARIABLES = "variables_of_the_step"
@@ -173,7 +173,7 @@ def load_function(folder: str | os.PathLike[str], name: str) -> tuple[ConcreteFu
     if not is_concrete(found):
         raise StepError(f"{folder}: holds no function or signature '{name}'")
     found.graphwd_module = loaded  # a restored function does not keep its variables
-    return found, variables_of(found)
+    return rooted(found, loaded), variables_of(found)
 
 
 def load_model(folder: str | os.PathLike[str]) -> Any:

@@ -125,13 +125,19 @@ def remember(step: Any, traced: ConcreteFunction) -> ConcreteFunction:
     return traced
 
 
+def rooted(traced: ConcreteFunction, root: Any) -> ConcreteFunction:
+    """Lets the paths of a trace's variables begin at an object, to which it refers weakly."""
+    setattr(traced, _OF, (True, weakref.ref(root)))
+    return traced
+
+
 def _roots(step: ConcreteFunction) -> list[tuple[str, Any]]:
     """What a trace's function holds on to, by name."""
-    rooted, reference = getattr(step, _OF, (False, None))
+    is_rooted, reference = getattr(step, _OF, (False, None))
     found = None if reference is None else reference()
     if found is None:
         return []
-    return [("", found)] if rooted else roots_of(found)
+    return [("", found)] if is_rooted else roots_of(found)
 
 
 def read(step: ConcreteFunction) -> Graph:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graphwd.direct_terms import DirectTerms, terms_after
 from graphwd.direction import direction
@@ -130,7 +130,8 @@ def find_updates(graph: Graph) -> Analysis:
         if not found.keys() - slots.keys():
             break
         slots |= found
-    return analysis
+    # What is trainable by oversight is not said to be not trainable.
+    return replace(analysis, untrained=tuple(each for each in analysis.untrained if each[0].id not in slots))
 
 
 def _analyse(graph: Graph, slots: Mapping[int, VariableWrites]) -> Analysis:

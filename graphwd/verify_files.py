@@ -12,7 +12,7 @@ from graphwd.entry_points import choose
 from graphwd.errors import StepError, UsageError
 from graphwd.export import concrete_functions, load_exported, load_function, load_model
 from graphwd.policy import Policy
-from graphwd.read_function import ConcreteFunction, is_concrete, read, undecorated, variables_of
+from graphwd.read_function import ConcreteFunction, is_concrete, read, rooted, undecorated, variables_of
 from graphwd.saved_model import is_v2, read_model
 from graphwd.updates import find_updates
 from graphwd.verifier import Pair
@@ -104,7 +104,7 @@ def _traces(loaded: Any, name: str, folder: str | os.PathLike[str], *, signature
         raise StepError(f"{folder}: holds no function or signature '{name}'")
     for each in traces:
         each.graphwd_module = loaded  # a restored function does not keep its variables
-    return traces
+    return [rooted(each, loaded) for each in traces]
 
 
 def _named(what: str, number: int, every: Sequence[object]) -> str:

@@ -15,6 +15,8 @@ import graphwd
 from graphwd.export import export, load_exported
 from graphwd.policy import as_policy
 from graphwd.saved_model import plan_saved_model
+from graphwd.verifier import verify_pairs
+from graphwd.verify_files import model_pairs
 
 RATE = 0.25
 INPUTS = tf.constant([[1.0, -2.0, 0.5], [0.0, 1.0, 2.0]])
@@ -336,3 +338,33 @@ def test_what_is_not_trained_any_more(library):
     layers[0].trainable = True
     again = graphwd.rewrite(step_of(net, net.trainable_variables), policy_of())
     assert decayed(net.weights, lambda: again(INPUTS)) == [True, True]
+
+
+class Exported(tf.Module):
+    """A model to be saved, its variables in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.state = [tf.Variable(tf.ones([2, 2]), name="kernel"), tf.Variable(tf.zeros([2]), name="bias")]
+
+    @tf.function(input_signature=[tf.TensorSpec([4, 2], name="x")])
+    def step(self, x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((x @ self.state[0] + self.state[1] - 1.0) ** 2)
+        for variable, gradient in zip(self.state, tape.gradient(loss, self.state), strict=True):
+            variable.assign_sub(0.1 * gradient)
+        return loss
+
+
+@pytest.mark.parametrize("name", [None, "step", "serving_default"])
+def test_a_path_selects_in_a_saved_model_that_is_verified(tmp_path, name):
+    tf.saved_model.save(Exported(), tmp_path / "model")
+    by_name, by_path = (
+        graphwd.Policy.from_dict({"version": 1, "rules": [{**select, "weight_decay": 0.1}, {"weight_decay": 0}]})
+        for select in ({"name": "kernel"}, {"path": "state.0"})
+    )
+    graphwd.rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", by_name)
+    pairs = model_pairs(str(tmp_path / "model"), name, tmp_path / "decayed")
+    found = verify_pairs(pairs, by_path)
+    found.check()
+    assert {each.name for each in found.variables if each.decayed} == {"kernel"}
