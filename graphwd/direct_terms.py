@@ -94,9 +94,14 @@ def direct_terms(flow: Flow, variable: Variable, tensor: str, depth: int = 0) ->
     known = flow.value(tensor)
     if known.source == NO_VARIABLE or depth > _MAX_DEPTH or flow.is_source(tensor):
         return NO_TERMS
-    if flow.given_to_others(tensor, variable):
-        return DirectTerms(of_others=True)
-    node = flow.producer(tensor)
+    found = _terms_of_node(flow, variable, tensor, depth)
+    if not found.coefficient and flow.given_to_others(tensor, variable):
+        return DirectTerms(of_others=True)  # what another variable then holds, whatever it is made of
+    return found
+
+
+def _terms_of_node(flow: Flow, variable: Variable, tensor: str, depth: int) -> DirectTerms:
+    known, node = flow.value(tensor), flow.producer(tensor)
     if known.content is Content.EXACT and (node is None or node.op in READ_OPS):
         return DirectTerms(1.0, (tensor,)) if known.source == variable.id else DirectTerms(of_others=True)
     if node is None:

@@ -261,6 +261,12 @@ def teacher(w, ema, _, x):
     ema.assign(0.9 * ema + 0.1 * fresh)
 
 
+def copy_of_the_fresh(w, copy, _, x):
+    fresh = w - LEARNING_RATE * loss_gradient(w, x)
+    w.assign(fresh)
+    copy.assign(fresh)
+
+
 def teacher_of_a_read(w, ema, _, x):
     w.assign_sub(LEARNING_RATE * loss_gradient(w, x))
     ema.assign_sub(0.1 * (ema - w.read_value()))
@@ -291,7 +297,7 @@ def accumulated(w, total, _, x):
     w.assign_sub(LEARNING_RATE * total)
 
 
-KEEPERS = [teacher, teacher_of_a_read, adam, momentum_of_fresh_tensors, adagrad, accumulated]
+KEEPERS = [teacher, copy_of_the_fresh, teacher_of_a_read, adam, momentum_of_fresh_tensors, adagrad, accumulated]
 
 
 @pytest.mark.parametrize("semantics", ["decoupled", "tfa"])
