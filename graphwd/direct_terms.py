@@ -111,17 +111,25 @@ def _terms_of_node(flow: Flow, variable: Variable, tensor: str, depth: int) -> D
         return _of_product(flow, variable, node.op, inputs, depth)
     if node.op in _SELECTS:
         return _of_choice(direct_terms(flow, variable, text, depth + 1) for text in inputs[1:])
-    if node.op not in _SIGNS:
+    if node.op not in SIGNS:
         return NO_TERMS
-    signs = _SIGNS[node.op]
+    signs = SIGNS[node.op]
     found = DirectTerms()
     for position, text in enumerate(inputs):
         each = direct_terms(flow, variable, text, depth + 1)
-        found = found.plus(each.times(-1.0) if signs[min(position, 1)] == "-" else each)
+        found = found.plus(each.times(signs[min(position, 1)]))
     return found
 
 
-_SIGNS = {"Add": "++", "AddV2": "++", "AddN": "++", "Sub": "+-", "Neg": "--", "Cast": "++", "CheckNumerics": "++"}
+SIGNS = {
+    "Add": (1, 1),
+    "AddV2": (1, 1),
+    "AddN": (1, 1),
+    "Sub": (1, -1),
+    "Neg": (-1, -1),
+    "Cast": (1, 1),
+    "CheckNumerics": (1, 1),
+}
 """The signs of the first and of the further terms of ops that add up."""
 
 

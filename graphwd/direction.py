@@ -6,15 +6,13 @@ subtracted is a weight, whoever else reads it.
 
 from __future__ import annotations
 
+from graphwd.direct_terms import SIGNS
 from graphwd.factors import number
 from graphwd.flow import Flow
 from graphwd.sites import Write
 from graphwd.update_ops import PRODUCT_OPS, QUOTIENT_OPS, Form
 
 _MAX_DEPTH = 100
-
-_SIGNS = {"Add": (1, 1), "AddV2": (1, 1), "AddN": (1, 1), "Sub": (1, -1), "Neg": (-1, -1)}
-"""The signs of the first and of the further terms of ops that add up."""
 
 _KEEPING = frozenset(
     {
@@ -64,9 +62,9 @@ def _sign(flow: Flow, tensor: str, depth: int) -> int:
         return 1
     if node.op in _KEEPING:
         return _sign(flow, inputs[0], depth + 1)
-    if node.op in _SIGNS:
+    if node.op in SIGNS:
         terms = [
-            _SIGNS[node.op][min(position, 1)] * _sign(flow, each, depth + 1)
+            SIGNS[node.op][min(position, 1)] * _sign(flow, each, depth + 1)
             for position, each in enumerate(inputs)
             if flow.carries(each)
         ]

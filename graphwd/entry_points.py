@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from graphwd.errors import StepError
 from graphwd.graph import DTYPE_NAMES, Graph, Variable, differentiable, labels
+from graphwd.messages import listed
 from graphwd.object_graph import ObjectGraph
 from graphwd.sites import SAVED_MODEL
 from graphwd.updates import find_updates
@@ -132,7 +133,7 @@ def choose(meta_graph: MetaGraphDef, names: Iterable[str] | None) -> list[EntryP
     if names is not None:
         asked = list(names)
         if missing := [name for name in asked if name not in known]:
-            raise StepError(f"no function or signature '{missing[0]}'; there is {_listed(known)}")
+            raise StepError(f"no function or signature '{missing[0]}'; there is {listed(known, 12) or 'none'}")
         entries = [entry for entry in entries if entry.name in asked]
     training = _training(meta_graph, entries)
     # A function trains if one of its traces does: another may be that of ``training=False``.
@@ -140,7 +141,7 @@ def choose(meta_graph: MetaGraphDef, names: Iterable[str] | None) -> list[EntryP
     if names is not None and (idle := [entry.name for entry in entries if entry.name not in trained]):
         raise StepError(f"'{idle[0]}' is not a training step: it updates no trainable variable from a gradient")
     if not training:
-        raise StepError(f"no function or signature trains; there is {_listed(known)}")
+        raise StepError(f"no function or signature trains; there is {listed(known, 12) or 'none'}")
     return training
 
 
@@ -277,13 +278,6 @@ def _variable(saved: SavedVariable, index: int, graph: ObjectGraph, number: int)
         device=saved.device,
         reached_by=functools.partial(graph.reached_by, number),
     )
-
-
-def _listed(names: Sequence[str], most: int = 12) -> str:
-    if not names:
-        return "none"
-    shown = ", ".join(f"'{name}'" for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def signature_call(meta_graph: MetaGraphDef, key: str) -> Iterator[str]:

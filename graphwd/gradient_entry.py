@@ -8,7 +8,7 @@ the learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -19,6 +19,7 @@ from graphwd.flow import Flow, is_apply, sinks
 from graphwd.graph import Variable
 from graphwd.injection import Entry, LearningRate, Use
 from graphwd.matching import glob_matches
+from graphwd.messages import listed
 from graphwd.readiness import waits_of_read
 from graphwd.update_ops import CALL_OPS, PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SAME_OPS, WRITE_OPS
 from graphwd.values import NO_VARIABLE, Content
@@ -112,14 +113,14 @@ def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: 
     found = _look_for(flow, variable, writes, pattern)
     uses, known = found.uses, found.known
     if len(uses) != 1 or len(together := next(iter(uses.values()))) != 1:
-        several = _some(dict.fromkeys(node_of(name) for names in uses.values() for name in names))
+        several = listed(dict.fromkeys(node_of(name) for names in uses.values() for name in names), 12)
         what = f"names several tensors: {several}" if uses else "names no gradient that its update is made of"
-        raise UnclearError(f"'gradient: {pattern}' {what}; there is {_some(known)}")
+        raise UnclearError(f"'gradient: {pattern}' {what}; there is {listed(known, 12)}")
     (origin,) = uses
     ((tensor, used),) = together.items()
     if _is_number(flow, variable, origin):
         raise UnclearError(
-            f"'gradient: {pattern}' names '{node_of(tensor)}', which is a number; there is {_some(known)}"
+            f"'gradient: {pattern}' names '{node_of(tensor)}', which is a number; there is {listed(known, 12)}"
         )
     used = [*used, *found.by_slots.get(origin, ())]
     indices = found.rows[origin] - {_UNKNOWN}
@@ -201,11 +202,6 @@ def _rows_behind(flow: Flow, use: Use, rows: str) -> str:
     if node.op == "UnsortedSegmentSum" and rows == _DENSE and use.position == 0:
         return flow.origin(node.proto.input[1])
     return _UNKNOWN
-
-
-def _some(names: Iterable[str], most: int = 12) -> str:
-    names = list(names)
-    return ", ".join(f"'{name}'" for name in names[:most]) + (" and others" if len(names) > most else "")
 
 
 def _guarded(flow: Flow, uses: Sequence[Use]) -> str:

@@ -7,9 +7,8 @@ the whole update is a multiple of, where there is exactly one and no part of it 
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from graphwd.body import Node, node_of, parse_edge
 from graphwd.errors import UnclearError
@@ -18,6 +17,7 @@ from graphwd.flow import Flow, sinks
 from graphwd.graph import DTYPE_NAMES
 from graphwd.injection import LearningRate, Use
 from graphwd.matching import glob_matches
+from graphwd.messages import listed
 from graphwd.update_ops import PRODUCT_OPS, QUOTIENT_OPS, WRITE_OPS, Form
 from graphwd.values import Content
 
@@ -135,7 +135,7 @@ class _Search:
         if len(found) > 1:
             found = self._narrowed(found)
         if len(found) > 1:
-            places = _listed(list(map(node_of, found.values())))
+            places = listed(map(node_of, found.values()), 8)
             raise UnclearError(
                 f"'learning_rate: {pattern}' names several things that the update could use: {places}; write one of "
                 "these nodes"
@@ -333,7 +333,7 @@ class _Search:
         names = dict.fromkeys(map(self.name, numbers))
         if not names:
             return "the variable or node that holds it (nothing here looks like one)"
-        return ("one of " if len(names) > 1 else "") + _listed(names, most)
+        return ("one of " if len(names) > 1 else "") + listed(names, most)
 
     def common(self) -> LearningRate | None:
         """The one tensor that the whole update is a multiple of; None where there is none, or more than one."""
@@ -394,9 +394,3 @@ class _Search:
             if self._keeps(Use(node.name, position)):
                 return self._uncorrected(self._flow.origin(each))
         return tensor
-
-
-def _listed(names: Collection[str], most: int = 8) -> str:
-    """Names for a message, of many the first ones."""
-    shown = ", ".join(f"'{name}'" for name in itertools.islice(names, most))
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -13,6 +13,7 @@ from graphwd.flow import Flows
 from graphwd.graph import Graph, Variable
 from graphwd.injection import EPSILON, Injection, Where
 from graphwd.matching import Subject, glob_matches
+from graphwd.messages import listed
 from graphwd.placement import RefusedError, chosen_updates, place_decay
 from graphwd.policy import Policy, Rule, Sparse, Updates
 from graphwd.report import as_table
@@ -252,7 +253,7 @@ def _step_problems(analysis: Analysis, decisions: Sequence[Decision]) -> Iterato
     elif not any(decision.writes.updates or decision.writes.guesses or decision.injections for decision in decisions):
         yield (
             "this is not a training step: no trainable variable is updated from a gradient "
-            f"({_listed(writes.variable.shown for writes in analysis.variables)})"
+            f"({listed(writes.variable.shown for writes in analysis.variables)})"
         )
     for site in analysis.unresolved:
         yield f"it is not known which variable {site} ({site.op}) writes"
@@ -275,7 +276,7 @@ def _policy_problems(decisions: Sequence[Decision], subjects: Sequence[Subject],
 def no_rule(names: Iterable[str], policy: Policy) -> str:
     """What is said of variables that no rule matches."""
     return (
-        f"{policy.where}: no rule matches {_listed(names)}; end the rules with '- weight_decay: 0', or write "
+        f"{policy.where}: no rule matches {listed(names)}; end the rules with '- weight_decay: 0', or write "
         "'unmatched: skip'"
     )
 
@@ -290,7 +291,7 @@ def left_over(rule: Rule, policy: Policy, variables: Sequence[Variable]) -> str:
 
 def shadowed(rule: Rule, names: Iterable[str]) -> str:
     """What is said of a rule that comes after those that decide all that it matches."""
-    return f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({_listed(names)})"
+    return f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({listed(names)})"
 
 
 def _near(rule: Rule, variables: Sequence[Variable]) -> str:
@@ -300,12 +301,12 @@ def _near(rule: Rule, variables: Sequence[Variable]) -> str:
     if selectors.variables is not None and all(variable.key is None for variable in variables):
         return " (a model in a file has none of the variables of this process: select by path or name)"
     if found := [each for each in variables if _by_other_name(selectors.name, each)]:
-        names = _listed(dict.fromkeys(str(each.other_name) for each in found))
-        return f": {names} is what TensorFlow calls {_listed(each.name for each in found)}, as Keras shows it"
+        names = listed(dict.fromkeys(str(each.other_name) for each in found))
+        return f": {names} is what TensorFlow calls {listed(each.name for each in found)}, as Keras shows it"
     asked = selectors.name or selectors.regex or selectors.path or ""
     shown = [(variable.path or "") if selectors.path is not None else variable.shown for variable in variables]
     close = difflib.get_close_matches(asked, shown, n=3, cutoff=0.5) or shown
-    return f"; there is {_listed(close)}" if shown else ""
+    return f"; there is {listed(close)}" if shown else ""
 
 
 def _by_other_name(glob: str | None, variable: Variable) -> bool:
@@ -325,9 +326,9 @@ def _notes(
         ]
         if matches and rule.selectors.any_given and id(rule) not in deciding:
             yield shadowed(rule, matches)
-        listed = rule.selectors.variables
-        if matches and listed is not None and (missing := listed.without({seen.key for seen in subjects})):
-            yield f"{rule.where}: of the variables listed, {_listed(missing)} is no trainable variable of this step"
+        variables = rule.selectors.variables
+        if matches and variables is not None and (missing := variables.without({seen.key for seen in subjects})):
+            yield f"{rule.where}: of the variables listed, {listed(missing)} is no trainable variable of this step"
     yield from _grouped(
         (decision, note)
         for decision in decisions
@@ -415,10 +416,4 @@ def _grouped(reasons: Iterable[tuple[Decision, str]]) -> Iterator[str]:
         where = decision.rule.where if decision.rule else ""
         names.setdefault((where, reason), []).append(decision.variable.shown)
     for (where, reason), together in names.items():
-        yield f"{where}: {_listed(together)}: {reason}"
-
-
-def _listed(names: Iterable[str], most: int = 6) -> str:
-    names = list(names)
-    shown = ", ".join(f"'{name}'" for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+        yield f"{where}: {listed(together)}: {reason}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from graphwd.direct_terms import DirectTerms, terms_after
 from graphwd.direction import direction
@@ -130,8 +130,7 @@ def find_updates(graph: Graph) -> Analysis:
         if not found.keys() - slots.keys():
             break
         slots |= found
-    # What is trainable by oversight is not said to be not trainable.
-    return replace(analysis, untrained=tuple(each for each in analysis.untrained if each[0].id not in slots))
+    return analysis
 
 
 def _analyse(graph: Graph, slots: Mapping[int, VariableWrites]) -> Analysis:
@@ -168,8 +167,9 @@ def _untrained(run: Interpreter, flows: Flows, accounts: Sequence[VariableWrites
         return
     writes = [write for account in accounts for update in account.updates for write in update.writes]
     slots = {number for write in writes if write.site.path in run.seen for number in flows.reads(write)}
+    trained = {account.variable.id for account in accounts}  # slots that are trainable by oversight among them
     for variable, site in run.untrained.values():
-        if variable.id not in slots:
+        if variable.id not in slots | trained:
             yield variable, site
 
 
