@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphwd import keras as keras
-    from graphwd.decorator import rewrite, with_weight_decay
+    from graphwd.checking.verify import Verification, verify
     from graphwd.errors import (
         GraphError,
         GraphwdError,
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
         UsageError,
         VerifyError,
     )
-    from graphwd.pipeline import plan
-    from graphwd.planner import Plan
-    from graphwd.policy import Policy, load_policy
-    from graphwd.saved_model import rewrite_saved_model, strip
-    from graphwd.verifier import Verification, verify
+    from graphwd.models.saved_model import rewrite_saved_model, strip
+    from graphwd.planning.planner import Plan
+    from graphwd.policy.rules import Policy, load_policy
+    from graphwd.steps.decorator import rewrite, with_weight_decay
+    from graphwd.steps.pipeline import plan
 
 __version__ = "0.1.0"
 
@@ -52,16 +52,16 @@ __all__ = [
 ]
 
 _HOME = {
-    "Plan": "planner",
-    "Policy": "policy",
-    "Verification": "verifier",
-    "load_policy": "policy",
-    "plan": "pipeline",
-    "rewrite": "decorator",
-    "rewrite_saved_model": "saved_model",
-    "strip": "saved_model",
-    "verify": "verifier",
-    "with_weight_decay": "decorator",
+    "Plan": "planning.planner",
+    "Policy": "policy.rules",
+    "Verification": "checking.verify",
+    "load_policy": "policy.rules",
+    "plan": "steps.pipeline",
+    "rewrite": "steps.decorator",
+    "rewrite_saved_model": "models.saved_model",
+    "strip": "models.saved_model",
+    "verify": "checking.verify",
+    "with_weight_decay": "steps.decorator",
 }
 
 

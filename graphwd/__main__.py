@@ -2,7 +2,7 @@
 
 import sys
 
-from graphwd.cli import main
+from graphwd.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,13 +19,13 @@ import keras
 import tensorflow as tf
 import wrapt
 
-from graphwd.decorator import with_weight_decay
 from graphwd.errors import GraphwdError, PlanError, StepError
-from graphwd.graph import Variable
-from graphwd.matching import Subject
-from graphwd.planner import left_over, no_rule, shadowed
-from graphwd.policy import Policy, PolicyLike, Rule, as_policy
-from graphwd.read_function import ROOT, held_by
+from graphwd.graph.graph import Variable
+from graphwd.planning.planner import left_over, no_rule, shadowed
+from graphwd.policy.rules import Policy, PolicyLike, Rule, as_policy
+from graphwd.policy.selectors import Subject
+from graphwd.steps.decorator import with_weight_decay
+from graphwd.steps.read import ROOT, held_by
 
 _LOG = logging.getLogger("graphwd")
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 import graphwd
-from tests.pages import blocks_in
+from tests.helpers.pages import blocks_in
 
 RATE = 0.125
 POLICY = {"version": 1, "rules": [{"regex": "kernel", "weight_decay": RATE}, {"weight_decay": 0}]}

@@ -81,16 +81,16 @@ except graphwd.PolicyError:
 
 
 def test_plan_stays_a_function_after_everything_is_imported():
-    for module in pkgutil.iter_modules(graphwd.__path__):
-        if module.name != "__main__":
-            importlib.import_module(f"graphwd.{module.name}")
+    for module in pkgutil.walk_packages(graphwd.__path__, "graphwd."):
+        if module.name != "graphwd.__main__":
+            importlib.import_module(module.name)
     assert inspect.isfunction(graphwd.plan)
     assert inspect.isfunction(graphwd.rewrite)
     assert inspect.isfunction(graphwd.with_weight_decay)
     assert inspect.isclass(graphwd.Plan)
 
 
-@pytest.mark.parametrize("module", ["graphwd.decorator", "graphwd.keras", "graphwd.policy"])
+@pytest.mark.parametrize("module", ["graphwd.steps.decorator", "graphwd.keras", "graphwd.policy.rules"])
 def test_the_examples_in_docstrings_run(module):
     results = doctest.testmod(importlib.import_module(module))
     assert results.attempted > 0

@@ -7,7 +7,7 @@ hide a top-level one of the same name.
 import os
 import sys
 
-from graphwd.cli import main
+from graphwd.cli.main import main
 
 if __name__ == "__main__":
     os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))

@@ -3,7 +3,7 @@
 Usage: tools/test_versions [--keep FOLDER] [VERSION]... [-- PYTEST ARGUMENT...], for example
 
     tools/test_versions                                        # all tests on every version, about 15 minutes each
-    tools/test_versions 2.16 2.20 -- tests/inject_test.py -k adam
+    tools/test_versions 2.16 2.20 -- tests/rewriting/inject_test.py -k adam
 
 Each version gets a virtual environment of its own: TensorFlow (some 650 MB), the tf_keras of the same version, and the
 newest of what else pip lets stand beside it. It is removed afterwards, unless --keep names a folder for all of them,
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
 
 # The extra `test` of pyproject.toml but for what checks the source, and the libraries of tools/libraries.txt, which
-# belong to one version of TensorFlow: tests/libraries_test.py skips.
+# belong to one version of TensorFlow: tests/conformance/libraries_test.py skips.
 PACKAGES = (
     "absl-py",
     "dm-sonnet",

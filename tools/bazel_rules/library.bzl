@@ -1,17 +1,17 @@
-"""The modules of the package as libraries."""
+"""The packages as libraries."""
 
 def graphwd_library(name, deps = [], data = []):
-    """Declares the module graphwd/`name`.py.
+    """Declares the package graphwd/`name`: all modules of the folder.
 
     Args:
-        name: the name of the target and of the module.
-        deps: the modules that it imports, and no others: tools/check_build_deps.py compares.
-        data: files that the module reads.
+        name: the name of the target and of the folder.
+        deps: the packages that it imports, and no others: tools/check_build_deps.py compares.
+        data: files that the modules read.
     """
     native.py_library(
         name = name,
-        srcs = [name + ".py"],
+        srcs = native.glob(["*.py"]),
         data = data,
         visibility = ["//visibility:public"],
-        deps = deps + [":package"],
+        deps = deps + ["//graphwd:package"],
     )

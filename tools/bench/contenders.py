@@ -50,7 +50,7 @@ SPARSE_NOTE = (
     "touches. keras.Adam and legacy.Adam go through the whole table and its slot variables whatever is touched, so "
     "that a decay of some rows is not to be seen beside them; one row of each is measured."
 )
-"""Checked by tests/bench_test.py in the traced steps' ops."""
+"""Checked by tests/tools/bench_test.py in the traced steps' ops."""
 
 
 class CannotRunError(Exception):

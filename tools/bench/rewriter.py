@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.table import Table
 from tensorflow.core.framework.function_pb2 import FunctionDef
 
+from graphwd.analysis.updates import find_updates
 from graphwd.garbage import collection_paused
-from graphwd.graph import DTYPE_NUMBERS, Graph, Variable
-from graphwd.inject import inject
-from graphwd.planner import make_plan
-from graphwd.policy import Policy
-from graphwd.updates import find_updates
+from graphwd.graph.graph import DTYPE_NUMBERS, Graph, Variable
+from graphwd.planning.planner import make_plan
+from graphwd.policy.rules import Policy
+from graphwd.rewriting.inject import inject
 
 _Result = TypeVar("_Result")
 

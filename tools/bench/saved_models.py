@@ -50,7 +50,7 @@ def make(folder: Path, size: int) -> None:
 
 def rewrite(source: Path, target: Path, link: bool) -> None:
     """Rewrites a model and prints what it took, as JSON."""
-    from graphwd.saved_model import rewrite_saved_model
+    from graphwd.models.saved_model import rewrite_saved_model
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()

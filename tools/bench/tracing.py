@@ -90,7 +90,7 @@ def main() -> None:
             }
             for name, column in zip(names, times.T, strict=True)
         },
-        "imports": {name: import_seconds(name, 3) for name in ("graphwd", "tensorflow", "graphwd.decorator")},
+        "imports": {name: import_seconds(name, 3) for name in ("graphwd", "tensorflow", "graphwd.steps.decorator")},
     }
     assert len(kept) == len(names)
     if options.json:

@@ -1,0 +1,168 @@
+"""How much of what is written into a variable is the variable itself.
+
+What is written is followed back through sums and products to the reads of variables. An update adds something to the
+weight, so the weight is in the sum exactly once and times one. An average, a momentum, a decay keep a part of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from graphwd.analysis.factors import number
+from graphwd.analysis.flow import Flow
+from graphwd.analysis.sites import Write
+from graphwd.analysis.values import NO_VARIABLE, Content
+from graphwd.graph.graph import Variable
+from graphwd.graph.ops import PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, Form
+
+_MAX_DEPTH = 100
+"""Sums nested deeper than this are no optimizer's."""
+
+_SELECTS = frozenset({"Select", "SelectV2"})
+
+
+@dataclass(frozen=True, slots=True)
+class DirectTerms:
+    """What a sum holds of variables directly: not through a product of two of them, a matrix product, a function.
+
+    Attributes:
+        coefficient: what the weight itself is multiplied by; 0 where it is no term, NaN where that is not a constant.
+        weights: the tensors that are the weight as it was read.
+        of_others: whether another trainable variable is a term.
+        rest: whether there are terms that are no variable.
+    """
+
+    coefficient: float = 0.0
+    weights: tuple[str, ...] = ()
+    of_others: bool = False
+    rest: bool = False
+
+    def times(self, factor: float) -> DirectTerms:
+        """The terms of a product with something that is no variable."""
+        return replace(self, coefficient=self.coefficient * factor if self.coefficient else 0.0)
+
+    def plus(self, other: DirectTerms) -> DirectTerms:
+        """The terms of a sum."""
+        return DirectTerms(
+            self.coefficient + other.coefficient,
+            tuple(dict.fromkeys((*self.weights, *other.weights))),
+            self.of_others or other.of_others,
+            self.rest or other.rest,
+        )
+
+
+NO_TERMS = DirectTerms(rest=True)
+"""What is no variable."""
+
+
+def terms_after(flow: Flow, write: Write) -> DirectTerms:
+    """What a variable holds directly of what it was, after a write.
+
+    Args:
+        flow: the body of the write.
+        write: the write; not an Apply op, whose value is a gradient.
+
+    Returns:
+        The terms of the new content.
+    """
+    proto = flow.nodes[write.site.node].proto
+    written = direct_terms(flow, write.variable, proto.input[write.op.value])
+    match write.op.form:
+        case Form.ADD:
+            return DirectTerms(1.0).plus(written)
+        case Form.SUB:
+            return DirectTerms(1.0).plus(written.times(-1.0))
+        case _:
+            return written
+
+
+def direct_terms(flow: Flow, variable: Variable, tensor: str, depth: int = 0) -> DirectTerms:
+    """Finds what a tensor holds directly of variables.
+
+    Args:
+        flow: the body of the tensor.
+        variable: the weight.
+        tensor: the tensor.
+        depth: how many sums and products lead to it.
+
+    Returns:
+        Its terms. What the computation of gradients made holds no variable.
+    """
+    tensor = flow.origin(tensor)
+    known = flow.value(tensor)
+    if known.source == NO_VARIABLE or depth > _MAX_DEPTH or flow.is_source(tensor):
+        return NO_TERMS
+    found = _terms_of_node(flow, variable, tensor, depth)
+    if not found.coefficient and flow.given_to_others(tensor, variable):
+        return DirectTerms(of_others=True)  # what another variable then holds, whatever it is made of
+    return found
+
+
+def _terms_of_node(flow: Flow, variable: Variable, tensor: str, depth: int) -> DirectTerms:
+    known, node = flow.value(tensor), flow.producer(tensor)
+    if known.content is Content.EXACT and (node is None or node.op in READ_OPS):
+        return DirectTerms(1.0, (tensor,)) if known.source == variable.id else DirectTerms(of_others=True)
+    if node is None:
+        return NO_TERMS
+    inputs = [text for _, text in flow.inputs(node)]
+    if node.op in PRODUCT_OPS | QUOTIENT_OPS:
+        return _of_product(flow, variable, node.op, inputs, depth)
+    if node.op in _SELECTS:
+        return _of_choice(direct_terms(flow, variable, text, depth + 1) for text in inputs[1:])
+    if node.op not in SIGNS:
+        return NO_TERMS
+    signs = SIGNS[node.op]
+    found = DirectTerms()
+    for position, text in enumerate(inputs):
+        each = direct_terms(flow, variable, text, depth + 1)
+        found = found.plus(each.times(signs[min(position, 1)]))
+    return found
+
+
+SIGNS = {
+    "Add": (1, 1),
+    "AddV2": (1, 1),
+    "AddN": (1, 1),
+    "Sub": (1, -1),
+    "Neg": (-1, -1),
+    "Cast": (1, 1),
+    "CheckNumerics": (1, 1),
+}
+"""The signs of the first and of the further terms of ops that add up."""
+
+
+def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[str], depth: int) -> DirectTerms:
+    first, second = (direct_terms(flow, variable, text, depth + 1) for text in inputs[:2])
+    if op in QUOTIENT_OPS and second != NO_TERMS:
+        return NO_TERMS
+    if (first == NO_TERMS) == (second == NO_TERMS):
+        return NO_TERMS
+    terms, other = (first, inputs[1]) if first != NO_TERMS else (second, inputs[0])
+    other = flow.origin(other)
+    if flow.value(other).source != NO_VARIABLE or (flow.value(other).taint and flow.is_scalar(other) is False):
+        return NO_TERMS  # a function of the weight, or of each example: no rate
+    factor = _factor(flow, other)
+    if factor is None:
+        return terms.times(math.nan)
+    return terms.times(1 / factor if op in QUOTIENT_OPS and factor else factor)
+
+
+def _factor(flow: Flow, tensor: str) -> float | None:
+    """The number that a tensor is, None for no constant; a product with zero is zero, whatever else is in it."""
+    node = flow.producer(tensor)
+    factor = number(node)
+    if factor is None and node is not None and node.op == "Cast":
+        return _factor(flow, flow.origin(node.proto.input[0]))
+    if factor is None and node is not None and node.op in PRODUCT_OPS:
+        return 0.0 if 0.0 in [_factor(flow, flow.origin(text)) for _, text in flow.inputs(node)] else None
+    return factor
+
+
+def _of_choice(terms: Iterable[DirectTerms]) -> DirectTerms:
+    """The terms of what is either of two, element by element."""
+    first, second = terms
+    both = first.plus(second)
+    same = first.coefficient == second.coefficient
+    return replace(both, coefficient=first.coefficient if same else math.nan)

@@ -1,0 +1,92 @@
+"""Whether an update goes against its gradient, as one that makes a loss smaller does, or along it.
+
+A slot variable, an accumulator, a statistic take a gradient up with its own sign. So a variable to which one is
+subtracted is a weight, whoever else reads it.
+"""
+
+from __future__ import annotations
+
+from graphwd.analysis.direct_terms import SIGNS
+from graphwd.analysis.factors import number
+from graphwd.analysis.flow import Flow
+from graphwd.analysis.sites import Write
+from graphwd.graph.ops import PRODUCT_OPS, QUOTIENT_OPS, Form
+
+_MAX_DEPTH = 100
+
+_KEEPING = frozenset(
+    {
+        "Cast",
+        "CheckNumerics",
+        "ExpandDims",
+        "Max",
+        "Mean",
+        "Reshape",
+        "Squeeze",
+        "Sum",
+        "Transpose",
+        "UnsortedSegmentSum",
+    }
+)
+"""Ops of whose first operand the sign stays."""
+
+_POSITIVE = frozenset({"Abs", "L2Loss", "Sqrt", "Square"})
+
+
+def direction(flow: Flow, write: Write) -> int:
+    """Says how a write takes up its gradient.
+
+    Args:
+        flow: the body of the write.
+        write: the write; not an Apply op.
+
+    Returns:
+        1 where the variable grows with the gradient, -1 where it goes against it, 0 where that is not known. A factor
+        that is no constant, as a learning rate may be, counts as positive.
+    """
+    sign = _sign(flow, flow.nodes[write.site.node].proto.input[write.op.value], 0)
+    return -sign if write.op.form is Form.SUB else sign
+
+
+def _sign(flow: Flow, tensor: str, depth: int) -> int:
+    tensor = flow.origin(tensor)
+    if depth > _MAX_DEPTH or not flow.carries(tensor):
+        return 0
+    if flow.is_source(tensor):
+        return 1
+    node = flow.producer(tensor)
+    if node is None:
+        return 0
+    inputs = [flow.origin(text) for _, text in flow.inputs(node)]
+    if node.op in _POSITIVE:
+        return 1
+    if node.op in _KEEPING:
+        return _sign(flow, inputs[0], depth + 1)
+    if node.op in SIGNS:
+        terms = [
+            SIGNS[node.op][min(position, 1)] * _sign(flow, each, depth + 1)
+            for position, each in enumerate(inputs)
+            if flow.carries(each)
+        ]
+        return terms[0] if len(set(terms)) == 1 else 0
+    if node.op in PRODUCT_OPS | QUOTIENT_OPS:
+        return _of_product(flow, inputs, depth)
+    return 0
+
+
+def _of_product(flow: Flow, factors: list[str], depth: int) -> int:
+    if factors[0] == factors[-1]:
+        return 1
+    sign = 1
+    for each in factors:
+        if flow.carries(each):
+            sign *= _sign(flow, each, depth + 1)
+        elif _is_negative(flow, each):
+            sign = -sign
+    return sign
+
+
+def _is_negative(flow: Flow, tensor: str) -> bool:
+    node = flow.producer(tensor)
+    value = number(node)
+    return (node is not None and node.op == "Neg") if value is None else value < 0

@@ -1,0 +1,194 @@
+"""Finds what an update is a multiple of: the tensors that every part of it was multiplied by, and its sign."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from graphwd.analysis.flow import Flow
+from graphwd.analysis.values import Content
+from graphwd.graph.body import Node
+from graphwd.graph.edge import Use
+from graphwd.graph.graph import DTYPE_NAMES, Variable
+from graphwd.graph.ops import PRODUCT_OPS, QUOTIENT_OPS, Form, WriteOp
+
+_ADDITIVE = frozenset({"Add", "AddV2", "AddN", "Sub"})
+LINEAR = frozenset({"Neg", "Cast", "Reshape", "UnsortedSegmentSum"})
+
+_Factors = frozenset[str] | None
+"""The tensors that something is a multiple of, and '+' or '-' for the sign of the gradient in it, where that is known;
+None for what is zero so far, a multiple of anything."""
+
+_FLIPPED = {"+": "-", "-": "+"}
+
+
+class Factors:
+    """The factors of an update.
+
+    Attributes:
+        uses: an input through which each factor comes in, of the update or of a part of it.
+    """
+
+    def __init__(self, flow: Flow, written: Sequence[str]) -> None:
+        """Prepares to search.
+
+        Args:
+            flow: the body of the update.
+            written: the tensors that the update writes.
+        """
+        self._flow = flow
+        self._written = written
+        self.uses: dict[str, Use] = {}
+
+    def of_update(self) -> frozenset[str]:
+        """The tensors that all of the update is a multiple of, and '+' or '-' for its sign, where that is known."""
+        slots: dict[int, _Factors] = {}
+        while True:
+            before = dict(slots)
+            memo: dict[str, _Factors] = {}
+            result = _common(self._factors(tensor, slots, memo) for tensor in self._written)
+            if slots == before:
+                return result or frozenset()
+
+    def _factors(self, tensor: str, slots: dict[int, _Factors], memo: dict[str, _Factors]) -> _Factors:
+        if tensor not in memo:
+            memo[tensor] = None  # a slot leads back here: it was zero before the first update
+            memo[tensor] = self._compute_factors(tensor, slots, memo)
+        return memo[tensor]
+
+    def _compute_factors(self, tensor: str, slots: dict[int, _Factors], memo: dict[str, _Factors]) -> _Factors:
+        flow = self._flow
+        node = flow.producer(tensor)
+        if node is None or flow.is_source(tensor):
+            return frozenset({"+"})
+        variable = flow.read(tensor)
+        if variable is not None:
+            if variable.trainable or not flow.is_slot(variable):
+                return frozenset()
+            for _, op, value in flow.written(variable):
+                value = self._news(variable, op, value) or value
+                written = self._factors(value, slots, memo) if op.form is not Form.APPLY else frozenset()
+                slots[variable.id] = _common([slots.get(variable.id), written])
+            return slots.get(variable.id, frozenset())
+        inputs = [(Use(node.name, position), flow.origin(each)) for position, each in flow.inputs(node)]
+        carrying = [each for _, each in inputs if self._flow.carries(each)]
+        if node.op in LINEAR and carrying:
+            factors = self._factors(carrying[0], slots, memo)
+            return _flip(factors) if node.op == "Neg" else factors
+        if node.op in _ADDITIVE:
+            terms = [(use, each) for use, each in inputs if not self._is_own(each)]
+            if all(self._flow.carries(each) for _, each in terms):
+                factors_of_terms = ((use, self._factors(each, slots, memo)) for use, each in terms)
+                return _common(_flip(f) if node.op == "Sub" and use.position else f for use, f in factors_of_terms)
+        if node.op in PRODUCT_OPS or (node.op in QUOTIENT_OPS and inputs[0][1] in carrying):
+            return self._product(node.op, inputs, slots, memo)
+        return frozenset()
+
+    def _news(self, variable: Variable, op: WriteOp, value: str) -> str | None:
+        """What a moving average takes up. By which share scales no update, for what was there is scaled down by it.
+
+        Written as ``a + (new - a) * share``, or as ``a * (1 - share) + new * share`` of constants.
+        """
+        flow = self._flow
+        node = flow.producer(flow.origin(value))
+        if node is None:
+            return None
+        terms = [flow.origin(each) for _, each in flow.inputs(node)]
+        if op.form is Form.ADD and node.op in PRODUCT_OPS:
+            for made in map(flow.producer, terms):
+                if made is not None and made.op == "Sub" and flow.read(flow.origin(made.proto.input[1])) == variable:
+                    return flow.origin(made.proto.input[0])
+        if op.form is Form.ASSIGN and node.op in _ADDITIVE - {"Sub"} and len(terms) == 2:
+            pairs = [self._pair(each) for each in terms]
+            for (kept, old), (taken, share) in (pairs, reversed(pairs)):
+                if flow.read(kept) == variable and taken and self._sum_to_one(old, share):
+                    return taken
+        return None
+
+    def _pair(self, tensor: str) -> tuple[str, str]:
+        """The operands of a product, the constant last; empty for anything else."""
+        node = self._flow.producer(tensor)
+        if node is None or node.op not in PRODUCT_OPS:
+            return "", ""
+        first, second = (self._flow.origin(each) for _, each in self._flow.inputs(node))
+        return (second, first) if number(self._flow.producer(first)) is not None else (first, second)
+
+    def _sum_to_one(self, first: str, second: str) -> bool:
+        numbers = [number(self._flow.producer(each)) for each in (first, second)]
+        return None not in numbers and abs(sum(each for each in numbers if each is not None) - 1) < 1e-6
+
+    def _product(
+        self, op: str, inputs: list[tuple[Use, str]], slots: dict[int, _Factors], memo: dict[str, _Factors]
+    ) -> _Factors:
+        flow = self._flow
+        result: _Factors = frozenset({"+"})
+        for use, each in inputs if op in PRODUCT_OPS else inputs[:1]:
+            factors = self._factors(each, slots, memo) if flow.carries(each) else self._factor(use, each)
+            result = None if result is None or factors is None else _times(result, factors)
+        use, divisor = inputs[-1]
+        if op in QUOTIENT_OPS and result is not None and result - {"+", "-"} and not flow.carries(divisor):
+            self.uses.setdefault(divisor, use)  # dividing what the learning rate is in divides the learning rate
+            return result | {divisor}
+        return result
+
+    def _factor(self, use: Use, tensor: str) -> frozenset[str]:
+        """A factor that does not carry the gradient."""
+        node = self._flow.producer(tensor)
+        if node is not None and node.op == "Neg":
+            (position, inner), *_ = self._flow.inputs(node)
+            return _flip(self._factor(Use(node.name, position), self._flow.origin(inner))) or frozenset()
+        value = number(node)
+        sign = frozenset({"-"}) if value is not None and value < 0 else frozenset({"+"})
+        if value is not None and abs(value) == 1:
+            return sign
+        self.uses.setdefault(tensor, use)
+        return sign | {tensor}
+
+    def _is_own(self, tensor: str) -> bool:
+        """Whether a term of a sum is the weight itself, to which the update is added."""
+        return self._flow.value(tensor).content is Content.EXACT
+
+
+def _flip(factors: _Factors) -> _Factors:
+    return factors and frozenset(_FLIPPED.get(each, each) for each in factors)
+
+
+def _times(first: frozenset[str], second: frozenset[str]) -> frozenset[str]:
+    """The factors of a product; its sign is known where both signs are."""
+    tensors = (first | second) - {"+", "-"}
+    signs = [("-" in each) for each in (first, second) if each & {"+", "-"}]
+    return tensors | {"-" if signs[0] != signs[1] else "+"} if len(signs) == 2 else tensors
+
+
+def _common(sets: Iterable[_Factors]) -> _Factors:
+    known = [each for each in sets if each is not None]
+    return frozenset.intersection(*known) if known else None
+
+
+def number(node: Node | None) -> float | None:
+    """The number that a constant node holds; None for any other node, and for a tensor of several."""
+    if node is None or node.op != "Const":
+        return None
+    tensor = node.proto.attr["value"].tensor
+    if tensor.tensor_shape.dim:
+        return None
+    dtype = DTYPE_NAMES.get(tensor.dtype)
+    if dtype in ("bfloat16", "float16"):
+        content = np.frombuffer(tensor.tensor_content, np.uint16)
+        bits = np.array([*tensor.half_val, *content, 0][:1], np.uint16)
+        # A bfloat16 is the upper half of a float32; NumPy alone does not know it.
+        return float(
+            bits.view(np.float16)[0] if dtype == "float16" else (bits.astype(np.uint32) << 16).view(np.float32)[0]
+        )
+    fields = {
+        "float32": tensor.float_val,
+        "float64": tensor.double_val,
+        "int32": tensor.int_val,
+        "int64": tensor.int64_val,
+    }
+    if dtype not in fields:
+        return None
+    if tensor.tensor_content:
+        return float(np.frombuffer(tensor.tensor_content, dtype)[0])
+    return float(fields[dtype][0]) if fields[dtype] else 0.0

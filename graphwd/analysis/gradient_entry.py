@@ -1,0 +1,494 @@
+"""Finds where the gradient enters an optimizer's arithmetic.
+
+A coupled decay is added to the gradient before the optimizer sees it and after clipping, unscaling, and the sum over
+accumulated or replicated gradients. An Apply op takes the gradient as an operand. In an update of plain arithmetic it
+is the last tensor that all of the gradient goes through and that is not yet mixed with a slot variable, the weight, or
+the learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from graphwd.analysis.direct_terms import direct_terms
+from graphwd.analysis.flow import Flow, is_apply, sinks
+from graphwd.analysis.learning_rate import LearningRate
+from graphwd.analysis.readiness import waits_of_read
+from graphwd.analysis.values import NO_VARIABLE, Content
+from graphwd.errors import UnclearError
+from graphwd.graph.body import Node, node_of, parse_edge
+from graphwd.graph.edge import Use
+from graphwd.graph.graph import Variable
+from graphwd.graph.ops import CALL_OPS, PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SAME_OPS, WRITE_OPS
+from graphwd.messages import listed
+from graphwd.policy.globs import glob_matches
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a gradient enters an optimizer's arithmetic.
+
+    Attributes:
+        tensor: the gradient there, as an edge of the update's body.
+        uses: the inputs through which it goes on into the arithmetic.
+        indices: of a sparse gradient, the rows it is of, as an edge; None for a dense one.
+        index_dtype: the dtype of the indices, as a number.
+        after: what was done to the gradient last before, as a node and its op type; None where nothing was.
+        waits: nodes that the weight must be read after.
+    """
+
+    tensor: str
+    uses: tuple[Use, ...]
+    indices: str | None = None
+    index_dtype: int | None = None
+    after: str | None = None
+    waits: tuple[str, ...] = ()
+
+
+_ELEMENTWISE = frozenset(
+    {
+        "Abs", "Add", "AddN", "AddV2", "Cast", "Div", "Exp", "Log", "Log1p", "Maximum", "Minimum", "Mul", "MulNoNan",
+        "Neg", "Pow", "RealDiv", "Reciprocal", "Rsqrt", "Select", "SelectV2", "Sigmoid", "Sign", "Sqrt", "Square",
+        "SquaredDifference", "Sub", "Tanh",
+    }
+)  # fmt: skip
+"""Ops whose output has a row for each row of their inputs."""
+
+_SUMS = frozenset({"Add", "AddN", "AddV2", "Cast"})
+_RECIPROCALS = frozenset({"Reciprocal", "Inv", *QUOTIENT_OPS})
+"""What unscaling multiplies by; an optimizer's coefficients are none of these."""
+
+
+_STATISTICS = frozenset({"All", "Any", "EuclideanNorm", "L2Loss", "Max", "Mean", "Min", "Prod", "Sum"})
+"""Ops that make a number, or a few, of a whole gradient: what it is clipped by, or centred."""
+
+_PREPARATIONS = frozenset(
+    {
+        "Add", "AddN", "AddV2", "All", "Any", "BroadcastTo", "Cast", "ClipByValue", "CollectiveReduceV2",
+        "CollectiveReduceV3", "Concat", "ConcatV2", "DeepCopy", "Div", "EnsureShape", "Equal",
+        "EuclideanNorm", "ExpandDims", "Gather", "GatherNd", "GatherV2", "Greater", "GreaterEqual",
+        "IsFinite", "IsInf", "IsNan", "L2Loss", "Less", "LessEqual", "LogicalAnd", "LogicalNot", "LogicalOr",
+        "Max", "Maximum", "Mean", "Min", "Minimum", "Mul", "MulNoNan", "NcclAllReduce", "Neg", "Pack", "Pad",
+        "PadV2", "Prod", "RealDiv", "Reshape", "Select", "SelectV2", "Slice", "Split", "SplitV", "Squeeze",
+        "StridedSlice", "Sub", "Sum", "Tile", "Transpose", "Unpack", "UnsortedSegmentSum", "Where", *SAME_OPS,
+        *CALL_OPS, *READ_OPS,
+    }
+)  # fmt: skip
+"""Ops that sum, unscale, clip, centre, cast or rearrange a gradient; an optimizer bends it by others."""
+
+
+class _State(IntEnum):
+    """What has become of the gradient in a tensor."""
+
+    PURE = 0  # it is gradient alone
+    SCALED = 1  # times a coefficient, or bent
+    MIXED = 2  # with a slot, the learning rate or the weight in it
+
+
+_DENSE = ""
+_UNKNOWN = "?"
+
+
+def find_entry(flow: Flow, variable: Variable, writes: Sequence[str], rate: LearningRate | None) -> Entry:
+    """Finds where the gradient of an update enters the optimizer's arithmetic.
+
+    Args:
+        flow: the body of the update.
+        variable: what is updated.
+        writes: the names of the update's writes, in order.
+        rate: the learning rate of the update; needed unless an Apply op is the whole update, or the gradient does not
+            meet anything before slot variables.
+
+    Returns:
+        The place.
+
+    Raises:
+        UnclearError: there is no one tensor that all of the gradient goes through, or it cannot be told whose rows it
+            holds.
+    """
+    if len(writes) == 1 and is_apply(flow, writes[0]):
+        ((use, tensor),) = sinks(flow, writes)
+        row = WRITE_OPS[flow.nodes[writes[0]].op]
+        indices = None if row.rows is None else flow.nodes[writes[0]].proto.input[row.rows]
+        dtype = None if indices is None else flow.index_dtype(indices)
+        waits = waits_of_read(flow, writes[0], [writes[0]])
+        return Entry(_guarded(flow, [use]), (use,), indices, dtype, _before(flow, tensor), waits)
+    return _Entrance(flow, rate).find(variable, writes)
+
+
+def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: str) -> Entry:
+    """The place where a rule says that the gradient of an update enters.
+
+    Args:
+        flow: the body of the update.
+        variable: what is updated.
+        writes: the names of the update's writes, in order.
+        pattern: a glob for the node, or the argument of the body, that makes the gradient as the optimizer gets it.
+
+    Returns:
+        The place: all inputs through which the gradient goes on into the update, be it through slot variables.
+
+    Raises:
+        UnclearError: no tensor that the update is made of has that name, or several have.
+    """
+    found = _look_for(flow, variable, writes, pattern)
+    uses, known = found.uses, found.known
+    if len(uses) != 1 or len(together := next(iter(uses.values()))) != 1:
+        several = listed(dict.fromkeys(node_of(name) for names in uses.values() for name in names), 12)
+        what = f"names several tensors: {several}" if uses else "names no gradient that its update is made of"
+        raise UnclearError(f"'gradient: {pattern}' {what}; there is {listed(known, 12)}")
+    (origin,) = uses
+    ((tensor, used),) = together.items()
+    if _is_number(flow, variable, origin):
+        raise UnclearError(
+            f"'gradient: {pattern}' names '{node_of(tensor)}', which is a number; there is {listed(known, 12)}"
+        )
+    used = [*used, *found.by_slots.get(origin, ())]
+    indices = found.rows[origin] - {_UNKNOWN}
+    if len(indices) != 1:
+        raise UnclearError(f"it cannot be told which rows of '{variable.name}' the gradient '{tensor}' is of")
+    (which,) = indices
+    dtype = flow.index_dtype(which) if which else None
+    later = flow.downstream([use.node for use in used], writes[0])
+    waits = waits_of_read(flow, writes[0], later)
+    return Entry(tensor, tuple(dict.fromkeys(used)), which or None, dtype, None, waits)
+
+
+@dataclass
+class _Named:
+    """What has the name that a rule gives to a gradient, among all that an update is made of.
+
+    Attributes:
+        uses: by the origin of each tensor of that name, and that name, the inputs through which it goes on.
+        by_slots: by its origin, those that lead into trainable variables that may be slot variables.
+        known: the nodes that could have been named.
+        rows: by its origin, how its rows are told.
+    """
+
+    uses: dict[str, dict[str, list[Use]]] = field(default_factory=dict)
+    by_slots: dict[str, list[Use]] = field(default_factory=dict)
+    known: dict[str, None] = field(default_factory=dict)
+    rows: dict[str, set[str]] = field(default_factory=dict)
+
+
+def _look_for(flow: Flow, variable: Variable, writes: Sequence[str], pattern: str) -> _Named:
+    found = _Named()
+    waiting = [(*sink, _rows_of(flow, name), False) for sink, name in zip(sinks(flow, writes), writes, strict=True)]
+    seen: set[tuple[Use, str, bool]] = set()
+    while waiting:
+        use, tensor, indices, by_slot = waiting.pop()
+        if (use, indices, by_slot) in seen:
+            continue
+        seen.add((use, indices, by_slot))
+        aliases = [] if _is_new_weight(flow, variable, tensor) else flow.aliases(use)
+        if not by_slot and not (len(aliases) == 1 and _is_number(flow, variable, tensor)):
+            found.known.update(dict.fromkeys(map(node_of, aliases)))
+        named = next((each for each in aliases if glob_matches(node_of(each), pattern)), None)
+        further = [(each, made, by_slot) for each, made in flow.behind(tensor)]
+        if named is None:
+            further += [(each, made, True) for each, made in flow.written_before(tensor, variable)]
+        else:
+            found.rows.setdefault(tensor, set()).add(indices)
+            uses = found.by_slots if by_slot else found.uses.setdefault(tensor, {})
+            uses.setdefault(tensor if by_slot else named, []).append(use)
+        waiting.extend((each, made, _rows_behind(flow, each, indices), by) for each, made, by in further)
+    return found
+
+
+def _is_new_weight(flow: Flow, variable: Variable, tensor: str) -> bool:
+    """Whether a tensor is a sum that the weight is a term of as it is, such as its new value: that is no gradient."""
+    return direct_terms(flow, variable, tensor).coefficient == 1
+
+
+def _is_number(flow: Flow, variable: Variable, tensor: str) -> bool:
+    """Whether a tensor is a constant, or a scalar where the weight is none: an operand of a gradient, and not one."""
+    node = flow.producer(tensor)
+    return (node is not None and node.op == "Const") or (variable.rank != 0 and flow.is_scalar(tensor) is True)
+
+
+def _rows_of(flow: Flow, write: str) -> str:
+    """How the rows of what is written are told."""
+    node = flow.nodes[write]
+    rows = WRITE_OPS[node.op].rows
+    return _DENSE if rows is None else flow.origin(node.proto.input[rows])
+
+
+def _rows_behind(flow: Flow, use: Use, rows: str) -> str:
+    """How the rows of an input are told, given how those of the output are."""
+    node = flow.nodes[use.node]
+    if node.op in WRITE_OPS:  # a slot, written so
+        return _rows_of(flow, use.node)
+    if node.op in _ELEMENTWISE:
+        return rows
+    if node.op == "UnsortedSegmentSum" and rows == _DENSE and use.position == 0:
+        return flow.origin(node.proto.input[1])
+    return _UNKNOWN
+
+
+def _guarded(flow: Flow, uses: Sequence[Use]) -> str:
+    """The tensor that a decay joins, behind whatever looks at the gradient and raises."""
+    tensor = flow.guarded(uses)
+    if tensor is None:
+        raise UnclearError(
+            "its gradient goes into the optimizer by several ways, one of them through something that may raise; "
+            "write 'gradient: GLOB' with the one that it is to join"
+        )
+    return tensor
+
+
+def _before(flow: Flow, tensor: str) -> str | None:
+    """What was done last to the gradient on its way to a tensor: a node and its op type."""
+    node = flow.producer(tensor)
+    return None if node is None or flow.is_source(tensor) else f"{node.name} ({node.op})"
+
+
+class _Entrance:
+    """The search through an update of plain arithmetic."""
+
+    def __init__(self, flow: Flow, rate: LearningRate | None) -> None:
+        self._flow = flow
+        self._rate = None if rate is None else rate.tensor
+        self._states: dict[str, _State] = {}
+        self._statistics: dict[str, bool] = {}
+        self._rows: dict[str, set[str]] = {}  # for each gradient met, how its rows are told: by which indices
+        self._uses: dict[str, list[Use]] = {}
+        self._written: set[str] = set()
+
+    def find(self, variable: Variable, writes: Sequence[str]) -> Entry:
+        flow = self._flow
+        self._written = {tensor for _, tensor in sinks(flow, writes)}
+        frontier = self._frontier(writes)
+        while len(frontier) > 1:
+            # All of the gradient goes through one tensor further back: undo what was done last.
+            last = max(frontier, key=flow.order)
+            frontier.remove(last)
+            if flow.is_source(last):
+                places = sorted(each.partition(":")[0] for each in (last, *frontier))
+                raise UnclearError(
+                    f"its gradient enters the optimizer's arithmetic at several places ({', '.join(places)}); write a "
+                    "decoupled 'semantics'"
+                )
+            frontier.update(self._step_back(last))
+        if not frontier:
+            raise UnclearError("it cannot be told where its gradient enters the optimizer's arithmetic")
+        (tensor,) = frontier
+        self._refuse_begun_outside(tensor)
+        uses = tuple(dict.fromkeys(self._uses[tensor]))
+        if self._rate is None and not self._is_sum(tensor):
+            raise UnclearError("it cannot be told whether its learning rate is in its gradient already")
+        if len(first := {self._first(use) for use in uses}) == 1 and (what := first.pop()):
+            raise UnclearError(
+                f"its gradient '{node_of(tensor)}' is first of all {what}, and it cannot be told whether the optimizer "
+                "does that or what comes before it; to unscale a gradient divide it, or write a decoupled 'semantics'"
+            )
+        rows = self._rows[tensor] - {_UNKNOWN}
+        if len(rows) != 1:
+            raise UnclearError(f"it cannot be told which rows of '{variable.name}' its gradient is of")
+        (indices,) = rows
+        later = flow.downstream([use.node for use in uses], writes[0])
+        waits = waits_of_read(flow, writes[0], later)
+        dtype = flow.index_dtype(indices) if indices else None
+        return Entry(_guarded(flow, uses), uses, indices or None, dtype, _before(flow, tensor), waits)
+
+    def _refuse_begun_outside(self, tensor: str) -> None:
+        """Refuses a gradient that is given to the body by a caller in which the optimizer may have begun."""
+        outside = self._flow.outside(tensor)
+        while outside is not None:
+            flow, given = outside
+            if not _Entrance(flow, None)._is_pure(given):
+                raise UnclearError(
+                    f"its gradient comes into the function of its update as '{node_of(tensor)}', out of "
+                    f"'{node_of(given)}', which does more than to sum, unscale or clip it, so it cannot be told where "
+                    "the optimizer begins; write a decoupled 'semantics'"
+                )
+            outside = flow.outside(given)
+
+    def _frontier(self, writes: Sequence[str]) -> set[str]:
+        """The tensors by which the gradient comes into what is mixed with slots, weight and learning rate."""
+        flow = self._flow
+        frontier: set[str] = set()
+        waiting: list[tuple[Use, str, str]] = []
+        for (use, tensor), name in zip(sinks(flow, writes), writes, strict=True):
+            waiting.append((use, tensor, _rows_of(flow, name)))
+        done: set[tuple[Use, str]] = set()
+        while waiting:
+            use, tensor, rows = waiting.pop()
+            self._note(use, tensor, rows)
+            if self._is_pure(tensor):
+                frontier.add(tensor)
+            elif (use, rows) not in done:
+                done.add((use, rows))
+                self._refuse_call(tensor)
+                self._refuse_late_scaling(tensor)
+                for further, each in flow.behind(tensor):
+                    if self._flow.carries(each):
+                        waiting.append((further, each, _rows_behind(flow, further, rows)))
+        return frontier
+
+    def _refuse_call(self, tensor: str) -> None:
+        """Refuses a function that makes something of a gradient: a part of it may clip, another be the optimizer."""
+        node = self._flow.producer(tensor)
+        if node is None or node.op not in CALL_OPS:
+            return
+        carried = [each for _, each in self._flow.behind(tensor) if self._flow.carries(each)]
+        if any(self._state(each) is not _State.MIXED for each in carried):
+            raise UnclearError(
+                f"its gradient goes through the function that '{node.name}' ({node.op}) calls, and it cannot be told "
+                "where in it the optimizer begins; write a decoupled 'semantics'"
+            )
+
+    def _refuse_late_scaling(self, tensor: str) -> None:
+        """Refuses what clips a gradient only when the learning rate or a slot variable is already in it."""
+        operands = self._operands(tensor)
+        scales = [each for each in operands if self._is_statistic(each)]
+        early = [each for each in scales if self._state(each) is not _State.MIXED]
+        if early and any(self._state(each) is _State.MIXED and not self._is_statistic(each) for each in operands):
+            raise UnclearError(
+                f"its gradient is scaled by '{early[0].partition(':')[0]}', which is computed from it, only after the "
+                "optimizer's arithmetic began, so a decay would be scaled with it; scale it first, or write a "
+                "decoupled 'semantics'"
+            )
+        either = [each for each in scales if self._state(each) is _State.MIXED and not self._is_made_of_rate(each)]
+        if either and any(self._is_pure(each) and not self._is_statistic(each) for each in operands):
+            raise UnclearError(
+                f"its gradient is scaled by '{either[0].partition(':')[0]}', which is computed from it and from the "
+                "weight or a slot variable, and it cannot be told whether that clips it or is a part of the optimizer; "
+                "write a decoupled 'semantics'"
+            )
+
+    def _is_made_of_rate(self, tensor: str) -> bool:
+        if self._rate is None:
+            return False
+        return parse_edge(self._rate).node in self._flow.upstream([parse_edge(tensor).node])
+
+    def _operands(self, tensor: str) -> list[str]:
+        """The operands of a product or quotient that carry gradient; none of any other op."""
+        node = self._flow.producer(tensor)
+        if node is None or node.op not in PRODUCT_OPS | QUOTIENT_OPS or self._flow.is_source(tensor):
+            return []
+        return [each for each in map(self._flow.origin, node.proto.input[:2]) if self._flow.carries(each)]
+
+    def _is_statistic(self, tensor: str) -> bool:
+        """Whether all of the gradient in a tensor went through an op that makes a number of it."""
+        if tensor not in self._statistics:
+            self._statistics[tensor] = False  # where a slot leads back here
+            node = self._flow.producer(tensor)
+            if node is not None and not self._flow.is_source(tensor) and node.op not in READ_OPS:
+                carried = [each for _, each in self._flow.behind(tensor) if self._flow.carries(each)]
+                self._statistics[tensor] = bool(carried) and (
+                    node.op in _STATISTICS or all(map(self._is_statistic, carried))
+                )
+        return self._statistics[tensor]
+
+    def _is_sum(self, tensor: str) -> bool:
+        """Whether a tensor is a gradient, or a sum of some, to which nothing else was done."""
+        node = self._flow.producer(tensor)
+        if node is None or self._flow.is_source(tensor):
+            return True
+        return node.op in _SUMS and all(self._is_sum(each) for _, each in self._flow.behind(tensor))
+
+    def _step_back(self, tensor: str) -> Iterator[str]:
+        for use, each in self._flow.behind(tensor):
+            if self._flow.carries(each):
+                for rows in list(self._rows[tensor]):
+                    self._note(use, each, _rows_behind(self._flow, use, rows))
+                yield each
+
+    def _note(self, use: Use, tensor: str, rows: str) -> None:
+        self._rows.setdefault(tensor, set()).add(rows)
+        self._uses.setdefault(tensor, []).append(use)
+
+    def _is_pure(self, tensor: str) -> bool:
+        return self._state(tensor) is _State.PURE
+
+    def _state(self, tensor: str) -> _State:
+        if tensor not in self._states:
+            self._states[tensor] = _State.PURE  # where a variable that is no slot leads back here
+            self._states[tensor] = self._compute_state(tensor)
+        return self._states[tensor]
+
+    def _compute_state(self, tensor: str) -> _State:
+        flow = self._flow
+        if tensor == self._rate:
+            return _State.MIXED
+        if flow.is_source(tensor):
+            return _State.PURE
+        variable = flow.read(tensor)
+        if variable is not None and (variable.trainable or flow.is_slot(variable)):
+            return _State.MIXED
+        node = flow.producer(tensor)
+        if node is None or (node.name in flow.forward and not flow.carries(tensor)):
+            return _State.PURE if flow.value(tensor).source == NO_VARIABLE else _State.MIXED
+        return self._state_of_output(tensor, node)
+
+    def _state_of_output(self, tensor: str, node: Node) -> _State:
+        flow = self._flow
+        if node.op in CALL_OPS and flow.value(tensor).source == NO_VARIABLE and not flow.carries(tensor):
+            return _State.PURE  # a constant, or of the state of other things than weights, whatever the call is given
+        handles = any(flow.value(text).handle != NO_VARIABLE for text in node.proto.input)
+        if node.op in CALL_OPS and handles and flow.value(tensor).from_gradient:
+            return _State.MIXED  # what it reads inside is not looked at
+        carried = [each for _, each in flow.behind(tensor) if flow.carries(each)]
+        whole = [each for each in carried if not self._is_statistic(each)]
+        states = {each: self._state(each) for _, each in flow.behind(tensor)}
+        if self._is_regularized(tensor, node, carried, states):
+            return _State.PURE
+        if _State.MIXED in states.values():
+            return _State.MIXED
+        if whole and len(whole) < len(carried):
+            # Clipping, centring: of numbers made of the gradient it does not matter how they were scaled.
+            if node.op in QUOTIENT_OPS and flow.origin(node.proto.input[0]) in whole:
+                return _State.PURE  # clipping by norm: what both sides were multiplied by is gone
+            return max(states[each] for each in whole)
+        if carried and (node.op == "Neg" or self._coefficient(node) is not None or self._is_curved(node)):
+            return _State.SCALED
+        return max(states.values(), default=_State.PURE)
+
+    def _is_regularized(self, tensor: str, node: Node, carried: Sequence[str], states: Mapping[str, _State]) -> bool:
+        """Whether a tensor is a gradient plus a multiple of the weight, as that of a loss with a penalty is.
+
+        It is as much a gradient as before: what follows may still clip it, or mask it.
+        """
+        others = states.keys() - set(carried)
+        return (
+            node.op in _SUMS
+            and tensor not in self._written
+            and bool(carried and others)
+            and all(states[each] is _State.PURE for each in carried)
+            and all(self._flow.value(each).content is Content.LINEAR for each in others)
+        )
+
+    def _is_curved(self, node: Node) -> bool:
+        """Whether a node does more to a gradient than to sum, unscale, clip, centre, cast or rearrange it."""
+        if node.op in QUOTIENT_OPS and not self._flow.carries(self._flow.origin(node.proto.input[1])):
+            return False
+        product = node.op in PRODUCT_OPS and all(self._flow.carries(self._flow.origin(x)) for x in node.proto.input[:2])
+        return product or node.op not in _PREPARATIONS or self._flow.calls_more_than(node, _PREPARATIONS | {"Const"})
+
+    def _first(self, use: Use) -> str | None:
+        """What a node does to a gradient that both an optimizer and what comes before it may do; None for all else."""
+        node = self._flow.nodes[use.node]
+        if coefficient := self._coefficient(node):
+            return None if self._is_of_rate(coefficient) else f"multiplied by '{coefficient.partition(':')[0]}'"
+        if node.op == "Neg" or node.op in WRITE_OPS:
+            return None
+        made = next((each for each in self._uses if self._flow.producer(each) == node), None)
+        bent = made is not None and self._state(made) is _State.SCALED
+        return f"put through '{node.name}' ({node.op})" if bent or self._is_curved(node) else None
+
+    def _is_of_rate(self, tensor: str) -> bool:
+        """Whether a coefficient is computed from the learning rate."""
+        return self._rate is not None and self._state(tensor) is _State.MIXED
+
+    def _coefficient(self, node: Node) -> str | None:
+        """What a node multiplies a gradient by, where that comes from no gradient and is no reciprocal."""
+        if node.op not in PRODUCT_OPS:
+            return None
+        flow = self._flow
+        factors = [flow.origin(text) for text in node.proto.input[:2] if not flow.carries(flow.origin(text))]
+        if len(factors) != 1:
+            return None
+        made = flow.producer(factors[0])
+        return None if made is not None and made.op in _RECIPROCALS else factors[0]

@@ -1,0 +1,374 @@
+"""Runs a step on abstract values, in program order: every body once for each call that reaches it.
+
+Data is followed through tensors, calls, branches, loops and slot variables, but never through a read of a trainable
+variable. What is known of a tensor is a `Value`; what is learnt on the way is kept in the `Interpreter`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from graphwd.analysis.op_rules import ALIASES, ARITHMETIC
+from graphwd.analysis.sites import Frame, Path, Site, Write
+from graphwd.analysis.values import DATA, MANY, NO_VARIABLE, NOTHING, Content, Value, combine, join
+from graphwd.errors import GraphError
+from graphwd.graph.body import Body, Node
+from graphwd.graph.gradient_scopes import in_gradient_scope
+from graphwd.graph.graph import RECORD, Callee, Graph, Variable, call_kind, differentiable, state_count
+from graphwd.graph.ops import (
+    CALL_OPS,
+    DATA_OPS,
+    METADATA_OPS,
+    READ_OPS,
+    REFERENCE_OPS,
+    WRITE_OPS,
+    CallKind,
+    Form,
+    WriteOp,
+)
+
+_MAX_DEPTH = 64
+_MAX_NODES_VISITED = 50_000_000
+_CALL = 50
+"""What entering a body costs, in nodes."""
+
+
+_PYTHON_CALLS = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
+
+
+BodyValues = Mapping[str, Sequence[Value]]
+"""What is known of the tensors of one body: by node or argument, a value for each output, or one for all of them."""
+
+
+_Run = Callable[[Node, list[Value], Path], list[Value]]
+"""Runs a node, given its inputs and the calls that lead to its body, as `Interpreter._node` does."""
+
+
+@dataclass
+class Interpreter:
+    """Runs the step on abstract values; every body once for each call that reaches it.
+
+    Attributes:
+        graph: the step.
+        told_apart: whether each gradient node has a taint bit of its own.
+        records: whether decays that graphwd injected before are looked for.
+        seen: what is known of the tensors of each body that a trainable variable is written in or below, by the calls
+            that lead to it.
+        memory: content of the variables that are not trainable.
+        writes: every write to a trainable variable, in program order.
+        unresolved: writes of a gradient to a variable that is not known.
+        opaque: variables that go where graphwd does not follow, and where.
+        python_calls: calls of Python code that get a gradient.
+        untrained: what adds a gradient to a variable that is not trainable: that, and where.
+        used_by: for every variable, the op types that read it.
+        read: the variables that are read.
+        injected: the nodes that carry the records of decays that graphwd injected before, and the variable of each.
+    """
+
+    graph: Graph
+    told_apart: bool
+    records: bool = False
+    seen: dict[Path, BodyValues] = field(default_factory=dict)
+    memory: dict[int, Value] = field(default_factory=dict)
+    writes: dict[Site, Write] = field(default_factory=dict)
+    unresolved: dict[Site, None] = field(default_factory=dict)
+    opaque: dict[tuple[int, Site], tuple[Variable, Site]] = field(default_factory=dict)
+    python_calls: dict[Site, None] = field(default_factory=dict)
+    untrained: dict[Site, tuple[Variable, Site]] = field(default_factory=dict)
+    used_by: dict[int, set[str]] = field(default_factory=dict)
+    read: set[int] = field(default_factory=set)
+    injected: dict[Site, Variable] = field(default_factory=dict)
+    _bits: dict[tuple[Path, str], int] = field(default_factory=dict)
+    _known: dict[Value, list[Value]] = field(default_factory=dict)
+    _by_op: dict[str, _Run] = field(default_factory=dict)
+    _writing: set[Path] = field(default_factory=set)
+    _visited: int = 0
+    _references: bool = False
+    _in_gradient: Callable[[str], bool] = in_gradient_scope
+
+    def __post_init__(self) -> None:
+        """Notes whether there are v1 references at all, and which scopes are gradients'."""
+        self._in_gradient = self.graph.gradient_scopes.hold
+        self._references = any(variable.reference for variable in self.graph.variables)
+
+    def run(self) -> Interpreter:
+        """Runs the step once and returns itself."""
+        arguments = [self._root_value(name) for name in self.graph.root.arguments]
+        self._body(self.graph.root, arguments, ())
+        return self
+
+    def writes_by_variable(self) -> Mapping[int, list[Write]]:
+        """The writes of each variable, by its number."""
+        result: dict[int, list[Write]] = {}
+        for write in self.writes.values():
+            result.setdefault(write.variable.id, []).append(write)
+        return result
+
+    def passed_on(self) -> set[Variable]:
+        """The variables that go where graphwd does not follow."""
+        return {variable for variable, _ in self.opaque.values()}
+
+    def _root_value(self, name: str) -> Value:
+        if name in self.graph.handles:
+            return Value(handle=self.graph.handles[name].id)
+        return Value(taint=DATA) if name in self.graph.data else NOTHING
+
+    def _body(self, body: Body, arguments: Sequence[Value], path: Path) -> list[Value]:
+        if len(path) > _MAX_DEPTH or any(frame.callee.function == body.name for frame in path[:-1]):
+            raise GraphError(f"the function '{body.name}' calls itself, or calls are nested deeper than {_MAX_DEPTH}")
+        self._visited += len(body.nodes) + _CALL
+        if self._visited > _MAX_NODES_VISITED:
+            raise GraphError(f"following every call of the step visits more than {_MAX_NODES_VISITED} nodes")
+        values: dict[str, list[Value]] = {name: [value] for name, value in zip(body.arguments, arguments, strict=True)}
+        for node in body.nodes:
+            inputs = []
+            for source, index in node.inputs:
+                known = values.get(source)
+                if known:
+                    inputs.append(known[index] if index < len(known) else known[0])
+                else:
+                    inputs.append(NOTHING)
+            outputs = self._node(node, inputs, path)
+            if outputs:
+                values[node.name] = outputs
+        if path in self._writing:
+            self.seen[path] = values
+        return [_result(values, source, index) for source, index in body.results]
+
+    def _node(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
+        """The outputs of a node: one value for all of them where only one is given, none where nothing is known."""
+        op = node.op
+        if self.records and RECORD in node.proto.attr:
+            # Of the variable that is read here, or whose content comes in.
+            decayed = max(inputs[0].handle, inputs[0].source)
+            if decayed >= 0:
+                self.injected[Site(path, node.name, op)] = self.graph.variables[decayed]
+        if self._references:
+            inputs = self._dereferenced(op, inputs)
+        run = self._by_op.get(op)
+        if run is None:
+            run = self._by_op[op] = self._run_of(op)
+        return run(node, inputs, path)
+
+    def _run_of(self, op: str) -> _Run:
+        """What runs the nodes of an op type."""
+        if op in WRITE_OPS:
+            return functools.partial(self._write, WRITE_OPS[op])
+        if op in CALL_OPS:
+            return self._call
+        if op in READ_OPS:
+            return lambda _node, inputs, _path: [self._read(op, inputs)]
+        if op in METADATA_OPS:
+            return lambda *_: []
+        if op in ALIASES:
+            alias = ALIASES[op]
+            return lambda _node, inputs, _path: alias(inputs)
+        if op in self.graph.library and self._writes_variables(op, set()):
+            return _refuse_function_as_op
+        if op in _PYTHON_CALLS:
+            return self._call_python
+        return functools.partial(self._compute, ARITHMETIC.get(op, combine))
+
+    def _dereferenced(self, op: str, inputs: list[Value]) -> list[Value]:
+        """Inputs of an op with v1 references replaced by what they refer to, unless the op takes references."""
+        if op in REFERENCE_OPS or op in METADATA_OPS or op in CALL_OPS:
+            return inputs
+        keeps = (0, *WRITE_OPS[op].slots) if op in WRITE_OPS else ()
+        return [
+            self._read("Identity", [value])
+            if value.handle >= 0 and self.graph.variables[value.handle].reference and position not in keeps
+            else value
+            for position, value in enumerate(inputs)
+        ]
+
+    def _compute(
+        self, compute: Callable[[list[Value]], Value], node: Node, inputs: list[Value], path: Path
+    ) -> list[Value]:
+        gradient = self._in_gradient(node.name)
+        for value in inputs:
+            if value.source != NO_VARIABLE and value.content is Content.EXACT and node.op != "Cast":
+                self.used_by.setdefault(value.source, set()).add(node.op)
+            if value.handle != NO_VARIABLE:
+                self._note_opaque(node, value, path)
+        result = compute(inputs)
+        if gradient and node.op not in DATA_OPS:
+            taint = result.taint | self._bit(node, path)
+            if taint != result.taint or result.source != NO_VARIABLE:
+                result = Value(taint=taint)
+        if result == NOTHING:
+            return []
+        # One list for all nodes of which the same is known: nobody changes it.
+        return self._known.get(result) or self._known.setdefault(result, [result])
+
+    def _call_python(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
+        if any(value.from_gradient for value in inputs):
+            self.python_calls[Site(path, node.name, node.op)] = None
+        return self._compute(combine, node, inputs, path)
+
+    def _bit(self, node: Node, path: Path) -> int:
+        if not self.told_apart:
+            return DATA << 1
+        return DATA << 1 << self._bits.setdefault((path, node.name), len(self._bits))
+
+    def _note_opaque(self, node: Node, value: Value, path: Path) -> None:
+        """Remembers a variable that goes where graphwd does not follow, if it can be written there."""
+        site = Site(path, node.name, node.op)
+        if value.handle >= 0 and any(self._writes_variables(name, set()) for name in self.graph.functions_of(node)):
+            self.opaque[value.handle, site] = (self.graph.variables[value.handle], site)
+
+    def _writes_variables(self, function: str, seen: set[str]) -> bool:
+        if function in seen or function not in self.graph.library:
+            return False
+        seen.add(function)
+        return any(
+            node.op in WRITE_OPS or any(self._writes_variables(name, seen) for name in self.graph.functions_of(node))
+            for node in self.graph.body(function).nodes
+        )
+
+    def _read(self, op: str, inputs: list[Value]) -> Value:
+        handle = inputs[0].handle
+        if handle < 0:
+            return NOTHING
+        if not self.graph.variables[handle].trainable:
+            return self.memory.get(handle, NOTHING)
+        self.read.add(handle)
+        if op not in ("ReadVariableOp", "Identity"):
+            self.used_by.setdefault(handle, set()).add(op)
+        return Value(source=handle, content=Content.EXACT)
+
+    def _write(self, op: WriteOp, node: Node, inputs: list[Value], path: Path) -> list[Value]:
+        handle = inputs[0].handle
+        value = inputs[op.value]
+        site = Site(path, node.name, node.op)
+        for slot in op.slots:
+            self._store(inputs[slot].handle, Value(taint=value.taint), replace=False)
+        if handle == MANY or (handle == NO_VARIABLE and value.from_gradient):
+            self.unresolved[site] = None
+        elif handle >= 0 and self.graph.variables[handle].trainable:
+            met = self.writes.get(site)
+            gradients, number = (met.gradients, met.number) if met else (value.taint, len(self.writes))
+            self._writing.update(path[:depth] for depth in range(len(path) + 1))
+            self.writes[site] = Write(self.graph.variables[handle], site, value, gradients, number)
+        else:
+            self._note_untrained(handle, value, op, site)
+            self._store(handle, value, replace=op.form is Form.ASSIGN and op.rows is None)
+        return [Value(handle=handle)] if op.reference else []
+
+    def _note_untrained(self, handle: int, value: Value, op: WriteOp, site: Site) -> None:
+        if handle < 0 or not (op.form is Form.APPLY or (op.form in (Form.ADD, Form.SUB) and value.from_gradient)):
+            return
+        variable = self.graph.variables[handle]
+        if variable.rank != 0 and differentiable(variable.dtype):  # a number is a count of something
+            self.untrained[site] = (variable, site)
+
+    def _store(self, variable: int, value: Value, *, replace: bool) -> None:
+        if variable < 0 or self.graph.variables[variable].trainable:
+            return
+        if value.from_gradient:
+            value = Value(taint=value.taint)  # a slot's content is a matter of its own
+        before = NOTHING if replace else self.memory.get(variable, NOTHING)
+        self.memory[variable] = join(before, value) if before != NOTHING else value
+
+    def _call(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
+        call = CALL_OPS[node.op]
+        arguments = inputs[call.skip : len(inputs) - call.drop]
+        callees = self.graph.callees(node)
+        outputs = _CALLS[call_kind(node)](self, node, callees, arguments, path)
+        if self._in_gradient(node.name):
+            bit = self._bit(node, path)
+            return [Value(value.handle, value.taint | bit) for value in outputs]
+        return outputs
+
+    def _enter(self, node: Node, callee: Callee, arguments: Sequence[Value], path: Path) -> list[Value]:
+        body = self.graph.body(callee.function)
+        if len(arguments) != len(body.arguments):
+            raise GraphError(
+                f"the node '{node.name}' gives {len(arguments)} arguments to '{callee.function}', "
+                f"which takes {len(body.arguments)}"
+            )
+        return self._body(body, arguments, (*path, Frame(node.name, node.op, callee)))
+
+    def _plain_call(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
+        return [value for callee in callees for value in self._enter(node, callee, arguments, path)]
+
+    def _branches(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
+        before = self.memory
+        after: dict[int, Value] = {}
+        outputs: list[Value] | None = None
+        for callee in callees:
+            self.memory = dict(before)
+            results = self._enter(node, callee, arguments, path)
+            after = _join_memory(after, self.memory)
+            outputs = results if outputs is None else _joined(node, outputs, results)
+        self.memory = after
+        return outputs or []
+
+    def _loop(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
+        condition, body = callees
+
+        def once(state: list[Value]) -> list[Value]:
+            self._enter(node, condition, state, path)
+            return self._enter(node, body, state, path)
+
+        return self._until_stable(node, once, arguments)
+
+    def _scan(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
+        (callee,) = callees
+        carried = state_count(node)
+        captures = arguments[carried:]
+        elements = len(self.graph.body(callee.function).arguments) - len(arguments)
+        outputs: list[Value] = []
+
+        def once(state: list[Value]) -> list[Value]:
+            outputs[:] = self._enter(node, callee, [*state, *[Value(taint=DATA)] * elements, *captures], path)
+            return outputs[:carried]
+
+        state = self._until_stable(node, once, arguments[:carried])
+        # What the dataset yields may depend on whatever its function computes.
+        return state if node.op == "ReduceDataset" else [combine(outputs)]
+
+    def _until_stable(self, node: Node, once: Callable[[list[Value]], list[Value]], state: list[Value]) -> list[Value]:
+        while True:
+            before = dict(self.memory)
+            results = once(state)
+            joined = _joined(node, state, results)
+            self.memory = _join_memory(before, self.memory)
+            if joined == state and self.memory == before:
+                return state
+            state = joined
+
+
+def _joined(node: Node, first: Sequence[Value], second: Sequence[Value]) -> list[Value]:
+    if len(first) != len(second):
+        raise GraphError(
+            f"the functions of the node '{node.name}' ({node.op}) do not fit together: one gives {len(second)} results "
+            f"where {len(first)} are needed"
+        )
+    return [join(*pair) for pair in zip(first, second, strict=True)]
+
+
+def _join_memory(first: Mapping[int, Value], second: Mapping[int, Value]) -> dict[int, Value]:
+    return {key: join(first.get(key, NOTHING), second.get(key, NOTHING)) for key in (*first, *second)}
+
+
+def _result(values: Mapping[str, list[Value]], source: str, index: int) -> Value:
+    known = values.get(source)
+    if not known:
+        return NOTHING
+    return known[index] if index < len(known) else known[0]
+
+
+def _refuse_function_as_op(node: Node, _inputs: list[Value], _path: Path) -> list[Value]:
+    raise GraphError(
+        f"the node '{node.name}' calls the function '{node.op}', which writes variables, as an op, as v1 Defun did"
+    )
+
+
+_CALLS = {
+    CallKind.CALL: Interpreter._plain_call,
+    CallKind.BRANCH: Interpreter._branches,
+    CallKind.LOOP: Interpreter._loop,
+    CallKind.SCAN: Interpreter._scan,
+}

@@ -1,0 +1,415 @@
+"""Finds the learning rate that an update really uses, schedules and warm-up included.
+
+In this order: what the rule names; the operand of an Apply op; a scalar variable called ``learning_rate`` whose content
+flows into the update; what leaves the name scope of one of Keras' schedules and flows into it; and the one tensor that
+the whole update is a multiple of, where there is exactly one and no part of it can be taken for something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from graphwd.analysis.factors import LINEAR, Factors, number
+from graphwd.analysis.flow import Flow, sinks
+from graphwd.analysis.values import Content
+from graphwd.errors import UnclearError
+from graphwd.graph.body import Node, node_of, parse_edge
+from graphwd.graph.edge import Use
+from graphwd.graph.graph import DTYPE_NAMES
+from graphwd.graph.ops import PRODUCT_OPS, QUOTIENT_OPS, WRITE_OPS, Form
+from graphwd.messages import listed
+from graphwd.policy.globs import glob_matches
+
+
+@dataclass(frozen=True, slots=True)
+class LearningRate:
+    """The learning rate that an update uses.
+
+    Attributes:
+        name: what a user calls it: a variable, an argument, a node, or the number itself.
+        tensor: the tensor, a scalar, as an edge of the update's body.
+        dtype: the dtype of the tensor.
+        number: its value, where it is a constant of the graph.
+    """
+
+    name: str
+    tensor: str
+    dtype: str
+    number: float | None = None
+
+
+_NAMED = re.compile(r"(?:^|/|_)learning_rate(?:_\d+)?$")
+
+_SCHEDULES = re.compile(
+    r"^(?P<scope>(?:.*?/)?(?:CosineDecay|CosineDecayRestarts|ExponentialDecay|InverseTimeDecay|PiecewiseConstant"
+    r"|PiecewiseConstantDecay|PolynomialDecay|SGDRDecay)(?:_\d+)?)/"
+)
+"""The name scopes that the schedules of Keras 3 and tf_keras open."""
+
+_DECAY_HYPERPARAMETER = re.compile(r"(?:^|/)decay(?:_\d+)?$")
+"""tf_keras legacy optimizers divide their learning rate by 1 + decay * iterations, in place."""
+
+_POSITIVE = frozenset({"Exp", "Rsqrt", "Sqrt", "Square"})
+
+_POWER = re.compile(r"(?:^|/|_)beta_?\d?_power(?:_\d+)?$")
+"""The variables in which v1 optimizers keep the powers that Adam's bias correction needs."""
+
+
+def find_learning_rate(
+    flow: Flow, writes: Sequence[str], asked: str | None = None, *, exact: bool = True
+) -> LearningRate:
+    """Finds the learning rate of an update.
+
+    Args:
+        flow: the body of the update.
+        writes: the names of its writes.
+        asked: the name of a variable or node, where a rule says it.
+        exact: whether it must be the very number that the update uses; else what that is computed from will do.
+
+    Returns:
+        The learning rate.
+
+    Raises:
+        UnclearError: none is found, or several could be it; the message lists the candidates.
+    """
+    search = _Search(flow, writes)
+    if asked is not None:
+        return search.asked(asked)
+    for name in writes:
+        position = WRITE_OPS[flow.nodes[name].op].learning_rate
+        if position is not None:
+            return search.of(flow.origin(flow.nodes[name].proto.input[position]))
+    found = search.named or search.scheduled
+    if len(found) == 1 and not (search.named and search.scheduled) and not search.divided:
+        search.refuse_unless_used_as_it_is(found[0], exact=exact)
+        return search.of(found[0])
+    if not search.named and not search.scheduled and (common := search.common()):
+        return common
+    raise UnclearError(f"its learning rate is not found; write 'learning_rate: NAME' with {search.candidates()}")
+
+
+class _Search:
+    """What of an update's arithmetic could be its learning rate."""
+
+    def __init__(self, flow: Flow, writes: Sequence[str]) -> None:
+        self._flow = flow
+        self._sinks = sinks(flow, writes)
+        self._writes = writes
+        self._scalars: dict[str, str] = {}  # for the content of each variable, and each other tensor, the tensor
+        self._users: dict[str, dict[Use, str]] = {}  # by node, the inputs that its outputs go to, and each output
+        self._made: dict[str, None] = {}
+        named: dict[int, str] = {}
+        scheduled: dict[str, None] = {}
+        self.divided = False
+        self._factors = Factors(flow, [tensor for _, tensor in self._sinks])
+        seen: set[str] = set()
+        waiting = list(reversed(self._sinks))
+        while waiting:
+            use, tensor = waiting.pop()
+            self._users.setdefault(parse_edge(tensor).node, {})[use] = tensor
+            self._made[tensor] = None
+            if self._scope_left(use, tensor):
+                scheduled[tensor] = None
+                self._scalars.setdefault(tensor, tensor)
+                continue
+            if tensor in seen or flow.is_source(tensor):
+                continue
+            seen.add(tensor)
+            variable = flow.content_of(tensor)
+            if variable is not None and variable.trainable and variable.rank != 0:
+                continue
+            if variable is not None and variable.rank == 0 and "float" in variable.dtype:
+                self._scalars.setdefault(f"variable {variable.id}", tensor)
+                self.divided = self.divided or _DECAY_HYPERPARAMETER.search(variable.name) is not None
+                if _NAMED.search(variable.name):
+                    named.setdefault(variable.id, tensor)
+                    continue  # what is written into it, as tf_keras does with a schedule, it has taken up
+            waiting.extend(flow.behind(tensor))
+        self.named = tuple(named.values())
+        self.scheduled = tuple(scheduled)
+
+    def _scope_left(self, use: Use, tensor: str) -> bool:
+        """Whether an input brings a tensor out of a schedule's name scope."""
+        made = _SCHEDULES.match(tensor)
+        if made is None or use.node.startswith(f"{made['scope']}/") or self._is_constant(tensor):
+            return False
+        return self._may_be_number(tensor) and not self._flow.carries(tensor)
+
+    def _is_constant(self, tensor: str) -> bool:
+        node = self._flow.producer(tensor)
+        return node is not None and node.op == "Const"
+
+    def asked(self, pattern: str) -> LearningRate:
+        """The learning rate that a rule names.
+
+        It may be a variable, an argument of the step, or a node, in the body of the update or where that is called.
+        """
+        found: dict[str, str] = {}
+        for tensor, names in self._tensors():
+            if any(glob_matches(name, pattern) for name in names):
+                variable = self._flow.content_of(tensor)
+                found.setdefault(tensor if variable is None else f"variable {variable.id}", tensor)
+        if len(found) > 1:
+            found = self._narrowed(found)
+        if len(found) > 1:
+            places = listed(map(node_of, found.values()), 8)
+            raise UnclearError(
+                f"'learning_rate: {pattern}' names several things that the update could use: {places}; write one of "
+                "these nodes"
+            )
+        if not found:
+            raise UnclearError(
+                f"'learning_rate: {pattern}' names nothing that is read where the update is made; there is "
+                f"{self.candidates()}"
+            )
+        (tensor,) = found.values()
+        node = self._flow.producer(tensor)
+        if node is not None and node.op == "Neg":
+            tensor = self._flow.origin(node.proto.input[0])
+        self._refuse_what_is_none(tensor, pattern)
+        return self.of(tensor)
+
+    def _narrowed(self, found: dict[str, str]) -> dict[str, str]:
+        """Of several tensors of a name those that this very update is made of; one, where all are the same number.
+
+        A body that updates a variable several times has a learning rate for each of these updates.
+        """
+        mine = {key: tensor for key, tensor in found.items() if tensor in self._made} or found
+        values = {number(self._flow.producer(tensor)) for tensor in mine.values()}
+        if len(values) == 1 and None not in values:
+            return dict([next(iter(mine.items()))])
+        return mine
+
+    def _refuse_what_is_none(self, tensor: str, pattern: str) -> None:
+        """Refuses what cannot be a learning rate, which is a number, and a factor of all of the update."""
+        if not self._may_be_number(tensor):
+            raise UnclearError(
+                f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not known to be one number, or is one "
+                f"times the gradient; there is {self.candidates()}"
+            )
+        ends = {use.node for use in self._users.get(node_of(tensor), {})}
+        writes = set(self._writes) | {use.node for use, _ in self._sinks}
+        if not ends and not writes & self._flow.downstream([node_of(tensor)], self._writes[-1]):
+            raise UnclearError(f"'learning_rate: {pattern}' names '{node_of(tensor)}', which the update does not use")
+        factors = self._factors.of_update() - {"+", "-"}
+        constant = self._is_constant(tensor)
+        if constant and factors and node_of(tensor) not in self._flow.upstream(map(node_of, factors)):
+            raise UnclearError(
+                f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not a factor of the whole update; "
+                f"there is {self.candidates()}"
+            )
+
+    def _may_be_number(self, tensor: str) -> bool:
+        """Whether a tensor is one number for all that is known; of what comes from data, that must be certain."""
+        scalar = self._flow.is_scalar(tensor)
+        return scalar is True or (scalar is None and not self._flow.value(tensor).taint)
+
+    def _tensors(self) -> Iterator[tuple[str, list[str]]]:
+        """Whatever could be a learning rate, with its names.
+
+        That is no gradient, and nothing made of a weight but a number that is learned.
+        """
+        for tensor in self._scalars.values():
+            yield tensor, self._flow.names(tensor)
+        for node in self._flow.nodes.values():
+            for position, tensor in self._flow.inputs(node):
+                value = self._flow.value(tensor)
+                variable = self._flow.content_of(tensor)
+                learned = variable is not None and variable.rank == 0
+                if not value.from_gradient and (learned or value.content is Content.NONE):
+                    *aliases, origin = self._flow.aliases(Use(node.name, position))
+                    yield origin, [*map(node_of, aliases), *self._flow.names(origin)]
+
+    def of(self, tensor: str) -> LearningRate:
+        """A tensor as a learning rate."""
+        value = number(self._flow.producer(tensor))
+        dtype = DTYPE_NAMES.get(self._flow.dtype(tensor) or 0)
+        if dtype is None:
+            raise UnclearError(f"the learning rate '{self.name(tensor)}' is not of a dtype that can be multiplied")
+        if value is not None:
+            return LearningRate(f"{abs(value):g}", tensor, dtype, abs(value))
+        return LearningRate(self.name(tensor), tensor, dtype)
+
+    def name(self, tensor: str) -> str:
+        """What a user calls a tensor."""
+        return self._flow.names(tensor)[-1]
+
+    def refuse_unless_used_as_it_is(self, tensor: str, *, exact: bool) -> None:
+        """Refuses a learning rate that is told by its name where it is not what the gradient is multiplied by.
+
+        Args:
+            tensor: the learning rate.
+            exact: whether it must be the very number that the update uses.
+        """
+        name = self.name(tensor)
+        if exact and (changed := self.changed(tensor)):
+            last = node_of(changed)
+            if self._flow.carries(changed):
+                raise UnclearError(
+                    f"its learning rate '{name}' is not all that its gradient is multiplied by: '{last}' changes it "
+                    f"further; make that a part of the learning rate, or write 'learning_rate: {name}'"
+                )
+            raise UnclearError(
+                f"its learning rate '{name}' is changed before it meets the gradient; write 'learning_rate: {last}' "
+                f"for what it then is, or 'learning_rate: {name}'"
+            )
+        factors = self._factors.of_update() - {"+", "-"}
+        if exact and factors and node_of(tensor) not in self._flow.upstream(map(node_of, factors)) | factors:
+            raise UnclearError(
+                f"what is called '{name}' is not a factor of the whole update; write 'learning_rate: NAME' with "
+                f"{self.candidates()}"
+            )
+
+    def changed(self, tensor: str) -> str | None:
+        """What becomes of a learning rate before it meets the gradient, or right after; None where it stays as it is.
+
+        Adam's bias correction and a factor computed from the weight, as a trust ratio is, are no change of it.
+        """
+        variable = self._flow.content_of(tensor)
+        same = [each for each in self._made if variable is not None and self._flow.content_of(each) == variable]
+        waiting: list[tuple[str, str | None]] = [(each, None) for each in same or [tensor]]
+        seen = set(waiting)
+        last = None
+        while waiting:
+            tensor, changed = waiting.pop()
+            for user in self._users[parse_edge(tensor).node]:
+                made = self._users.get(user.node, {})
+                if any(map(self._meets, made.values())) or user.node in self._writes:
+                    changed_here = changed or self._changed_later(user.node)
+                    if changed_here is None:
+                        return None
+                    last = changed_here
+                    continue
+                for each in made.values():
+                    further = (each, changed if self._keeps(user) else each)
+                    if further not in seen:
+                        seen.add(further)
+                        waiting.append(further)
+        return last
+
+    def _meets(self, tensor: str) -> bool:
+        """Whether a tensor is made of the gradient: of one that is told, or of data that is certainly no number."""
+        flow = self._flow
+        return flow.carries(tensor) or (flow.value(tensor).taint != 0 and flow.is_scalar(tensor) is False)
+
+    def _changed_later(self, node: str) -> str | None:
+        """What multiplies or divides all of what a node made of learning rate and gradient; None where nothing does."""
+        while len(users := self._users.get(node, {})) == 1:
+            ((user, tensor),) = users.items()
+            proto = self._flow.nodes[user.node]
+            others = [
+                self._flow.origin(each) for position, each in self._flow.inputs(proto) if position != user.position
+            ]
+            if proto.op in PRODUCT_OPS | QUOTIENT_OPS and not self._flow.carries(others[0]):
+                value = number(self._flow.producer(others[0]))
+                if self._flow.value(others[0]).content is Content.NONE and (value is None or abs(value) != 1):
+                    return next(iter(self._users.get(user.node, {}).values()), tensor)
+            elif proto.op not in LINEAR | PRODUCT_OPS | QUOTIENT_OPS:
+                return None
+            node = user.node
+        return None
+
+    def _keeps(self, use: Use) -> bool:
+        """Whether a node makes of its learning rate what is still the learning rate, for weight decay."""
+        node = self._flow.nodes[use.node]
+        if node.op in WRITE_OPS or node.op in LINEAR:
+            return True
+        others = [self._flow.origin(each) for position, each in self._flow.inputs(node) if position != use.position]
+        if node.op not in PRODUCT_OPS | QUOTIENT_OPS or len(others) != 1:
+            return False
+        (other,) = others
+        if self._flow.value(other).content is not Content.NONE:
+            return True
+        if node.op in QUOTIENT_OPS:
+            return use.position == 0 and self._is_bias_correction(self._flow.producer(other))
+        return self._is_adam_factor(self._flow.producer(other))
+
+    def _is_adam_factor(self, node: Node | None) -> bool:
+        """Whether a node makes the root of a bias correction, be it divided by another one."""
+        if node is None or node.op not in ("Sqrt", *QUOTIENT_OPS):
+            return False
+        made = [self._flow.producer(self._flow.origin(each)) for _, each in self._flow.inputs(node)]
+        if node.op == "Sqrt":
+            return self._is_bias_correction(made[0])
+        return self._is_adam_factor(made[0]) and self._is_bias_correction(made[1])
+
+    def _is_bias_correction(self, node: Node | None) -> bool:
+        """Whether a node makes 1 - beta ** step."""
+        if node is None or node.op != "Sub":
+            return False
+        one, power = (self._flow.origin(each) for each in node.proto.input[:2])
+        made, variable = self._flow.producer(power), self._flow.read(power)
+        is_power = _POWER.search(variable.name) is not None if variable else made is not None and made.op == "Pow"
+        return is_power and number(self._flow.producer(one)) == 1
+
+    def candidates(self, most: int = 8) -> str:
+        """The scalars that flow into the update, for a message."""
+        self._factors.of_update()
+        tensors = [*self._scalars.values(), *map(self._uncorrected, self._factors.uses)]
+        numbers = (each for each in tensors if self._may_be_number(each))
+        names = dict.fromkeys(map(self.name, numbers))
+        if not names:
+            return "the variable or node that holds it (nothing here looks like one)"
+        return ("one of " if len(names) > 1 else "") + listed(names, most)
+
+    def common(self) -> LearningRate | None:
+        """The one tensor that the whole update is a multiple of; None where there is none, or more than one."""
+        found = self._factors.of_update()
+        # A rate of the wrong sign would make weights grow: the update must be seen to go against the gradient.
+        descending = "+" if WRITE_OPS[self._flow.nodes[self._writes[-1]].op].form is Form.SUB else "-"
+        if len(found) != 2 or descending not in found:
+            return None
+        (factor,) = found - {descending}
+        tensor = self._uncorrected(factor)
+        return self.of(tensor) if self._is_plain(tensor) else None
+
+    def _is_plain(self, tensor: str) -> bool:
+        """Whether a factor is one thing: not, as Adam's step size is, a learning rate times something else."""
+        leaves = list(self._leaves(tensor))
+        numbers = [number(self._flow.producer(leaf)) for leaf in leaves if self._is_constant(leaf)]
+        numbers += [1.0 for leaf in leaves if not self._is_constant(leaf) and self._is_positive_constant(leaf)]
+        return (
+            self._flow.value(tensor).content is Content.NONE
+            and "" not in leaves
+            and len(leaves) - len(numbers) <= 1
+            and (leaves == [tensor] or all(each is not None and each > 0 for each in numbers))
+            and all(each != 0 for each in numbers)
+            and all(variable is None or variable.rank == 0 for variable in map(self._flow.read, leaves))
+        )
+
+    def _is_positive_constant(self, tensor: str) -> bool:
+        """Whether a tensor is made of constants alone, by an op whose output is not negative."""
+        node = self._flow.producer(tensor)
+        if node is None or node.op not in _POSITIVE:
+            return False
+        return all(
+            self._flow.nodes[name].op in {"Const", *_POSITIVE, "Cast"} for name in self._flow.upstream([node.name])
+        )
+
+    def _leaves(self, tensor: str) -> Iterator[str]:
+        """The factors of a product, '' for a divisor that is no constant."""
+        node = self._flow.producer(tensor)
+        operands = [self._flow.origin(each) for _, each in self._flow.inputs(node)] if node is not None else []
+        if node is not None and node.op in PRODUCT_OPS:
+            for each in operands:
+                yield from self._leaves(each)
+        elif node is not None and node.op in QUOTIENT_OPS:
+            yield from self._leaves(operands[0])
+            if not self._is_constant(operands[1]):
+                yield ""
+        elif node is not None and node.op in ("Neg", "Cast"):
+            yield from self._leaves(operands[0])
+        else:
+            yield tensor
+
+    def _uncorrected(self, tensor: str) -> str:
+        """A factor without Adam's bias correction."""
+        node = self._flow.producer(tensor)
+        if node is None or node.op not in PRODUCT_OPS | QUOTIENT_OPS:
+            return tensor
+        for position, each in self._flow.inputs(node):
+            if self._keeps(Use(node.name, position)):
+                return self._uncorrected(self._flow.origin(each))
+        return tensor

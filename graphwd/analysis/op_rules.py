@@ -1,0 +1,32 @@
+"""What is known of the outputs of an op, given what is known of its inputs, for ops that have a rule of their own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+from graphwd.analysis.values import DATA, NO_VARIABLE, NOTHING, Value, add, combine, join, scale
+from graphwd.graph.ops import DATA_OPS, MERGE_OPS, PASS_THROUGH_OPS, SHAPE_OPS, SWITCH_OPS
+
+ALIASES: Mapping[str, Callable[[list[Value]], list[Value]]] = {
+    **dict.fromkeys(PASS_THROUGH_OPS, list),
+    **dict.fromkeys(SWITCH_OPS, lambda inputs: inputs[:1]),
+    **dict.fromkeys(MERGE_OPS, lambda inputs: [functools.reduce(join, inputs), NOTHING]),
+}
+"""Ops whose outputs are inputs: a value for each output, or one for all of them."""
+
+ARITHMETIC: Mapping[str, Callable[[list[Value]], Value]] = {
+    "Mul": scale,
+    "MulNoNan": scale,
+    "RealDiv": lambda inputs: scale(inputs) if inputs[1].source == NO_VARIABLE else combine(inputs),
+    "Div": lambda inputs: scale(inputs) if inputs[1].source == NO_VARIABLE else combine(inputs),
+    "Neg": scale,
+    "Add": add,
+    "AddV2": add,
+    "AddN": add,
+    "Sub": add,
+    "Cast": lambda inputs: inputs[0],
+    **dict.fromkeys(SHAPE_OPS, lambda inputs: Value(taint=combine(inputs).taint & DATA)),
+    **dict.fromkeys(DATA_OPS, lambda inputs: (known := combine(inputs))._replace(taint=known.taint | DATA)),
+}
+"""Ops that compute: what is known of all outputs. Every other op makes of its inputs what `combine` says."""

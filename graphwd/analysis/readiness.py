@@ -1,0 +1,183 @@
+"""Finds when an update is ready to be done, and which of its nodes read the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from graphwd.analysis.flow import Flow, sinks
+from graphwd.analysis.values import MANY
+from graphwd.errors import UnclearError
+from graphwd.graph.body import parse_edge
+from graphwd.graph.edge import Use
+from graphwd.graph.graph import Variable
+from graphwd.graph.ops import CALL_OPS, SAME_OPS, SUM_OPS, WRITE_OPS
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """When an update is ready to be done, and what of its arithmetic reads the weight.
+
+    Attributes:
+        waits: nodes of which each must be done: every read of the forward pass and the gradient is before one of them.
+        rereads: reads of the weight that belong to the update, each with the inputs that it goes to.
+    """
+
+    waits: tuple[str, ...]
+    rereads: tuple[tuple[str, tuple[Use, ...]], ...] = ()
+
+
+def when_ready(flow: Flow, write: str) -> Readiness:
+    """What a decay right before a write waits for: all that the write does, and so every read that comes before it.
+
+    Args:
+        flow: the body of the write.
+        write: its name.
+    """
+    return Readiness(in_order(flow, flow.needs(write)))
+
+
+def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others: Collection[str] = ()) -> Readiness:
+    """Finds what must be done before the weight may be decayed ahead of an update.
+
+    Args:
+        flow: the body of the update.
+        variable: what is updated.
+        writes: the names of the update's writes, in order.
+        others: the nodes of the body that write the variable and do not belong to the update.
+
+    Returns:
+        What to wait for: then every read of the forward pass and the gradient is done. Reads of the weight by the
+        optimizer's own arithmetic come later, and see the decayed weight.
+
+    Raises:
+        UnclearError: the arithmetic reads the weight where it cannot be told to read it later.
+    """
+    rereads: dict[str, list[Use]] = {}
+    seen: set[str] = set()
+    met: set[Use] = set()
+    waiting = sinks(flow, writes)
+    while waiting:
+        use, tensor = waiting.pop()
+        met.add(use)
+        if flow.read(tensor) == variable:
+            rereads.setdefault(parse_edge(tensor).node, []).append(use)
+            continue
+        node = flow.producer(tensor)
+        if node is None and flow.value(tensor).source == variable.id:
+            raise UnclearError("its update reads the weight outside the function that makes the update")
+        if tensor in seen or node is None or flow.is_source(tensor):
+            continue
+        if node.name in flow.forward:
+            value = flow.value(tensor)
+            if value.source == variable.id and not value.taint:
+                raise UnclearError(
+                    f"its update uses '{node.name}', which the forward pass computes of the weight, so that it would "
+                    "not see the decay; compute it anew for the update, or write 'order: after'"
+                )
+            continue
+        seen.add(tensor)
+        own = flow.value(tensor).source in (variable.id, MANY)  # else it is the gradient that is computed there
+        if own and node.op in CALL_OPS and any(flow.value(text).handle == variable.id for text in node.proto.input):
+            raise UnclearError(f"its update reads the weight inside a function that '{node.name}' calls")
+        waiting.extend(flow.behind(tensor))
+    first = writes[0]
+    if len(writes) > 1:
+        # A read that comes after the first write of the update sees the decayed weight as it is.
+        rereads = {name: uses for name, uses in rereads.items() if flow.precedes(name, first)}
+    _refuse_older_reads(flow, rereads, first, others)
+    _refuse_shared(flow, rereads, met)
+    reading = {first, *flow.between([use.node for uses in rereads.values() for use in uses], first)}
+    # The reads themselves too: what else they go to, an output of the step, must not see the decay.
+    needed = [*rereads, *(need for name in reading for need in flow.needs(name))]
+    waits = [need for need in needed if need not in reading]
+    return Readiness(in_order(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
+
+
+def _refuse_shared(flow: Flow, reads: Mapping[str, Iterable[Use]], own: Collection[Use]) -> None:
+    """Refuses an update that shares what it makes of the weight with something else, which would see the decay."""
+    waiting = [use.node for uses in reads.values() for use in uses]
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or flow.nodes[name].op in WRITE_OPS:
+            continue
+        seen.add(name)
+        for use in flow.uses(name):
+            if use is None or not (use in own or flow.nodes[use.node].op in SAME_OPS):
+                where = "the function gives it out" if use is None else f"'{use.node}' takes it, too"
+                raise UnclearError(
+                    f"its update computes '{name}' of the weight, and {where}, which would see the decay; write "
+                    "'order: after'"
+                )
+            waiting.append(use.node)
+
+
+def _refuse_older_reads(flow: Flow, reads: Iterable[str], first: str, others: Collection[str]) -> None:
+    """Refuses an update that starts from what the weight was before another write of the same step."""
+    for name in reads:
+        if between := [other for other in others if flow.precedes(name, other) and flow.precedes(other, first)]:
+            raise UnclearError(
+                f"its update starts from what the weight was before '{between[0]}' wrote it, so a decay right before "
+                "the update would be of something else; write 'order: after'"
+            )
+
+
+def refuse_forward_reads(flow: Flow, variable: Variable, writes: Sequence[str]) -> None:
+    """Refuses an update that bends the gradient by the weight as the forward pass has read it.
+
+    So does the gradient of a ``tf.custom_gradient``, which lies in no gradient scope, and it is to be taken at the
+    undecayed weight, before any decay joins it; an optimizer's arithmetic that shares that read looks the same.
+
+    Args:
+        flow: the body of the update.
+        variable: what is updated.
+        writes: the names of the update's writes, in order.
+
+    Raises:
+        UnclearError: the update does so.
+    """
+    # What the gradient is merely subtracted from or added to is no part of a gradient.
+    waiting = [(tensor, True) for _, tensor in sinks(flow, writes)]
+    seen: set[tuple[str, bool]] = set()
+    while waiting:
+        tensor, summed = waiting.pop()
+        node = flow.producer(tensor)
+        if (tensor, summed) in seen or node is None or flow.is_source(tensor):
+            continue
+        seen.add((tensor, summed))
+        if flow.carries(tensor):
+            summed = summed and node.op in SUM_OPS
+            waiting.extend((each, summed) for _, each in flow.behind(tensor))
+        elif not summed and (read := _forward_read(flow, variable, tensor)):
+            raise UnclearError(
+                f"its update bends the gradient by '{node.name}', made of the weight as the forward pass read it at "
+                f"'{read}'; it cannot be told whether that is the gradient of a tf.custom_gradient or the optimizer's "
+                "arithmetic; for the latter, read the weight anew; else write 'mode: decoupled' and 'order: after'"
+            )
+
+
+def _forward_read(flow: Flow, variable: Variable, tensor: str) -> str | None:
+    """The read of a variable for the forward pass that a tensor is made of."""
+    if flow.value(tensor).source not in (variable.id, MANY):
+        return None
+    for name in flow.upstream([parse_edge(tensor).node]) & flow.forward:
+        if flow.read(name) == variable:
+            return name
+    return None
+
+
+def in_order(flow: Flow, names: Sequence[str]) -> tuple[str, ...]:
+    """Some nodes, each once, in an order in which they may run."""
+    return tuple(sorted(set(names), key=flow.order))
+
+
+def waits_of_read(flow: Flow, write: str, later: Collection[str]) -> tuple[str, ...]:
+    """What a read of the weight ahead of a write waits for: as the write does, but for what comes after the read."""
+    return in_order(
+        flow, [need for need in flow.needs(write) if need not in later and _is_controlling(flow, write, need)]
+    )
+
+
+def _is_controlling(flow: Flow, write: str, need: str) -> bool:
+    return f"^{need}" in flow.nodes[write].proto.input

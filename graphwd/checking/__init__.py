@@ -1,0 +1,1 @@
+"""Is it right: a rewritten step beside the original and beside the formula."""

@@ -1,0 +1,220 @@
+"""Finds out what of a step could notice a decay of a weight: all else must be as the original leaves it.
+
+A weight that is written by one node, and that nothing takes after that node, may be decayed there without anything else
+seeing it. Whatever does take it later, and whatever comes after that, may. This goes by handles and the order of nodes
+alone: what is an update, a gradient or a slot variable is not asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from graphwd.graph.body import Body, Edge, Node
+from graphwd.graph.graph import Graph, Variable, call_kind
+from graphwd.graph.ops import CALL_OPS, METADATA_OPS, READ_OPS, SAME_OPS, WRITE_OPS, CallKind, Form
+
+_NOT_ADDITIVE = ("Ftrl", "Proximal", "AdagradDA")
+"""What the names of the Apply ops have in common that do not add their update to the weight."""
+
+_SUMS = {"Add": (1, 1), "AddV2": (1, 1), "AddN": (1, 1), "Sub": (1, -1), "Neg": (-1, -1)}
+"""The signs of the first and of the further terms of ops that add up."""
+
+_PARTS = frozenset({"Mul", "MulNoNan", "RealDiv", "Div", "DivNoNan", "Select", "SelectV2"})
+"""Ops that may keep a part of the weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How a step, or a function, writes one variable.
+
+    Attributes:
+        once: whether one run writes it once at most.
+        always: whether every run does.
+        rows: whether it writes a list of rows.
+        adds: whether it writes the sum of the variable and something.
+        quiet: whether nothing in it takes the variable after the write.
+    """
+
+    once: bool
+    always: bool
+    rows: bool
+    adds: bool
+    quiet: bool
+
+
+_UNKNOWN = Writing(once=False, always=False, rows=False, adds=False, quiet=False)
+
+
+class Notice:
+    """What may notice decays, in the body of a step itself."""
+
+    def __init__(self, graph: Graph, decayed: Iterable[Variable]) -> None:
+        """Follows the handles of a step.
+
+        Args:
+            graph: the step.
+            decayed: the variables that are decayed.
+        """
+        self._graph = graph
+        self._written: dict[tuple[str, frozenset[str]], Writing | None] = {}
+        self._users: dict[str, list[str]] = {}
+        for node in graph.root.nodes:
+            for source in (*(edge.node for edge in node.inputs), *node.controls):
+                self._users.setdefault(source, []).append(node.name)
+        arguments: dict[Variable, set[str]] = {}
+        for name, variable in graph.handles.items():
+            arguments.setdefault(variable, set()).add(name)
+        self._found = {each: self._in_body(graph.root, frozenset(names)) for each, names in arguments.items()}
+        late = [name for each in decayed for name in self._found[each].late] if self._found else []
+        self._affected = self._after(late)
+
+    def writing(self, variable: Variable) -> Writing | None:
+        """How the step writes a variable; None where it does not."""
+        return self._found[variable].writing
+
+    def affects(self, variable: Variable) -> bool:
+        """Whether a decay, of this variable or another, may change what the step itself writes to a variable."""
+        return any(name in self._affected for name in self._found[variable].writers)
+
+    def affects_result(self, position: int) -> bool:
+        """Whether a decay may change one of the step's results."""
+        return self._graph.root.results[position].node in self._affected
+
+    def _after(self, names: Iterable[str]) -> set[str]:
+        """Some nodes, and all that come after any of them."""
+        waiting = list(names)
+        seen = set(waiting)
+        while waiting:
+            for user in self._users.get(waiting.pop(), ()):
+                if user not in seen:
+                    seen.add(user)
+                    waiting.append(user)
+        return seen
+
+    def _in_function(self, name: str, arguments: frozenset[str]) -> Writing | None:
+        key = name, arguments
+        if key not in self._written:
+            self._written[key] = _UNKNOWN  # of a function that calls itself
+            self._written[key] = self._in_body(self._graph.body(name), arguments).writing
+        return self._written[key]
+
+    def _in_body(self, body: Body, arguments: frozenset[str]) -> _Found:
+        handles = {Edge(name, 0) for name in arguments}
+        takers: list[Node] = []
+        for node in body.nodes:
+            if not any(edge in handles for edge in node.inputs):
+                continue
+            if node.op in SAME_OPS:
+                handles |= {Edge(node.name, index) for index, edge in enumerate(node.inputs) if edge in handles}
+            elif node.op not in METADATA_OPS:
+                takers.append(node)
+        writings = {node.name: self._by_node(body, node, handles) for node in takers}
+        writers = {name: writing for name, writing in writings.items() if writing is not None}
+        after = _later(body, writers)
+        late = [node.name for node in takers if node.name in after]
+        late += [name for name, writing in writers.items() if not writing.quiet and name not in late]
+        if not writers:
+            return _Found(None, (), ())
+        if len(writers) > 1:
+            return _Found(_UNKNOWN, tuple(writers), tuple(late))
+        ((name, writing),) = writers.items()
+        return _Found(replace(writing, quiet=not late), (name,), tuple(late))
+
+    def _by_node(self, body: Body, node: Node, handles: set[Edge]) -> Writing | None:
+        """How one node that takes a variable writes it."""
+        if node.op in READ_OPS:
+            return None
+        if node.op in WRITE_OPS:
+            return _by_op(body, node, handles)
+        if node.op not in CALL_OPS:
+            return _UNKNOWN
+        call, scans = CALL_OPS[node.op], call_kind(node) is CallKind.SCAN
+        taken = [index for index, edge in enumerate(node.inputs) if edge in handles]
+        found: list[Writing | None] = []
+        for callee in self._graph.callees(node):
+            arguments = self._graph.library[callee.function].signature.input_arg
+            # Before what the function of a dataset captures comes the element, which is no input of the node.
+            shift = len(arguments) - len(node.inputs) if scans else -call.skip
+            names = frozenset(arguments[i + shift].name for i in taken if 0 <= i + shift < len(arguments))
+            found.append(self._in_function(callee.function, names) if names else None)
+        return _joined(found, call_kind(node))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Of one body and one variable: how it is written, by which nodes, and what takes it after the first of them."""
+
+    writing: Writing | None
+    writers: tuple[str, ...]
+    late: tuple[str, ...]
+
+
+def _joined(found: list[Writing | None], kind: CallKind) -> Writing | None:
+    """How a call writes a variable, by how its functions do."""
+    writings = [each for each in found if each is not None]
+    if not writings:
+        return None
+    if kind in (CallKind.LOOP, CallKind.SCAN) or (kind is CallKind.CALL and len(writings) > 1):
+        return _UNKNOWN
+    return Writing(
+        once=all(each.once for each in writings),
+        always=len(writings) == len(found) and all(each.always for each in writings),
+        rows=any(each.rows for each in writings),
+        adds=all(each.adds for each in writings),
+        quiet=all(each.quiet for each in writings),
+    )
+
+
+def _by_op(body: Body, node: Node, handles: set[Edge]) -> Writing:
+    row = WRITE_OPS[node.op]
+    if node.inputs[0] not in handles or row.partial:
+        return _UNKNOWN  # a slot variable, or a part of the variable that is not rows
+    if row.form is Form.APPLY:
+        adds = not any(name in node.op for name in _NOT_ADDITIVE)
+    elif row.form is Form.ASSIGN and row.rows is None:
+        adds = _is_sum(body, node.inputs[row.value], handles)
+    else:
+        adds = row.form in (Form.ADD, Form.SUB)
+    return Writing(once=True, always=True, rows=row.rows is not None, adds=adds, quiet=True)
+
+
+def _is_sum(body: Body, edge: Edge, handles: set[Edge]) -> bool:
+    """Whether a tensor is the content of the variable, once and whole, plus or minus something."""
+    nodes = {node.name: node for node in body.nodes}
+    shares: dict[Edge, float] = {}
+
+    def share(edge: Edge) -> float:
+        """How often a tensor has the content as a term: NaN where a product may hold a part of it."""
+        if edge not in shares:
+            shares[edge] = 0.0
+            shares[edge] = _share(nodes.get(edge.node), edge.index, share, handles)
+        return shares[edge]
+
+    return share(edge) == 1
+
+
+def _share(node: Node | None, index: int, share: Callable[[Edge], float], handles: set[Edge]) -> float:
+    if node is None or not node.inputs:
+        return 0.0
+    if node.op == "ReadVariableOp":
+        return float(node.inputs[0] in handles)
+    if node.op in SAME_OPS or node.op == "Cast":
+        return share(node.inputs[index])
+    if node.op in _SUMS:
+        signs = itertools.chain((_SUMS[node.op][0],), itertools.repeat(_SUMS[node.op][1]))
+        return sum(sign * share(each) for sign, each in zip(signs, node.inputs, strict=False))
+    return math.nan if node.op in _PARTS and any(share(each) for each in node.inputs) else 0.0
+
+
+def _later(body: Body, names: Iterable[str]) -> set[str]:
+    """The nodes that come after any of some nodes."""
+    waited = set(names)
+    later: set[str] = set()
+    for node in body.nodes:
+        if any(edge.node in waited for edge in node.inputs) or any(name in waited for name in node.controls):
+            waited.add(node.name)
+            later.add(node.name)
+    return later

@@ -1,0 +1,408 @@
+"""Runs a step as its plan says, without rewriting it: what a rewritten step is compared with.
+
+The bodies of the original are run in pieces, one after the other, eagerly. Between two pieces, in NumPy and float64,
+the decay is done by its formula. Nothing here knows how a decay is written into a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework.function_pb2 import FunctionDef
+
+from graphwd.analysis.sites import Path
+from graphwd.errors import VerifyError
+from graphwd.graph.body import Body, Node, is_control, node_of, parse_edge
+from graphwd.graph.edge import Use
+from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind
+from graphwd.planning.injections import Injection, Nest, Where, nested
+from graphwd.steps.emit import Parts
+from graphwd.steps.read import ConcreteFunction, read
+
+_Values = dict[str, Any]
+_Instruction = Callable[[_Values], None]
+
+
+class Reference:
+    """A step with the decay of a plan, run by the plan's formulas."""
+
+    def __init__(
+        self, step: ConcreteFunction, injections: Iterable[Injection], watched: Iterable[tuple[Path, str]] = ()
+    ) -> None:
+        """Prepares to run.
+
+        Args:
+            step: the original.
+            injections: where which decay goes.
+            watched: tensors, each by the calls that lead to its body and its edge there, whose values are kept.
+        """
+        self._graph = read(step)
+        self._parts = Parts(step)
+        captured: Any = step.captured_inputs
+        self._captured: list[Any] = list(captured)
+        self._nest = nested(injections)
+        self._programs: dict[tuple[str, int], _Program] = {}
+        self._watched: dict[int, list[tuple[Path, str]]] = {}  # by the nest of their body
+        for path, edge in watched:
+            nest = self._nest
+            for frame in path:
+                nest = nest.calls.setdefault(frame, Nest())
+            self._watched.setdefault(id(nest), []).append((path, edge))
+        self._factors: Mapping[tuple[Path, str], float] = {}
+        self.seen: dict[tuple[Path, str], list[Any]] = {}
+        """Of each watched tensor the values of the last run, as NumPy arrays, one for each time that it was made."""
+
+    def run(
+        self, arguments: Sequence[tf.Tensor], factors: Mapping[tuple[Path, str], float] | None = None
+    ) -> list[tf.Tensor]:
+        """Runs one step on the step's own variables.
+
+        Args:
+            arguments: its tensors, flat.
+            factors: what watched tensors are multiplied by, for all that uses them.
+
+        Returns:
+            Its results, flat.
+
+        Raises:
+            VerifyError: a decay lies in the function of a dataset.
+        """
+        self._factors = factors or {}
+        self.seen.clear()
+        return self._run(self._graph.root_function, self._nest, [*arguments, *self._captured])
+
+    def watched_in(self, nest: Nest) -> list[tuple[Path, str]]:
+        """The watched tensors of a body."""
+        return self._watched.get(id(nest), [])
+
+    def observe(self, watched: tuple[Path, str], values: dict[str, Any]) -> None:
+        """Keeps the value of a watched tensor, and multiplies it by its factor."""
+        _, edge = watched
+        self.seen.setdefault(watched, []).append(values[edge].numpy())
+        if watched in self._factors:
+            values[edge] = values[edge] * tf.cast(self._factors[watched], values[edge].dtype)
+
+    def _run(self, function: FunctionDef, nest: Nest, arguments: Sequence[Any]) -> list[Any]:
+        key = (function.signature.name, id(nest))
+        if key not in self._programs:
+            self._programs[key] = _Compiler(self, function, nest).program()
+        program = self._programs[key]
+        values: _Values = dict(zip(program.arguments, arguments, strict=True))
+        for instruction in program.instructions:
+            instruction(values)
+        return [values[edge] for edge in program.results]
+
+    def call(self, node: Node, nest: Nest, inputs: Sequence[Any]) -> list[Any]:
+        """Runs a call op whose functions hold decays.
+
+        Args:
+            node: the node.
+            nest: the injections of the body that it lies in.
+            inputs: its data inputs.
+        """
+        call = CALL_OPS[node.op]
+        arguments = list(inputs[call.skip : len(inputs) - call.drop])
+        callees = self._graph.callees(node)
+        below = {frame.callee: nest.calls[frame] for frame in nest.calls if frame.node == node.name}
+        run = [
+            lambda given, callee=callee: self._run(
+                self._graph.library[callee.function], below.get(callee, _NOTHING), given
+            )
+            for callee in callees
+        ]
+        match call.kind:
+            case CallKind.CALL:
+                return run[0](arguments)
+            case CallKind.BRANCH if len(callees) == 2 and callees[0].attribute == "then_branch":
+                return run[0 if bool(inputs[0]) else 1](arguments)
+            case CallKind.BRANCH:
+                index = int(inputs[0])
+                return run[index if 0 <= index < len(run) else -1](arguments)
+            case CallKind.LOOP:
+                while bool(run[0](arguments)[0]):
+                    arguments = run[1](arguments)
+                return arguments
+            case CallKind.SCAN:
+                raise VerifyError(
+                    f"a decay lies in the function of a dataset ('{node.name}'), which cannot be verified"
+                )
+
+
+_NOTHING = Nest()
+
+
+@dataclass(frozen=True)
+class _Program:
+    arguments: tuple[str, ...]
+    instructions: tuple[_Instruction, ...]
+    results: tuple[str, ...]
+
+
+class _Compiler:
+    """Cuts a body into pieces wherever a decay is done or a decayed value is used."""
+
+    def __init__(self, reference: Reference, function: FunctionDef, nest: Nest) -> None:
+        self._reference = reference
+        self._function = function
+        self._nest = nest
+        self._body = Body(function)
+        self._nodes = {node.name: node for node in self._body.nodes}
+        self._types = reference._parts.dtypes(function)
+        self._used_by: dict[str, set[str]] = {}
+        for node in self._body.nodes:
+            for text in _data(node.proto.input):
+                self._used_by.setdefault(text, set()).add(node.name)
+        self._results = tuple(function.ret[result.name] for result in function.signature.output_arg)
+        self._overrides: dict[Use, Injection] = {
+            use: injection for injection in nest.here.values() for use in injection.uses
+        }
+        self._needs: dict[str, list[str]] = {}  # what must be made before a node, for the formula of its inputs
+        for name, injection in nest.here.items():
+            for text in self._formula(name, injection):
+                self._used_by.setdefault(text, set()).add("")  # by a formula: it must outlast the piece that makes it
+                for user in {name, *(use.node for use in injection.uses)}:
+                    self._needs.setdefault(user, []).append(parse_edge(text).node)
+        self._watched: dict[str, list[tuple[Path, str]]] = {}  # by the node that makes them
+        for watched in reference.watched_in(nest):
+            self._used_by.setdefault(watched[1], set()).add("")
+            self._watched.setdefault(node_of(watched[1]), []).append(watched)
+        self._instructions: list[_Instruction] = []
+
+    def _formula(self, write: str, injection: Injection) -> Iterator[str]:
+        """What a formula is computed from, besides the weight."""
+        proto = self._nodes[write].proto
+        yield proto.input[0]
+        rows = WRITE_OPS[proto.op].rows
+        if injection.rows and rows is not None and injection.entry is None:
+            yield proto.input[rows]
+        if injection.learning_rate is not None:
+            yield injection.learning_rate.tensor
+        if injection.weight is not None:
+            yield injection.weight
+        if injection.value is not None:
+            yield injection.value[0]
+        if injection.entry is not None:
+            yield injection.entry.tensor
+            if injection.entry.indices is not None:
+                yield injection.entry.indices
+        for reader, _ in injection.readiness.rereads if injection.readiness is not None else ():
+            yield from _data(self._nodes[reader].proto.input)
+
+    def _ordered(self) -> list[Node]:
+        """The nodes in an order in which they may run, each after what the formulas of its inputs need."""
+        order: dict[str, Node] = {}
+        for first in self._nodes:
+            waiting = [first]
+            while waiting:
+                name = waiting[-1]
+                node = self._nodes.get(name)
+                texts = node.proto.input if node is not None else ()
+                sources = [text[1:] if is_control(text) else parse_edge(text).node for text in texts]
+                missing = [
+                    each
+                    for each in [*sources, *self._needs.get(name, ())]
+                    if each in self._nodes and each not in order and each != name
+                ]
+                if len(waiting) > 100 * len(self._nodes) + 1000:
+                    raise VerifyError(f"'{name}' and what its decay is computed from wait for each other")
+                if node is None or name in order or not missing:
+                    waiting.pop()
+                    if node is not None:
+                        order.setdefault(name, node)
+                else:
+                    waiting.extend(missing)
+        return list(order.values())
+
+    def program(self) -> _Program:
+        for argument in self._body.arguments:
+            self._observe(argument)
+        pending: list[Node] = []
+        calling = {frame.node for frame in self._nest.calls}
+        for node in self._ordered():
+            overridden = {
+                position: self._overrides[Use(node.name, position)]
+                for position in range(len(node.inputs))
+                if Use(node.name, position) in self._overrides
+            }
+            injection = self._nest.here.get(node.name)
+            if not (overridden or injection or node.name in calling):
+                pending.append(node)
+                if node.name in self._watched:
+                    self._part(pending)
+                    pending = []
+                    self._observe(node.name)
+                continue
+            self._part(pending)
+            pending = []
+            if node.name in calling:
+                self._instructions.append(self._call(node))
+                self._observe(node.name)
+                continue
+            for position, each in overridden.items():
+                self._instructions.append(self._override(node, position, each))
+            if injection is not None and injection.where is Where.BEFORE:
+                self._instructions.append(self._decay(node, injection))
+            self._part([node], overridden)
+            self._observe(node.name)
+            if injection is not None and injection.where is Where.AFTER:
+                self._instructions.append(self._decay(node, injection))
+        self._part(pending)
+        return _Program(self._body.arguments, tuple(self._instructions), self._results)
+
+    def _observe(self, node: str) -> None:
+        """Shows the reference what is watched of a node or an argument."""
+        for watched in self._watched.get(node, ()):
+            self._instructions.append(lambda values, watched=watched: self._reference.observe(watched, values))
+
+    def _part(self, nodes: Sequence[Node], overridden: Iterable[int] = ()) -> None:
+        """Runs some nodes as a function of their own; inputs at the positions overridden come from elsewhere."""
+        if not nodes:
+            return
+        names = {node.name for node in nodes}
+        part = FunctionDef()
+        part.signature.name = self._body.name
+        part.signature.is_stateful = True
+        inputs: dict[str, str] = {}
+        for number, node in enumerate(nodes):
+            copy = part.node_def.add()
+            copy.CopyFrom(node.proto)
+            del copy.input[:]
+            for position, text in enumerate(node.proto.input):
+                if is_control(text):
+                    if text[1:] in names:
+                        copy.input.append(text)
+                elif position in overridden:
+                    copy.input.append(self._input(part, inputs, _override_name(node, position), self._types[text]))
+                elif parse_edge(text).node in names:
+                    copy.input.append(text)
+                else:
+                    copy.input.append(self._input(part, inputs, text, self._types[text]))
+            # Every node is done, whether or not its outputs are used.
+            part.signature.control_output.append(f"done_{number}")
+            part.control_ret[f"done_{number}"] = node.name
+        outputs = [
+            edge
+            for edge in self._types
+            if parse_edge(edge).node in names and (self._used_by.get(edge, set()) - names or edge in self._results)
+        ]
+        for number, edge in enumerate(outputs):
+            part.signature.output_arg.add(name=f"out_{number}", type=self._types[edge])  # pyright: ignore[reportArgumentType]
+            part.ret[f"out_{number}"] = edge
+        run = self._reference._parts.function(part)
+
+        def instruction(values: _Values) -> None:
+            results = run(*[values[text] for text in inputs])
+            values.update(zip(outputs, results if outputs else (), strict=True))
+
+        self._instructions.append(instruction)
+
+    def _input(self, part: FunctionDef, inputs: dict[str, str], text: str, dtype: int) -> str:
+        if text not in inputs:
+            inputs[text] = f"in_{len(inputs)}"
+            part.signature.input_arg.add(name=inputs[text], type=dtype)  # pyright: ignore[reportArgumentType]
+        return inputs[text]
+
+    def _call(self, node: Node) -> _Instruction:
+        def instruction(values: _Values) -> None:
+            inputs = [values[text] for text in _data(node.proto.input)]
+            for index, result in enumerate(self._reference.call(node, self._nest, inputs)):
+                values[f"{node.name}:output:{index}"] = result
+
+        return instruction
+
+    def _decay(self, write: Node, injection: Injection) -> _Instruction:
+        """Multiplies the weight, or the rows that the write is of."""
+        rows = WRITE_OPS[write.op].rows
+
+        def instruction(values: _Values) -> None:
+            handle = values[write.proto.input[0]]
+            weight = tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
+            which = values[write.proto.input[rows]] if injection.rows and rows is not None else None
+            decayed = _decayed(weight, _rate(injection, values), which)
+            values[f"{write.name} decayed"] = decayed  # for what reads it now and is done after the write
+            tf.raw_ops.AssignVariableOp(resource=handle, value=decayed)
+
+        return instruction
+
+    def _override(self, node: Node, position: int, injection: Injection) -> _Instruction:
+        """Makes what a node of the update gets in place of the weight as it was read, or of the gradient."""
+        write = self._nodes[injection.site.node]
+        rows = WRITE_OPS[write.op].rows if injection.rows else None
+        name = _override_name(node, position)
+        summed = f"{injection.site.node} gradient"
+
+        def instruction(values: _Values) -> None:
+            if summed in values:  # once for all that it goes to: the weight may have been written since
+                values[name] = values[summed]
+                return
+            if injection.weight is not None:
+                weight = values[injection.weight]
+            else:
+                handle = values[write.proto.input[0]]
+                weight = tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
+            if injection.value is not None:
+                values[name] = _summed(values[injection.value[0]], weight, -_rate(injection, values), None)
+                return
+            if injection.entry is not None:
+                indices = injection.entry.indices
+                which = None if indices is None else values[indices]
+                values[summed] = _summed(values[injection.entry.tensor], weight, injection.rate, which)
+                values[name] = values[summed]
+                return
+            which = values[write.proto.input[rows]] if rows is not None else None
+            decayed = values.get(f"{write.name} decayed")
+            if decayed is None:
+                decayed = _decayed(weight, _rate(injection, values), which)
+            reader = self._reader(node, position, injection)
+            values[name] = tf.gather(decayed, values[reader.proto.input[1]]) if len(reader.inputs) > 1 else decayed
+
+        return instruction
+
+    def _reader(self, node: Node, position: int, injection: Injection) -> Node:
+        """The node that reads the weight for one input of the update's arithmetic."""
+        assert injection.readiness is not None
+        name = next(name for name, uses in injection.readiness.rereads if Use(node.name, position) in uses)
+        return self._nodes[name]
+
+
+def _data(inputs: Iterable[str]) -> list[str]:
+    return [text for text in inputs if not is_control(text)]
+
+
+def _override_name(node: Node, position: int) -> str:
+    return f"{node.name} input {position}"
+
+
+def _rate(injection: Injection, values: Mapping[str, Any]) -> float:
+    rate = injection.learning_rate
+    return injection.rate * (float(values[rate.tensor]) if rate is not None else 1.0)
+
+
+def _decayed(weight: tf.Tensor, rate: float, rows: tf.Tensor | None) -> tf.Tensor:
+    """The product (1 - rate) w, or that for some rows."""
+    wide = weight.numpy().astype(np.float64)
+    which = slice(None) if rows is None else np.unique(rows.numpy())
+    decayed = np.array(wide)
+    if decayed.ndim:
+        decayed[which] *= 1 - rate
+    else:
+        decayed *= 1 - rate
+    return tf.constant(decayed.astype(weight.dtype.as_numpy_dtype))
+
+
+def _summed(gradient: tf.Tensor, weight: tf.Tensor, rate: float, rows: tf.Tensor | None) -> tf.Tensor:
+    """The sum g + rate w; where g is of rows, in the first gradient of each row."""
+    total = gradient.numpy().astype(np.float64)
+    wide = weight.numpy().astype(np.float64)
+    if rows is None:
+        total = total + rate * wide
+    else:
+        flat = total.reshape(-1, *wide.shape[1:])
+        unique, first = np.unique(rows.numpy().ravel(), return_index=True)
+        flat[first] += rate * wide[unique]
+        total = flat.reshape(total.shape)
+    return tf.constant(total.astype(gradient.dtype.as_numpy_dtype))

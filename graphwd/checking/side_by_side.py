@@ -1,0 +1,540 @@
+"""Runs one trace of a step and its rewritten form from the same states, and holds one against the other.
+
+The original is run as a whole. A decoupled decay is a formula of the weight before that run and after it, and what no
+decay can reach (`notice`) must be as the original leaves it; neither takes anything from the plan but, where the rule
+is scaled by it, the learning rate, which is put to the test (`rate_probe`). For all else the original is run in pieces,
+with a decay wherever the plan has one (`reference`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from graphwd.analysis.updates import VariableWrites
+from graphwd.checking.averages import find_averages
+from graphwd.checking.measure import ulps
+from graphwd.checking.notice import Notice, Writing
+from graphwd.checking.races import races
+from graphwd.checking.rate_probe import Rates
+from graphwd.checking.reference import Reference
+from graphwd.checking.verification import Checked, Kind, RateCheck, Verdict, Verification
+from graphwd.errors import VerifyError
+from graphwd.graph.graph import Variable
+from graphwd.planning.planner import Outcome, subject
+from graphwd.policy.rules import Mode, Order, Policy, Rule, Scale, Sparse
+from graphwd.steps.pipeline import concrete, plan
+from graphwd.steps.read import ConcreteFunction, read, variables_of
+
+Array = np.ndarray
+
+_ROUNDING = 1024
+"""Units in the last place: what a sum of a few numbers may lose when it cancels; random numbers differ by millions."""
+
+
+_NOTHING = 2.0**-20
+"""A share that is none."""
+
+
+class Settings(NamedTuple):
+    """How steps are verified.
+
+    Attributes:
+        runs: how many are run.
+        tolerance: the largest error that is right, in units in the last place.
+        seed: of the arguments that are made.
+    """
+
+    runs: int
+    tolerance: float
+    seed: int
+
+
+class Call(NamedTuple):
+    """The arguments of one run, as the step takes them and as its tensors."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    flat: list[tf.Tensor]
+
+
+@dataclass
+class _Account:
+    """What is known of one variable or output, and what was found.
+
+    Attributes:
+        name: what it is called.
+        variable: the variable of the step; None for an output.
+        rule: the rule that decays it; None where none does.
+        certain: whether the whole step says what it must be.
+        missing: whether its rule decays it, but the plan does not.
+        left: whether a rule would decay it, and the plan leaves it, as the policy allows.
+    """
+
+    name: str
+    variable: Variable | None = None
+    rule: Rule | None = None
+    certain: bool = False
+    missing: bool = False
+    left: bool = False
+    error: float = 0.0
+    decay: float = 0.0
+    fits: bool = True
+    seen: bool = False
+    reason: str = ""
+    learning_rate: RateCheck | None = None
+
+    @property
+    def scaled(self) -> bool:
+        """Whether its decay is multiplied by the learning rate."""
+        return self.rule is not None and is_decoupled(self.rule) and self.rule.semantics.scale is Scale.LR
+
+    def checked(self, tolerance: float, function: str) -> Checked:
+        """What was found, for the report."""
+        if self.error > tolerance or self.reason:
+            verdict = Verdict.WRONG
+        elif self.rule is not None and self.decay <= 2 * tolerance:
+            verdict = Verdict.UNSEEN
+        else:
+            verdict = Verdict.RIGHT
+        whole = self.seen and (self.certain or self.fits) and not self.left
+        kind = Kind.WHOLE if whole else Kind.PLAN
+        decayed = self.rule is not None
+        return Checked(
+            self.name, decayed, self.error, self.decay, verdict, kind, self.learning_rate, self.reason, function
+        )
+
+
+def is_decoupled(rule: Rule) -> bool:
+    """Whether a rule multiplies the weight, where others add to the gradient."""
+    return rule.semantics.mode is Mode.DECOUPLED
+
+
+class SideBySide:
+    """One trace of a step beside its rewritten form."""
+
+    def __init__(
+        self,
+        step: ConcreteFunction,
+        rewritten: Callable[..., Any],
+        policy: Policy,
+        arguments: Callable[[np.random.Generator], Call],
+        variables: Sequence[tf.Variable] | None,
+        settings: Settings,
+    ) -> None:
+        """Finds out what can be said of each variable without the plan.
+
+        Args:
+            step: the trace.
+            rewritten: what was made of it.
+            policy: the policy.
+            arguments: makes those of a run.
+            variables: the variables of ``rewritten`` in the order of the captures of ``step``, where they are others.
+            settings: how it is verified.
+
+        Raises:
+            PlanError: the policy does not fit the step.
+            VerifyError: the variables do not fit together.
+        """
+        self._step, self._rewritten, self._arguments, self._settings = step, rewritten, arguments, settings
+        self._decided = plan(step, policy)
+        self._decided.check()
+        self._graph = read(step)
+        self._mine = variables_of(step)
+        theirs = list(self._mine if variables is None else variables)[: len(self._mine)]
+        if len(self._mine) != len(theirs):
+            raise VerifyError(f"the original has {len(self._mine)} variables, the rewritten step {len(theirs)}")
+        self._random = np.random.default_rng(settings.seed)
+        self._first = arguments(self._random)
+        by_handle = {id(each.handle): place for place, each in enumerate(self._mine)}
+        given = {
+            id(leaf.handle): leaf
+            for leaf in tf.nest.flatten((self._first.args, self._first.kwargs))
+            if isinstance(leaf, tf.Variable)
+        }
+        for handle, variable in given.items():
+            if handle not in by_handle:
+                by_handle[handle] = len(self._mine)
+                self._mine.append(variable)
+                theirs.append(variable)
+        self._theirs = theirs
+        names = [argument.name for argument in step.function_def.signature.input_arg]
+        captured: Any = step.captured_inputs
+        handles = zip(names, (*self._first.flat, *captured), strict=True)
+        self._places = {
+            self._graph.handles[name].id: by_handle[id(tensor)]
+            for name, tensor in handles
+            if name in self._graph.handles and id(tensor) in by_handle
+        }
+        self._accounts = self._open(policy)
+        scaled = {each.variable.id: each.rule for each in self._accounts if each.scaled and each.variable and each.rule}
+        injections = [each for each in self._decided.injections if each.variable.id in scaled]
+        # Where the learning rate is a constant, the plan has multiplied it out.
+        constant = {each.variable.id for each in injections if each.learning_rate is None}
+        numbers = {(each.variable.id, each.rate) for each in injections if each.variable.id in constant}
+        several = {i for i, rate in numbers if any(i == j and rate != other for j, other in numbers)}
+        self._numbers = {i: rate / scaled[i].weight_decay for i, rate in numbers if i not in several}
+        self._rates = Rates(step, self._graph, injections, self._numbers)
+        self._outputs: list[_Account | None] = []
+        self._replayed: Reference | None = None
+
+    def _open(self, policy: Policy) -> list[_Account]:
+        """An account for each variable."""
+        rules = self._rules(policy)
+        planned = {injection.variable.id for injection in self._decided.injections}
+        left = policy.leave_not_updated
+        skipped = {each.variable.id for each in self._decided.decisions if left and each.outcome is Outcome.NO_UPDATE}
+        decayed = [each for each in self._graph.variables if each.id in rules and each.id not in skipped]
+        self._notice = notice = Notice(self._graph, decayed)
+        # A decay that comes before the update, in the gradient or in the weight, is seen by what the update is made of.
+        self._early = any(_is_early(rules[each.id], notice.writing(each)) for each in decayed)
+        accounts = [_Account(variable.name.removesuffix(":0")) for variable in self._mine]
+        for variable in self._graph.variables:
+            if variable.id not in self._places:
+                continue
+            account = accounts[self._places[variable.id]]
+            account.variable, account.left = variable, variable.id in skipped
+            writing = notice.writing(variable)
+            reached = self._early or notice.affects(variable)
+            if variable in decayed and writing is not None:
+                account.rule = rules[variable.id]
+                account.missing = variable.id not in planned
+                account.certain = not reached and _says(account.rule, writing)
+                account.reason = self._other_rows(variable, account.rule, writing)
+            else:
+                account.certain = not reached and not account.left
+                if variable.id in planned:
+                    account.reason = "no rule decays it, but the plan does"
+        return accounts
+
+    def _other_rows(self, variable: Variable, rule: Rule, writing: Writing) -> str:
+        """What is wrong with the rows that the plan decays, for which rows a step touches only the plan says."""
+        if not writing.once or not is_decoupled(rule):
+            return ""
+        asked = writing.rows and rule.sparse is Sparse.TOUCHED
+        planned = {each.rows for each in self._decided.injections if each.variable.id == variable.id}
+        return "" if planned <= {asked} else "the plan decays other rows of it than its rule says"
+
+    def _rules(self, policy: Policy) -> dict[int, Rule]:
+        """By the number of each variable the rule that asks for a decay, whatever the plan makes of it."""
+        known = {each.variable.id: each.writes for each in self._decided.decisions}
+        found: dict[int, Rule] = {}
+        for variable in self._graph.variables:
+            if variable.trainable:
+                writes = known.get(variable.id) or VariableWrites(variable, (), (), (), frozenset())
+                rule = policy.decide(subject(writes))
+                if rule is not None and rule.weight_decay:
+                    found[variable.id] = rule
+        return found
+
+    def run(self, function: str = "") -> Verification:
+        """Runs both, and says what was found; the variables are left as they were.
+
+        Args:
+            function: what the report calls the trace, where there are several.
+
+        Returns:
+            What was found.
+
+        Raises:
+            VerifyError: the step cannot be verified: it is random, it fails, or a decay lies in the function of a
+                dataset.
+        """
+        start, theirs = _values(self._mine), _values(self._theirs)
+        try:
+            found = self._run()
+        finally:
+            _assign(self._mine, start)
+            _assign(self._theirs, theirs)
+        tolerance = self._settings.tolerance
+        variables = tuple(each.checked(tolerance, function) for each in self._accounts)
+        outputs = tuple(each.checked(tolerance, function) for each in self._outputs if each is not None)
+        return Verification(variables, found, self._settings.runs, outputs)
+
+    def _run(self) -> tuple[str, ...]:
+        state = _values(self._mine)
+        found: tuple[str, ...] = ()
+        moving: tuple[list[Array], Call] | None = None
+        for number in range(self._settings.runs):
+            call = self._arguments(self._random) if number else self._first
+            plain, outputs = self._after(self._mine, state, self._original(call))
+            if number == 0:
+                again, outputs_again = self._after(self._mine, state, self._original(call))
+                _refuse_random(self._step, plain, again)
+                self._open_outputs(outputs, outputs_again)
+                # The first run of a traced function may round otherwise than later ones.
+                plain, outputs = again, outputs_again
+                rewritten = concrete(self._rewritten, *call.args, **call.kwargs)
+                found = tuple(races(read(rewritten)))
+            self._compare(_Run(call, state, plain, outputs))
+            if moving is None or number == 1 or self._moves(state, plain):
+                moving = state, call
+            state = plain
+        if moving is not None:
+            self._compare_at_other_rates(*moving)
+            self._probe(*moving)
+        self._find_averages(state, self._first)
+        return found
+
+    def _compare_at_other_rates(self, state: Sequence[Array], call: Call) -> None:
+        """Holds both steps against each other where learning rates are doubled: a decay must not know them by heart."""
+        doubled = self._rates.doubled(state, self._places) if self._rates else None
+        if doubled is not None:
+            self._compare(_Run(call, doubled, *self._after(self._mine, doubled, self._original(call))))
+
+    def _find_averages(self, state: Sequence[Array], call: Call) -> None:
+        """Finds what is decayed and is an average of another variable; not where a rule says what its update is."""
+        asked = [
+            place
+            for place, account in enumerate(self._accounts)
+            if account.rule is not None and account.rule.update is None and not account.missing
+        ]
+        shapes = [value.shape for value in state]
+        if not any(shapes.count(shapes[place]) > 1 for place in asked):
+            return
+        made: list[tuple[Sequence[Array], Sequence[Array]]] = []
+        for _ in range(2):
+            moved = [
+                self._moved(value) if variable.trainable and variable.dtype.is_floating else value
+                for variable, value in zip(self._mine, state, strict=True)
+            ]
+            try:
+                made.append((moved, self._after(self._mine, moved, self._original(call))[0]))
+            except VerifyError:
+                return  # the step does not stand that
+        for place, average in find_averages(made, asked).items():
+            if average.keeps < _NOTHING and not self._is_copy(place, average.of, made, call):
+                continue
+            kept = f"{average.keeps:.4g} of itself and the rest of" if average.keeps >= _NOTHING else "a copy of"
+            self._accounts[
+                place
+            ].reason = f"it is decayed, but what the step makes of it is {kept} '{self._accounts[average.of].name}'"
+
+    def _is_copy(
+        self, place: int, of: int, made: Sequence[tuple[Sequence[Array], Sequence[Array]]], call: Call
+    ) -> bool:
+        """Of two variables that become the same, whether one is the copy: what it was does not matter to the other."""
+        (state, after), (other, _) = made[0], made[1]
+        moved = [other[place] if each == place else value for each, value in enumerate(state)]
+        now, _ = self._after(self._mine, moved, self._original(call))
+        return ulps(after[of], now[of], state[of], whole=True) <= _ROUNDING
+
+    def _moved(self, value: Array) -> Array:
+        """A weight a little elsewhere."""
+        noise = self._random.normal(size=value.shape)
+        wide = value.astype(np.float64)
+        return np.asarray(wide * (1 + noise / 8) + noise / 64).astype(value.dtype)
+
+    def _original(self, call: Call) -> Callable[[], Any]:
+        return lambda: _leaves(self._step(*call.args, **call.kwargs))
+
+    def _moves(self, before: Sequence[Array], after: Sequence[Array]) -> bool:
+        """Whether a run updates all that is decayed by a learning rate."""
+        places = [place for place, account in enumerate(self._accounts) if account.scaled]
+        return all(before[place].tobytes() != after[place].tobytes() for place in places)
+
+    def _open_outputs(self, first: Sequence[Any], second: Sequence[Any]) -> None:
+        """An account for each output of the step; none for one that no two runs agree on."""
+        results = len(self._graph.root.results)
+        for position, (one, other) in enumerate(zip(first, second, strict=True)):
+            if one is None or ulps(one, other, one, whole=True) > _ROUNDING:
+                self._outputs.append(None)
+                continue
+            reached = self._early or len(first) != results or self._notice.affects_result(position)
+            self._outputs.append(_Account(f"output {position}", certain=not reached))
+
+    def _compare(self, run: _Run) -> None:
+        """Holds one run of the rewritten step against the original."""
+        actual, outputs = self._after(
+            self._theirs, run.state, lambda: _leaves(self._rewritten(*run.call.args, **run.call.kwargs)), "rewritten"
+        )
+        run.rates.update(self._numbers)
+        if self._rates:
+            self._after(self._mine, run.state, lambda: run.rates.update(self._rates.run(run.call.flat)))
+        for place, account in enumerate(self._accounts):
+            before, plain, now = run.state[place], run.plain[place], actual[place]
+            if account.rule is not None:
+                self._compare_decayed(account, run, place, now)
+            else:
+                self._compare_other(account, before, plain, now, lambda place=place: self._replay(run)[0][place])
+        if len(outputs) != len(self._outputs):
+            raise VerifyError(
+                f"the original step returns {len(self._outputs)} tensors, the rewritten one {len(outputs)}"
+            )
+        for position, account in enumerate(self._outputs):
+            if account is not None:
+                plain, now = run.outputs[position], outputs[position]
+                replay = lambda position=position: self._replay(run)[1][position]  # noqa: E731
+                self._compare_other(account, plain, plain, now, replay)
+
+    def _compare_decayed(self, account: _Account, run: _Run, place: int, now: Array) -> None:
+        before, plain = run.state[place], run.plain[place]
+        changed = before.tobytes() != plain.tobytes()
+        expected, known = self._formula(account, run, place)
+        if account.missing and changed and not (account.certain and not account.scaled):
+            account.error = float("inf")
+            return
+        if account.certain:
+            if not known.all():
+                expected = np.where(known, expected, self._replay(run)[0][place])
+        else:
+            account.fits &= ulps(_where(known, expected, now), now, before) <= self._settings.tolerance
+            expected = self._replay(run)[0][place]
+        account.seen |= bool(known.any())
+        account.error = max(account.error, ulps(expected, now, before))
+        account.decay = max(account.decay, ulps(expected, plain, before))
+
+    def _formula(self, account: _Account, run: _Run, place: int) -> tuple[Array, Array]:
+        """What a decayed weight must be by the whole step, and for which of its elements that is known."""
+        rule, variable = account.rule, account.variable
+        assert rule is not None
+        assert variable is not None
+        before, plain = run.state[place], run.plain[place]
+        nothing = np.zeros(plain.shape, bool)
+        if not is_decoupled(rule):
+            return plain, nothing
+        rate = rule.weight_decay
+        if account.scaled:
+            if variable.id not in run.rates:
+                return plain, nothing
+            rate *= run.rates[variable.id]
+        source = plain if rule.semantics.order is Order.AFTER else before
+        full = plain.astype(np.float64) - rate * source.astype(np.float64)
+        changed = ~((plain == before) | ((plain != plain) & (before != before)))
+        writing = self._notice.writing(variable)
+        assert writing is not None
+        if writing.rows and rule.sparse is Sparse.TOUCHED and plain.ndim:
+            known = nothing | changed.reshape(len(plain), -1).any(axis=1).reshape(-1, *[1] * (plain.ndim - 1))
+        else:
+            known = np.full(plain.shape, bool(changed.any()) or writing.always)
+        return full.astype(plain.dtype), known
+
+    def _compare_other(
+        self, account: _Account, before: Array, plain: Array, now: Array, replay: Callable[[], Array]
+    ) -> None:
+        """Holds what no rule decays against the original, and where a decay may reach it against the plan."""
+        error = ulps(plain, now, before, whole=True)
+        account.seen = True
+        account.fits &= error <= self._settings.tolerance
+        if not account.certain:
+            expected = replay()
+            in_pieces = ulps(expected, now, before, whole=True)
+            # Where the plan does not reach it either, the pieces of a compiled step may round otherwise than the whole.
+            untouched = ulps(expected, plain, before, whole=True) <= self._settings.tolerance
+            error = min(error, in_pieces) if untouched else in_pieces
+        account.error = max(account.error, error)
+
+    def _replay(self, run: _Run) -> tuple[list[Array], list[Any]]:
+        """The variables and results of the original, run in pieces with the decays of the plan."""
+        if run.replay is None:
+            if self._replayed is None:
+                self._replayed = Reference(self._step, self._decided.injections)
+            reference = self._replayed
+            run.replay = self._after(self._mine, run.state, lambda: _leaves(reference.run(run.call.flat)))
+        return run.replay
+
+    def _probe(self, state: Sequence[Array], call: Call) -> None:
+        """Puts the learning rates to the test."""
+        slots = [
+            place
+            for place, account in enumerate(self._accounts)
+            if account.variable is not None and not account.variable.trainable
+        ]
+        run = lambda state, step: self._after(self._mine, state, step)[0]  # noqa: E731
+        found = self._rates.probe(call.flat, run, state, self._places, slots) if self._rates else {}
+        found |= dict.fromkeys(self._rates.nowhere, False)  # what is not there is no factor of the update
+        for account in self._accounts:
+            if not account.scaled or account.missing:
+                continue
+            assert account.variable is not None
+            assert account.rule is not None
+            writing = self._notice.writing(account.variable)
+            assert writing is not None
+            is_factor = found.get(account.variable.id)
+            account.learning_rate = RateCheck.PROBED if is_factor else RateCheck.PLAN
+            # What a rule names is the user's own word; an update that is no sum need not be a multiple of its rate.
+            named = account.rule.learning_rate is not None
+            if is_factor is False and account.certain and writing.adds and not named:
+                account.learning_rate = RateCheck.REFUTED
+                name = self._rates.name(account.variable.id)
+                account.reason = (
+                    f"its decay is multiplied by '{name}', which is not its learning rate: doubled, it does not double "
+                    "the update"
+                )
+
+    def _after(
+        self, variables: Sequence[tf.Variable], state: Sequence[Array], run: Callable[[], Any], what: str = "original"
+    ) -> tuple[list[Array], Any]:
+        """The variables after a run from some state, and what it gives."""
+        _assign(variables, state)
+        try:
+            result = run()
+        except tf.errors.OpError as error:
+            reason = str(error.message).partition("[[{{")[0].strip().splitlines()[-1:]
+            raise VerifyError(f"the {what} step fails on these arguments: {' '.join(reason)}") from error
+        return _values(variables), result
+
+
+@dataclass
+class _Run:
+    """One run of the original.
+
+    Attributes:
+        call: its arguments.
+        state: the variables before it.
+        plain: the variables after it.
+        outputs: what it returned.
+        rates: the learning rate of each variable in it, by its number.
+        replay: what it is with the decays of the plan, once that is known.
+    """
+
+    call: Call
+    state: Sequence[Array]
+    plain: Sequence[Array]
+    outputs: Sequence[Any]
+    rates: dict[int, float] = field(default_factory=dict)
+    replay: tuple[list[Array], list[Any]] | None = None
+
+
+def _says(rule: Rule, writing: Writing) -> bool:
+    """Whether a run of the whole original says what a decayed variable must be."""
+    return is_decoupled(rule) and writing.once and (rule.semantics.order is Order.AFTER or writing.adds)
+
+
+def _is_early(rule: Rule, writing: Writing | None) -> bool:
+    """Whether a decay may come before the last write of its variable."""
+    if writing is None or _says(rule, writing):
+        return False
+    return not is_decoupled(rule) or rule.semantics.order is Order.BEFORE
+
+
+def _where(known: Array, expected: Array, other: Array) -> Array:
+    return np.where(np.broadcast_to(known, expected.shape), expected, other)
+
+
+def _leaves(result: Any) -> list[Any]:
+    """What a step returns, as arrays; None for what is no content, such as a handle."""
+    tensors = [leaf for leaf in tf.nest.flatten(result, expand_composites=True) if tf.is_tensor(leaf)]
+    return [None if tensor.dtype in (tf.resource, tf.variant) else tensor.numpy() for tensor in tensors]
+
+
+def _values(variables: Iterable[tf.Variable]) -> list[Array]:
+    return [variable.numpy() for variable in variables]
+
+
+def _assign(variables: Iterable[tf.Variable], values: Iterable[Array]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _refuse_random(step: Any, first: Sequence[Array], second: Sequence[Array]) -> None:
+    # The first run of a traced function may round otherwise than later ones.
+    if all(ulps(one, two, one, whole=True) <= _ROUNDING for one, two in zip(first, second, strict=True)):
+        return
+    ops = {op.type for op in step.graph.get_operations() if "Random" in op.type or op.type == "TruncatedNormal"}
+    hint = f": it draws random numbers ({', '.join(sorted(ops))})" if ops else ""
+    raise VerifyError(f"the step gives different results from the same state{hint}; verify it without that")

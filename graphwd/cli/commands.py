@@ -1,0 +1,307 @@
+"""The commands of the command line: what each says of itself, its flags, and what it does."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from absl import flags
+
+from graphwd.errors import StepError, UsageError
+from graphwd.planning.render import as_html, as_json, as_table, decays_as_html, decays_as_json, decays_as_table
+from graphwd.policy.rules import load_policy
+
+_STEP_FN = """\
+STEP_FN is one of
+  DIR or DIR:NAME           a SavedModel; all its functions and signatures that train, or those of one name
+  path/to/model.meta        a TensorFlow 1 MetaGraph, with its checkpoint beside it
+  path/to/file.py:ATTR      an attribute of a Python file
+  package.module:ATTR       an attribute of a module, looked for in the current folder first
+  NAME                      an attribute of the file or module given by --module, else of ./step_fn.py
+ATTR may be dotted (trainer.step). It is a tf.function with an input_signature or traces, a ConcreteFunction, or a
+function without parameters that returns one of these. The file is imported, so its code runs; of a SavedModel nothing
+is run.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: what it says of itself, the flags it defines, and what it does with what is left."""
+
+    usage: str
+    about: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues, Sequence[str]], None]
+
+
+def _define_step(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("policy", None, "the policy file (.yaml, or a cuda-convnet .cfg); required", flag_values=values)
+    flags.DEFINE_string("module", None, "the file or module that holds a plain STEP_FN", flag_values=values)
+
+
+def _define_rewrite(values: flags.FlagValues) -> None:
+    _define_step(values)
+    _define_output(values, "ATTR_decayed or DIR_decayed")
+
+
+def _define_output(values: flags.FlagValues, default: str) -> None:
+    flags.DEFINE_string("output", None, f"the SavedModel directory to write; by default {default}", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "replace the output if it exists, in one step", flag_values=values)
+    flags.DEFINE_bool(
+        "link",
+        False,
+        "hard-link the weights of a SavedModel where its file system cannot share them",
+        flag_values=values,
+    )
+
+
+def _define_strip(values: flags.FlagValues) -> None:
+    _define_output(values, "DIR_stripped")
+
+
+def _define_plan(values: flags.FlagValues) -> None:
+    _define_step(values)
+    flags.DEFINE_enum("format", "table", ["table", "json", "html"], "how to show the plan", flag_values=values)
+    flags.DEFINE_enum(
+        "device",
+        None,
+        ["CPU", "GPU"],
+        "check also that all that would be injected has a kernel on such a device, and adds no copy between it and the "
+        "host; the device need not be there",
+        flag_values=values,
+    )
+
+
+def _define_verify(values: flags.FlagValues) -> None:
+    _define_step(values)
+    flags.DEFINE_string("rewritten", None, "the SavedModel that rewrite wrote of STEP_FN; required", flag_values=values)
+    flags.DEFINE_integer("runs", 5, "how many steps are run", flag_values=values, lower_bound=1)
+    flags.DEFINE_float(
+        "tolerance",
+        4.0,
+        "the largest error that is right, in units in the last place",
+        flag_values=values,
+        lower_bound=0,
+    )
+
+
+def _step_fn(positional: Sequence[str], what: str = "STEP_FN") -> str:
+    if len(positional) != 1:
+        given = f"got {' '.join(positional)}" if positional else "none was given"
+        raise UsageError(f"exactly one {what} is needed, {given}")
+    return positional[0]
+
+
+def _as_files(text: str, values: flags.FlagValues) -> tuple[str, str | None] | None:
+    """The SavedModel or ``.meta`` file that a user named, and the function of it; None for a Python step."""
+    path, _, name = text.rpartition(":")
+    if os.path.isdir(text) or text.endswith(".meta"):
+        model = text, None
+    elif path and (os.path.isdir(path) or path.endswith(".meta")):
+        model = path, name
+    else:
+        return None
+    if "module" in values and values["module"].value is not None:
+        raise UsageError(f"{text} says itself where it is; leave --module {values['module'].value} out")
+    return model
+
+
+def _stem(path: str) -> str:
+    return os.path.normpath(path).removesuffix(".meta")
+
+
+def _policy_path(values: flags.FlagValues) -> str:
+    path: str | None = values["policy"].value
+    if path is None:
+        raise UsageError("--policy is missing; write --policy policy.yaml")
+    return path
+
+
+def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    text = _step_fn(positional)
+    policy = load_policy(_policy_path(values))
+    model = _as_files(text, values)
+    if model is None and values["link"].value:
+        raise UsageError("--link is for the files of a SavedModel; a Python step is saved anew: leave --link out")
+    options = {"overwrite": bool(values["overwrite"].value), "link": bool(values["link"].value)}
+    # Only now, with the command line and the policy known to be sound, wait for TensorFlow.
+    _import_tensorflow()
+    from graphwd.models.export import export
+    from graphwd.models.saved_model import rewrite_saved_model
+    from graphwd.steps.load import find_step
+
+    if model is not None:
+        path, name = model
+        target = values["output"].value or f"{_stem(path)}_decayed"
+        plan = rewrite_saved_model(path, target, policy, None if name is None else [name], **options)
+    else:
+        with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
+            found = find_step(text, values["module"].value)
+            target = values["output"].value or f"{found.name}_decayed"
+            plan = export(found.step, found.name, policy, target, overwrite=options["overwrite"])
+    print(as_table(plan.record()))
+    print(f"wrote {target}")
+
+
+def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    text = _step_fn(positional)
+    policy = load_policy(values["policy"].value) if values["policy"].value is not None else None
+    model = _as_files(text, values)
+    if policy is None and model is None:
+        _policy_path(values)
+    _import_tensorflow()
+    from graphwd.models.export import plan_export
+    from graphwd.models.saved_model import describe_saved_model, plan_saved_model
+    from graphwd.steps.load import find_step
+
+    if model is not None and policy is None:
+        _describe(values, describe_saved_model(model[0]))
+        return
+    assert policy is not None
+    if model is not None:
+        path, name = model
+        decided = plan_saved_model(path, policy, None if name is None else [name])
+    else:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = find_step(text, values["module"].value)
+            decided = plan_export(found.step, found.name, policy)
+    record = decided.record()
+    checked = None
+    if values["device"].value is not None and not decided.problems:
+        from graphwd.checking.kernels import check_device
+
+        checked = check_device(decided, str(values["device"].value))
+        record["device"] = checked.record()
+    if values["format"].value == "table":
+        record["problems"] = []  # they go to standard error, below
+    print(_FORMATS[str(values["format"].value)](record))
+    decided.check()
+    if checked is not None:
+        checked.check()
+
+
+def _describe(values: flags.FlagValues, decays: Sequence[Mapping[str, Any]]) -> None:
+    """Says what graphwd has done to a model."""
+    if not decays:
+        _policy_path(values)
+    if values["device"].value is not None:
+        raise UsageError("--device checks a plan: give --policy, and a model that graphwd has not rewritten")
+    print(_DESCRIPTIONS[str(values["format"].value)](decays))
+
+
+def _strip(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    text = _step_fn(positional, "DIR")
+    _import_tensorflow()
+    from graphwd.models.saved_model import strip
+
+    target = values["output"].value or f"{_stem(text)}_stripped"
+    count = strip(text, target, overwrite=bool(values["overwrite"].value), link=bool(values["link"].value))
+    print(f"took {count} decay{'' if count == 1 else 's'} out")
+    print(f"wrote {target}")
+
+
+def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    text = _step_fn(positional)
+    if values["rewritten"].value is None:
+        raise UsageError("--rewritten is missing; write --rewritten DIR with the SavedModel that rewrite wrote")
+    policy = load_policy(_policy_path(values))
+    _import_tensorflow()
+    from graphwd.checking.verify import verify_pairs
+    from graphwd.checking.verify_files import for_some, model_pairs, step_pairs
+    from graphwd.steps.load import find_step
+
+    with contextlib.redirect_stdout(sys.stderr):
+        model = _as_files(text, values)
+        if model is not None:
+            if model[0].endswith(".meta"):
+                raise UsageError(f"{text}: a .meta file cannot be verified; verify a SavedModel of the graph")
+            pairs = model_pairs(*model, values["rewritten"].value)
+            policy = for_some(policy) if len(pairs) > 1 else policy
+        else:
+            found = find_step(text, values["module"].value)
+            pairs = step_pairs(found.step, found.name, values["rewritten"].value)
+        verification = verify_pairs(
+            pairs, policy, runs=int(values["runs"].value or 1), tolerance=float(values["tolerance"].value or 0)
+        )
+    print(verification)
+    verification.check()
+
+
+def _import_tensorflow() -> None:
+    """Imports TensorFlow without its start-up remarks: on standard error graphwd promises one message.
+
+    The remarks come from C++ before any of TensorFlow's own switches takes effect, hence the redirected descriptor.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    try:
+        with open(os.devnull, "wb") as nowhere, _redirected(2, nowhere.fileno()):
+            importlib.import_module("tensorflow").keras  # noqa: B018 - importing Keras makes remarks of its own
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
+            raise StepError("TensorFlow is not installed here; install tensorflow beside graphwd") from None
+        raise StepError(f"TensorFlow does not import: {' '.join(str(error).split())}") from None
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # tf.saved_model.load warns of gradients that nobody asks for
+    logging.getLogger("graphwd").setLevel(logging.ERROR)  # the plan that is printed has the notes
+
+
+@contextlib.contextmanager
+def _redirected(descriptor: int, target: int) -> Iterator[None]:
+    saved = os.dup(descriptor)
+    try:
+        os.dup2(target, descriptor)
+        yield
+    finally:
+        os.dup2(saved, descriptor)
+        os.close(saved)
+
+
+_FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "table": as_table,
+    "json": as_json,
+    "html": as_html,
+}
+
+_DESCRIPTIONS: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
+    "table": decays_as_table,
+    "json": decays_as_json,
+    "html": decays_as_html,
+}
+
+STEP_COMMANDS: Mapping[str, Command] = {
+    "rewrite": Command(
+        "rewrite --policy policy.yaml [--output DIR] [--overwrite] STEP_FN",
+        f"Writes a SavedModel that holds STEP_FN with weight decay, and prints what was done.\n\n{_STEP_FN}",
+        _define_rewrite,
+        _rewrite,
+    ),
+    "plan": Command(
+        "plan --policy policy.yaml [--format table|json|html] [--device GPU] STEP_FN",
+        "Shows what rewrite would do: every trainable variable, its rule, its updates. Writes nothing. Exits with 1\n"
+        "where rewrite would refuse. Of a SavedModel that graphwd has rewritten it says how; that needs no policy.\n\n"
+        f"{_STEP_FN}",
+        _define_plan,
+        _plan,
+    ),
+    "verify": Command(
+        "verify --policy policy.yaml --rewritten DIR STEP_FN",
+        "Runs STEP_FN and what rewrite wrote of it side by side, on made-up inputs: every trace of it, and of a\n"
+        "SavedModel every function that trains. Checks each variable against the formula of its rule, and each output\n"
+        f"against the original, and says what each was held against. Exits with 1 where one is wrong.\n\n{_STEP_FN}",
+        _define_verify,
+        _verify,
+    ),
+    "strip": Command(
+        "strip [--output DIR] [--overwrite] DIR",
+        "Writes a SavedModel without the decay that graphwd has put into DIR; its graph equals the one before.\n",
+        _define_strip,
+        _strip,
+    ),
+}

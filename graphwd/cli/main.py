@@ -1,0 +1,175 @@
+"""The command line: ``graphwd rewrite``, ``graphwd plan``, ``graphwd verify``, ``graphwd help``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import TextIO
+
+from absl import flags
+
+from graphwd.cli.commands import STEP_COMMANDS, Command
+from graphwd.errors import GraphwdError, UsageError
+
+_EXIT_STATUS = """\
+Exit status: 0 done; 1 the step cannot be loaded or rewritten as asked; 2 the command line or the policy is malformed.
+"""
+
+
+def _command_help(command: Command) -> str:
+    values = flags.FlagValues()
+    command.define(values)
+    return f"usage: graphwd {command.usage}\n\n{command.about}\nFlags:\n{_flags_help(values)}\n{_EXIT_STATUS}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: the arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status: 0 done, 1 the step cannot be loaded or rewritten as asked, 2 malformed command line or policy.
+    """
+    _open_closed_streams()
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - it is where descriptor 1 was closed
+        return _ended("standard output is closed, so there is nobody to tell the result to", 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
+    told = io.StringIO()
+    message, status = "", 0
+    try:
+        with contextlib.redirect_stdout(told):
+            _run(list(sys.argv[1:] if argv is None else argv))
+    except GraphwdError as error:
+        message, status = str(error), error.exit_status
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    if failure := _tell(told.getvalue()):
+        message, status = "\n".join(filter(None, [failure, message])), status or 1
+    return _ended(message, status)
+
+
+def _open_closed_streams() -> None:
+    """Opens to nothing what the caller has closed: TensorFlow would print to whatever file is opened next."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
+    if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison] - it is where descriptor 2 was closed
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end of the process
+
+
+def _tell(text: str) -> str:
+    """Prints the answer; returns why that cannot be done, if not for want of a reader."""
+    try:
+        if text:  # /dev/full refuses even to write nothing
+            sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        _drop(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            return f"standard output cannot be written: {error.strerror}"
+    return ""
+
+
+def _ended(message: str, status: int) -> int:
+    """Prints why the command failed, if it did; returns the exit status."""
+    try:
+        if message:
+            print(f"graphwd: {message}", file=sys.stderr)
+        sys.stderr.flush()
+    except OSError:
+        _drop(sys.stderr)
+    return status
+
+
+def _drop(stream: TextIO) -> None:
+    """Lets what a stream still holds go to nothing: at exit Python would fail to write it once more."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "-help", "--helpfull"):
+        print(_overview())
+        return
+    if argv[0] in ("--version", "-version"):
+        from graphwd import __version__
+
+        print(f"graphwd {__version__}")
+        return
+    name, *rest = argv
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command '{name}'; the commands are {', '.join(COMMANDS)} (see graphwd --help)")
+    command = COMMANDS[name]
+    if any(argument in ("-h", "--help", "-help") for argument in rest):
+        print(_command_help(command))
+        return
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    command.define(values)
+    try:
+        positional = values([name, *rest])[1:]
+    except flags.Error as error:
+        raise UsageError(f"{error} (see graphwd {name} --help)") from None
+    command.run(values, positional)
+
+
+def _overview() -> str:
+    lines = [f"  graphwd {command.usage}" for command in COMMANDS.values()]
+    return "\n".join(
+        [
+            "graphwd gives a TensorFlow training step weight decay, variable by variable.",
+            "",
+            "usage:",
+            *lines,
+            "",
+            "graphwd COMMAND --help says more of a command, graphwd help TOPIC of",
+            f"  {', '.join(_topics())}",
+            "",
+            _EXIT_STATUS,
+        ]
+    )
+
+
+def _flags_help(values: flags.FlagValues) -> str:
+    lines = []
+    for name in sorted(values):
+        flag = values[name]
+        choices = getattr(flag.parser, "enum_values", None)
+        kind = "" if flag.boolean else " " + ("|".join(choices) if choices else "VALUE")
+        default = "" if flag.default is None or flag.boolean else f" (default: {flag.default})"
+        lines.append(f"  --{name}{kind}\n      {flag.help}{default}")
+    return "\n".join(lines) + "\n"
+
+
+def _help(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    del values
+    if len(positional) != 1 or positional[0] not in _topics():
+        raise UsageError(f"name one topic: {', '.join(_topics())}")
+    print((_docs() / f"{positional[0]}.md").read_text(encoding="utf-8"))
+
+
+def _docs() -> Traversable:
+    return resources.files("graphwd") / "docs"
+
+
+def _topics() -> list[str]:
+    return sorted(file.name.removesuffix(".md") for file in _docs().iterdir() if file.name.endswith(".md"))
+
+
+def _define_nothing(values: flags.FlagValues) -> None:
+    del values
+
+
+COMMANDS: Mapping[str, Command] = {
+    **STEP_COMMANDS,
+    "help": Command("help TOPIC", "Shows a page of the documentation.\n", _define_nothing, _help),
+}

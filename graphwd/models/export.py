@@ -1,0 +1,233 @@
+"""Writes a rewritten Python step as a SavedModel that trains wherever TensorFlow runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from graphwd.errors import StepError
+from graphwd.models.files import new_directory, refuse_existing
+from graphwd.planning.planner import Plan
+from graphwd.policy.rules import Policy
+from graphwd.rewriting.whole_plan import merged, tried
+from graphwd.steps.decorator import with_weight_decay
+from graphwd.steps.pipeline import Prepared, prepare
+from graphwd.steps.read import ConcreteFunction, is_concrete, rooted, trace, traces, variables_of
+
+_VARIABLES = "variables_of_the_step"
+
+
+def concrete_functions(step: Any, name: str) -> list[ConcreteFunction]:
+    """The traces that a step can be rewritten by.
+
+    Args:
+        step: a ``tf.function`` or a ``ConcreteFunction``.
+        name: its name, for the error.
+
+    Returns:
+        The step itself where it is concrete, the trace of its ``input_signature``, or every trace that it holds.
+
+    Raises:
+        StepError: it has neither, so nobody said what its arguments are; or it does not trace.
+    """
+    if is_concrete(step):
+        return [step]
+    if step.input_signature is not None:
+        return [trace(step, (), {})]
+    if found := traces(step):
+        return found
+    raise StepError(
+        f"{name}: the tf.function has no input_signature and was never traced, so its arguments are not known; give "
+        "it an input_signature, or call its get_concrete_function where the file is imported"
+    )
+
+
+def plan_export(step: Any, name: str, policy: Policy) -> Plan:
+    """Decides what `export` would do, and writes nothing.
+
+    Args:
+        step: a ``tf.function`` or a ``ConcreteFunction``.
+        name: the name under which the function would be saved.
+        policy: the policy.
+
+    Returns:
+        The plan, of all traces; where `export` would refuse, its ``problems`` say why.
+
+    Raises:
+        StepError: the arguments of the step are not known, or it does not trace.
+        RewriteError: the step is rewritten already.
+    """
+    prepared = [prepare(concrete, policy) for concrete in concrete_functions(step, name)]
+    return merged([tried(each.plan) for each in prepared], _problems(prepared, name))
+
+
+def _problems(prepared: Sequence[Prepared], name: str) -> Iterator[str]:
+    """Why steps cannot be saved, where that can be told before."""
+    if hasattr(tf.Module, name) or name == _VARIABLES:
+        yield f"a SavedModel cannot hold a function named '{name}'; give the step another name"
+    if any(map(_captures_other_resources, (each.step for each in prepared))):
+        yield (
+            "the step uses a resource that is no variable, as a lookup table or the iterator of a dataset is, and that "
+            "it was not given; a SavedModel of the step cannot hold it: give the step what comes out of it"
+        )
+
+
+def _captures_other_resources(step: ConcreteFunction) -> bool:
+    captures: Any = step.captured_inputs
+    handles = {id(variable.handle) for variable in variables_of(step)}
+    return any(tensor.dtype == tf.resource and id(tensor) not in handles for tensor in captures)
+
+
+def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
+    """Rewrites a step and writes it as a SavedModel.
+
+    The SavedModel holds the function under its own name, every variable that it uses, and for each trace a signature:
+    ``name`` for the first, ``name_1`` for the second. A signature takes the step's tensors by the names of its
+    arguments and returns ``output_0``, ``output_1``, ...; for a step that returns none, ``output_0`` is true when the
+    step is done.
+
+    Args:
+        step: a ``tf.function`` or a ``ConcreteFunction``.
+        name: the name under which the function is saved.
+        policy: the policy.
+        target: the directory to write. It appears complete or not at all.
+        overwrite: whether a target that exists is replaced, in one step.
+
+    Returns:
+        The plan, of all traces.
+
+    Raises:
+        GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
+        StepError: the target exists or cannot be written, or the step cannot be saved.
+    """
+    target = Path(target)
+    refuse_existing(target, None, overwrite=overwrite)
+    concretes = concrete_functions(step, name)
+    prepared = [prepare(concrete, policy) for concrete in concretes]
+    plan = merged([each.plan for each in prepared], _problems(prepared, name))
+    plan.check()
+    results = [each.emit().concrete(each.step, keep_variables=True) for each in prepared]
+    holder: Any = tf.Module()
+    setattr(holder, name, results[0] if is_concrete(step) else _retraced(step, policy, concretes))
+    holder.variables_of_the_step = _unique(v for concrete in concretes for v in variables_of(concrete))
+    signatures = {
+        name if i == 0 else f"{name}_{i}": _signature(rewritten)
+        for i, rewritten in enumerate(results)
+        if all(tensor.dtype != tf.resource for tensor in _arguments(rewritten))
+    }
+    with new_directory(target, overwrite=overwrite) as folder:
+        try:
+            tf.saved_model.save(holder, str(folder), signatures=signatures)
+        except (tf.errors.OpError, AssertionError, ValueError, TypeError) as error:
+            raise StepError(f"{target}: the rewritten step cannot be saved: {error}") from error
+    return plan
+
+
+def load_exported(folder: str | os.PathLike[str], name: str) -> tuple[Any, list[tf.Variable]]:
+    """Loads what `export` wrote.
+
+    Args:
+        folder: the SavedModel directory.
+        name: the name of the step.
+
+    Returns:
+        The step, and its variables in the order of the captures of the first trace that was exported.
+
+    Raises:
+        StepError: the directory holds no SavedModel, or none of a step of that name.
+    """
+    loaded = load_model(folder)
+    if not hasattr(loaded, name) or not hasattr(loaded, _VARIABLES):
+        raise StepError(f"{folder}: holds no rewritten step '{name}'; name what 'graphwd rewrite' wrote for this step")
+    loaded_step = getattr(loaded, name)
+    variables = list(getattr(loaded, _VARIABLES))
+    loaded_step.graphwd_module = loaded  # a restored function does not keep its variables
+    return loaded_step, variables
+
+
+def load_function(folder: str | os.PathLike[str], name: str) -> tuple[ConcreteFunction, list[tf.Variable]]:
+    """Loads a SavedModel for one of its functions.
+
+    Args:
+        folder: the SavedModel directory.
+        name: the object path of a function, or the key of a signature.
+
+    Returns:
+        The function, and the variables that it captures, in order.
+
+    Raises:
+        StepError: the directory holds no SavedModel, or none with such a function.
+    """
+    loaded = load_model(folder)
+    found: Any = loaded
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not is_concrete(found) and getattr(found, "concrete_functions", None):
+        found = found.concrete_functions[0]
+    if not is_concrete(found):
+        found = loaded.signatures.get(name) if hasattr(loaded, "signatures") else None
+    if not is_concrete(found):
+        raise StepError(f"{folder}: holds no function or signature '{name}'")
+    found.graphwd_module = loaded  # a restored function does not keep its variables
+    return rooted(found, loaded), variables_of(found)
+
+
+def load_model(folder: str | os.PathLike[str]) -> Any:
+    """Loads a SavedModel.
+
+    Raises:
+        StepError: the directory holds none.
+    """
+    try:
+        return tf.saved_model.load(os.fspath(folder))
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        raise StepError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def _retraced(step: Any, policy: Policy, concretes: Sequence[ConcreteFunction]) -> Any:
+    rewritten = with_weight_decay(policy)(step)
+    for concrete in concretes:
+        # The specs of a trace carry the arguments' names, which tf.function would compare with its input_signature.
+        args, kwargs = tf.nest.map_structure(_unnamed, concrete.structured_input_signature)
+        trace(rewritten, args, kwargs)
+    return rewritten
+
+
+def _unnamed(spec: Any) -> Any:
+    return tf.TensorSpec(spec.shape, spec.dtype) if type(spec) is tf.TensorSpec else spec
+
+
+def _arguments(step: Any) -> list[tf.Tensor]:
+    return step.inputs[: len(step.inputs) - len(step.captured_inputs)]
+
+
+def _signature(step: ConcreteFunction) -> ConcreteFunction:
+    """A function of flat named tensors to named tensors, as a signature must be."""
+    arguments = _arguments(step)
+    names = [argument.name for argument in step.function_def.signature.input_arg][: len(arguments)]
+
+    @tf.function(autograph=False)
+    def signature(**tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        remaining = iter([tensors[name] for name in names])
+        leaves = [
+            next(remaining) if isinstance(leaf, tf.TypeSpec) else leaf
+            for leaf in tf.nest.flatten(step.structured_input_signature, expand_composites=True)
+        ]
+        args, kwargs = tf.nest.pack_sequence_as(step.structured_input_signature, leaves, expand_composites=True)
+        outputs = [
+            leaf for leaf in tf.nest.flatten(step(*args, **kwargs), expand_composites=True) if tf.is_tensor(leaf)
+        ]
+        return {f"output_{i}": tensor for i, tensor in enumerate(outputs or [tf.constant(True)])}
+
+    specs = {
+        name: tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in zip(names, arguments, strict=True)
+    }
+    return signature.get_concrete_function(**specs)
+
+
+def _unique(variables: Any) -> list[tf.Variable]:
+    return list({id(variable): variable for variable in variables}.values())

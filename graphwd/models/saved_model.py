@@ -1,0 +1,348 @@
+"""Rewrites SavedModels as files: their protos are edited, and nothing is loaded, run, or read of their weights.
+
+TensorFlow internals used here, and why there is no public way:
+
+* ``fingerprinting.CreateFingerprintDef``: the hashes in ``fingerprint.pb``, which TensorFlow alone defines.
+
+Checked on TensorFlow 2.16, 2.17, 2.18, 2.19, 2.20 and 2.21 (tools/test_versions).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
+
+from graphwd.errors import StepError
+from graphwd.garbage import collection_paused
+from graphwd.graph.well_formed import check_meta_graph
+from graphwd.models.files import Files, check_files, fill, new_directory, refuse_existing
+from graphwd.models.v1 import describe_main_graph, pending_main_graph, strip_main_graph, trains
+from graphwd.models.v2 import describe_functions, pending_functions, strip_functions
+from graphwd.planning.planner import Plan
+from graphwd.policy.rules import Policy, PolicyLike, as_policy
+from graphwd.rewriting.whole_plan import Pending, merged, tried
+
+_Proto = TypeVar("_Proto", SavedModel, MetaGraphDef)
+
+MODEL_FILE = "saved_model.pb"
+FINGERPRINT_FILE = "fingerprint.pb"
+_SHARD = re.compile(r"variables\.data-\d{5}-of-(\d{5})")
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Bounds the depth of what is read: a chain of thousands of nodes, functions or objects is refused."""
+    try:
+        with collection_paused():
+            yield
+    except RecursionError:
+        raise StepError("the model's graph is nested too deeply to be read") from None
+
+
+def _for_files(policy: PolicyLike) -> Policy:
+    """Reads a policy for a model that is edited as a file, from which what was fused could not be taken out again."""
+    rules = as_policy(policy)
+    if rules.fuse:
+        raise StepError(f"{rules.where}: 'fuse: xla' is for Python steps; leave it out to rewrite a file")
+    return rules
+
+
+@_bounded()
+def plan_saved_model(
+    source: str | os.PathLike[str], policy: PolicyLike, functions: Iterable[str] | None = None
+) -> Plan:
+    """Decides what `rewrite_saved_model` would do, and writes nothing.
+
+    Args:
+        source: a SavedModel directory, or a ``.meta`` file.
+        policy: a `Policy`, a path or a mapping.
+        functions: names of exported functions or signatures; None for all that train.
+
+    Returns:
+        The plan, of all graphs; where `rewrite_saved_model` would refuse, its ``problems`` say why.
+
+    Raises:
+        GraphwdError: the policy or the SavedModel is malformed, or there is no such function.
+    """
+    source, rules = Path(source), _for_files(policy)
+    model = _read(source)
+    pending = model.pending(rules, functions)
+    return merged([tried(each.plan) for each in pending], model.problems())
+
+
+@_bounded()
+def rewrite_saved_model(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    policy: PolicyLike,
+    functions: Iterable[str] | None = None,
+    *,
+    overwrite: bool = False,
+    link: bool = False,
+) -> Plan:
+    """Gives the training steps of a SavedModel, or a TensorFlow 1 MetaGraph, weight decay.
+
+    Save, restore, initializers and every function not asked for stay as they are, and so does every other file.
+
+    Args:
+        source: a SavedModel directory, or a ``.meta`` file; it is never modified.
+        target: the directory to write; it appears complete or not at all. Of a ``.meta`` file it gets the changed file
+            and its checkpoint, under their own names.
+        policy: a `Policy`, a path or a mapping.
+        functions: names of exported functions or signatures, of a TensorFlow 1 SavedModel the tags of a graph; None for
+            all that train.
+        overwrite: whether a target that exists is replaced, in one step.
+        link: whether weights and assets are hard links to those of the source, where they cannot be shared otherwise.
+
+    Returns:
+        The plan, of all graphs.
+
+    Raises:
+        GraphwdError: the policy does not fit the model, the model is malformed, or the target cannot be written.
+    """
+    source, target, rules = Path(source), Path(target), _for_files(policy)
+    model = _read(source)
+    model.refuse_target(target, overwrite=overwrite)
+    pending = model.pending(rules, functions)
+    plan = merged([each.plan for each in pending])
+    plan.check()
+    for problem in model.problems():
+        raise StepError(problem)
+    for each in pending:
+        each.write()
+    model.write(target, overwrite=overwrite, link=link)
+    return plan
+
+
+@_bounded()
+def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Says what graphwd has done to a SavedModel or a MetaGraph.
+
+    Args:
+        source: a SavedModel directory, or a ``.meta`` file.
+
+    Returns:
+        For every decay in it, and every way that leads to it: ``variable``, ``at``, ``where``, ``rate``,
+        ``learning_rate``, ``rows``. Empty where graphwd has not rewritten it.
+
+    Raises:
+        GraphwdError: the SavedModel is malformed.
+    """
+    model = _read(Path(source))
+    describe = describe_functions if model.v2 else describe_main_graph
+    return [decay for meta_graph in model.meta_graphs for decay in describe(meta_graph)]
+
+
+@_bounded()
+def strip(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    link: bool = False,
+) -> int:
+    """Takes graphwd's own decay out of a SavedModel or a MetaGraph again.
+
+    Args:
+        source: a SavedModel, or a ``.meta`` file, that graphwd has rewritten; it is never modified.
+        target: the directory to write. Its graph equals the one that was rewritten.
+        overwrite: whether a target that exists is replaced, in one step.
+        link: whether weights and assets are hard links to those of the source, where they cannot be shared otherwise.
+
+    Returns:
+        How many decays were taken out.
+
+    Raises:
+        GraphwdError: there is none, the model is malformed, or the target cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    model = _read(source)
+    model.refuse_target(target, overwrite=overwrite)
+    take_out_of = strip_functions if model.v2 else strip_main_graph
+    count = sum(take_out_of(meta_graph) for meta_graph in model.meta_graphs)
+    if not count:
+        raise StepError(f"{source}: holds no decay of graphwd")
+    for problem in model.problems():
+        raise StepError(problem)
+    model.write(target, overwrite=overwrite, link=link)
+    return count
+
+
+class _Model:
+    """A SavedModel that was read, to be planned, changed in place, and written with all its other files."""
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+        self._model = read_model(source)
+        self.v2 = is_v2(self._model)
+        self.meta_graphs = list(self._model.meta_graphs)
+
+    def pending(self, rules: Policy, functions: Iterable[str] | None) -> list[Pending]:
+        """What is to be done, for each graph that trains or is asked for."""
+        if self.v2:
+            return [pending_functions(self.meta_graphs[0], rules, functions)]
+        graphs = _training_graphs(self._model, self._source, functions)
+        return [pending_main_graph(meta_graph, rules) for meta_graph in graphs]
+
+    def problems(self) -> Iterator[str]:
+        """Why its files cannot be written anew."""
+        yield from _missing_weights(self._source / "variables")
+        try:
+            check_files(self._source)
+        except StepError as error:
+            yield str(error)
+
+    def refuse_target(self, target: Path, *, overwrite: bool) -> None:
+        refuse_existing(target, self._source, overwrite=overwrite)
+
+    def write(self, target: Path, *, overwrite: bool, link: bool) -> None:
+        _write_model(self._model, self._source, target, overwrite=overwrite, link=link)
+
+
+class _MetaGraph:
+    """A ``.meta`` file that was read, likewise; its other files are those of its checkpoint."""
+
+    v2 = False
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+        self._meta_graph = _read_proto(source, MetaGraphDef())
+        check_meta_graph(self._meta_graph)
+        self.meta_graphs = [self._meta_graph]
+
+    def pending(self, rules: Policy, functions: Iterable[str] | None) -> list[Pending]:
+        """What is to be done."""
+        if functions is not None:
+            raise StepError(f"{self._source}: a .meta file holds one graph; name no function of it")
+        return [pending_main_graph(self._meta_graph, rules)]
+
+    def problems(self) -> Iterator[str]:
+        """Why its files cannot be written anew."""
+        try:
+            check_files(self._source.parent, self._belongs)
+        except StepError as error:
+            yield str(error)
+
+    def refuse_target(self, target: Path, *, overwrite: bool) -> None:
+        if Path(os.path.realpath(target)) in Path(os.path.realpath(self._source)).parents:
+            raise StepError(f"{target}: holds the file that is read, which is never modified; name another --output")
+        refuse_existing(target, None, overwrite=overwrite)
+
+    def write(self, target: Path, *, overwrite: bool, link: bool) -> None:
+        with new_directory(target, overwrite=overwrite) as folder:
+            fill(
+                folder,
+                self._source.parent,
+                {self._source.name: self._meta_graph.SerializeToString(deterministic=True)},
+                Files.LINK if link else Files.COPY,
+                keep=self._belongs,
+            )
+
+    def _belongs(self, path: str) -> bool:
+        """Whether a file beside it is of its checkpoint."""
+        return re.fullmatch(rf"{re.escape(self._source.stem)}\.(index|data-\d+-of-\d+)", path) is not None
+
+
+def is_meta_file(source: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a TensorFlow 1 MetaGraph, not of a SavedModel directory."""
+    return os.fspath(source).endswith(".meta") and not os.path.isdir(source)
+
+
+def _read(source: Path) -> _Model | _MetaGraph:
+    return _MetaGraph(source) if is_meta_file(source) else _Model(source)
+
+
+def _write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bool, link: bool) -> None:
+    """Writes a changed SavedModel with all other files of the original."""
+    files = Files.LINK if link else Files.COPY
+    content = model.SerializeToString(deterministic=True)
+    # Where nothing changed, the fingerprint stays, too: a new one would have another UUID.
+    changed = {} if content == (source / MODEL_FILE).read_bytes() else {MODEL_FILE: content}
+    with new_directory(target, overwrite=overwrite) as folder:
+        fill(folder, source, changed, files, keep=lambda path: not changed or path != FINGERPRINT_FILE)
+        if changed and (source / FINGERPRINT_FILE).exists():
+            # Without one TensorFlow makes do; with a wrong one it would not.
+            with contextlib.suppress(fingerprinting.FingerprintException):
+                path: Any = os.fsencode(folder)  # a path need not be UTF-8; the stubs know no bytes
+                made = fingerprinting.CreateFingerprintDef(path)
+                (folder / FINGERPRINT_FILE).write_bytes(made)
+
+
+def _missing_weights(folder: Path) -> Iterator[str]:
+    """Refuses a model whose checkpoint is not whole: what is written would not load."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    counts = {int(match[1]) for match in map(_SHARD.fullmatch, names) if match}
+    needed = {"variables.index"}
+    needed |= {f"variables.data-{number:05}-of-{count:05}" for count in counts or {1} for number in range(count)}
+    if missing := sorted(needed - names):
+        yield f"{folder / missing[0]}: no such file; the model's weights are not all there"
+
+
+def read_model(source: Path) -> SavedModel:
+    """Reads the proto of a SavedModel.
+
+    Args:
+        source: the directory.
+
+    Returns:
+        The proto.
+
+    Raises:
+        StepError: there is none, or it is malformed.
+    """
+    if not os.path.isdir(source):
+        raise StepError(f"{source}: no such directory; name a SavedModel directory")
+    path = source / MODEL_FILE
+    if not path.exists():
+        for other, what in (("saved_model.pbtxt", "in text form"), ("saved_model.cpb", "in chunks")):
+            if (source / other).exists():
+                raise StepError(f"{source / other}: a SavedModel {what} is not supported; save it as {MODEL_FILE}")
+        raise StepError(f"{source}: holds no {MODEL_FILE}, so it is no SavedModel")
+    if not path.is_file():
+        raise StepError(f"{path}: cannot be read: it is no file")
+    model = _read_proto(path, SavedModel())
+    if not model.meta_graphs:
+        raise StepError(f"{path}: is empty: it holds no graph")
+    for meta_graph in model.meta_graphs:
+        check_meta_graph(meta_graph)
+    return model
+
+
+def _read_proto(path: Path, message: _Proto) -> _Proto:
+    """Reads a file into a message and returns that."""
+    try:
+        message.ParseFromString(path.read_bytes())
+    except OSError as error:
+        raise StepError(f"{path}: cannot be read: {error.strerror}") from None
+    except DecodeError:
+        kind = type(message).__name__
+        raise StepError(f"{path}: is truncated or damaged: it does not parse as a {kind}") from None
+    return message
+
+
+def is_v2(model: SavedModel) -> bool:
+    """Whether a SavedModel has an object graph, as those of TensorFlow 2 have."""
+    return len(model.meta_graphs) == 1 and len(model.meta_graphs[0].object_graph_def.nodes) > 0
+
+
+def _training_graphs(model: SavedModel, source: Path, names: Iterable[str] | None) -> list[MetaGraphDef]:
+    """The MetaGraphDefs of a TensorFlow 1 SavedModel that train, or those of some tags."""
+    by_tags = {",".join(meta_graph.meta_info_def.tags): meta_graph for meta_graph in model.meta_graphs}
+    known = ", ".join(f"'{tags}'" for tags in by_tags)
+    if names is not None:
+        asked = list(names)
+        if missing := [name for name in asked if name not in by_tags]:
+            raise StepError(f"{source}: no graph with the tags '{missing[0]}'; there is {known}")
+        return [by_tags[name] for name in asked]
+    if training := [meta_graph for meta_graph in by_tags.values() if trains(meta_graph)]:
+        return training
+    raise StepError(f"{source}: no graph updates a trainable variable from a gradient; there is {known}")

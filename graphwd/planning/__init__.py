@@ -1,0 +1,1 @@
+"""What will be done: one decision for each variable, and where each decay goes."""

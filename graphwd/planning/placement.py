@@ -1,0 +1,373 @@
+"""Decides where the decay of one variable goes, and refuses where that cannot be known or done."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from graphwd.analysis.direct_terms import terms_after
+from graphwd.analysis.flow import Flow, Flows
+from graphwd.analysis.gradient_entry import Entry, find_entry, named_entry
+from graphwd.analysis.learning_rate import LearningRate, find_learning_rate
+from graphwd.analysis.readiness import find_readiness, refuse_forward_reads, when_ready
+from graphwd.analysis.sites import STRONG, Evidence, Site, Write
+from graphwd.analysis.updates import Update, VariableWrites, group_writes, is_whole, may_continue
+from graphwd.errors import UnclearError
+from graphwd.graph.body import node_of
+from graphwd.graph.edge import Use
+from graphwd.graph.graph import DTYPE_NUMBERS
+from graphwd.graph.ops import Form
+from graphwd.planning.injections import EPSILON, Injection, Where
+from graphwd.policy.globs import glob_matches
+from graphwd.policy.rules import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
+
+
+class RefusedError(Exception):
+    """Why a variable cannot be decayed as asked; said once for all variables of a rule that have the same reason."""
+
+
+def place_decay(rule: Rule, writes: VariableWrites, flows: Flows, *, leaves: bool = False) -> tuple[Injection, ...]:
+    """Decides where the decay of a variable goes.
+
+    Args:
+        rule: the rule that decides it; its rate is not 0.
+        writes: all that the step does to the variable, which it writes.
+        flows: the flow of data in the bodies of the updates.
+        leaves: whether the policy leaves alone what is certain to be no update.
+
+    Returns:
+        One injection for each update that carries the decay.
+
+    Raises:
+        RefusedError: that cannot be known, or is not supported; the message says what to write instead.
+    """
+    try:
+        updates = _certain_updates(rule, writes, leaves=leaves)
+        _check_supported(rule, writes, updates)
+        every = [write.site for update in updates for write in update.writes]
+        return tuple(_injection(rule, update, writes, flows, every) for update in _choose(rule, updates))
+    except UnclearError as reason:
+        raise RefusedError(str(reason)) from None
+
+
+def chosen_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
+    """The updates of a variable, as far as they can be told: those found, or those that the rule names.
+
+    Args:
+        rule: the rule that decides the variable.
+        writes: all that the step does to it.
+
+    Returns:
+        Its updates; none where no write is certain to be one.
+    """
+    if rule.update is None:
+        return writes.updates or (writes.guesses if rule.updates is not Updates.ONE else ())
+    named = [write for write in _in_order(writes) if _is_named(write, rule.update)]
+    return group_writes(writes.variable, named, apart=rule.updates is not Updates.ONE)
+
+
+def _in_order(writes: VariableWrites) -> Sequence[Write]:
+    """Every write of a variable, in program order."""
+    return sorted(writes.writes, key=lambda write: write.number)
+
+
+def _is_named(write: Write, pattern: str) -> bool:
+    return glob_matches(str(write.site), pattern) or glob_matches(write.site.node, pattern)
+
+
+def _certain_updates(rule: Rule, writes: VariableWrites, *, leaves: bool) -> Sequence[Update]:
+    """The updates of a variable that is written; refuses where it is not certain that the writes are updates."""
+    updates = chosen_updates(rule, writes)
+    unsure = writes.updates and writes.guesses and rule.update is None
+    if updates and not unsure:
+        if rule.update is None:
+            _refuse_uncounted(rule, updates)
+        return updates
+    places = "".join(
+        f"\n  {write.site} ({write.site.op}){': ' if write.site in writes.reasons else ''}"
+        f"{writes.reasons.get(write.site, '')}"
+        for write in _in_order(writes)
+    )
+    if rule.update is not None:
+        raise RefusedError(f"'update: {rule.update}' names none of its writes, which are:{places}")
+    if unsure:
+        raise RefusedError(
+            "updated from a gradient, and written from the step's data besides, which may be an update or not; write "
+            f"'update: GLOB' with what is its update:{places}"
+        )
+    if writes.guesses:
+        raise RefusedError(
+            "written from the step's data, while other variables are updated from gradients; if it is a statistic, "
+            "write 'weight_decay: 0' for it, or make it not trainable; if it is an update, write 'update: GLOB' with "
+            f"one of these, or 'updates: each':{places}"
+        )
+    leave = "'not_updated: leave'"
+    others = f" ({leave} is for what is certainly none)" if leaves else f", or {leave} for the whole policy"
+    raise RefusedError(
+        "the step writes it, but no write is seen to come from a gradient and to add to it; if one is its update, "
+        "write 'update: GLOB' with it; if none is, as for an average, a slot variable or a target network, write "
+        f"'weight_decay: 0' for it{others}:{places}"
+    )
+
+
+def _refuse_uncounted(rule: Rule, updates: Sequence[Update]) -> None:
+    """Refuses writes of which it cannot be told whether they are one update or several.
+
+    Those are writes that come from the step's data, of which nothing says what is a gradient, and writes from one
+    gradient that lie in different functions.
+    """
+    uncounted = [update for update in updates if len(update.writes) > 1 and update.evidence is Evidence.DATA_PATH]
+    if rule.updates is not Updates.ONE:
+        uncounted += [u for i, u in enumerate(updates) if any(may_continue(v, u) for v in updates[:i])]
+    if uncounted:
+        places = "".join(f"\n  {write.site} ({write.site.op})" for update in updates for write in update.writes)
+        raise RefusedError(
+            "the step writes it several times, and it cannot be told whether that is one update or several; write "
+            "'update: GLOB' with the writes that make one, or that and 'updates: each' with the last write of "
+            f"each:{places}"
+        )
+
+
+def _check_supported(rule: Rule, writes: VariableWrites, updates: Sequence[Update]) -> None:
+    dtype = writes.variable.dtype
+    partial = any(write.op.partial for update in updates for write in update.writes)
+    if partial and rule.semantics.mode is Mode.COUPLED:
+        raise RefusedError(
+            f"its update ({updates[0].site.op}) writes elements or a slice, whose gradient a coupled decay cannot be "
+            "added to; write a decoupled 'semantics' and 'sparse: all'"
+        )
+    if partial and rule.sparse is Sparse.TOUCHED:
+        raise RefusedError(
+            f"its update ({updates[0].site.op}) writes elements or a slice, not rows; write 'sparse: all' to decay the "
+            "whole variable"
+        )
+    plain = rule.semantics == Semantics()
+    whole = all(len(update.writes) == 1 and update.writes[0].op.form is Form.APPLY for update in updates)
+    if writes.variable.reference and not plain and not whole:
+        raise RefusedError(
+            f"a v1 reference variable, updated by plain arithmetic ({updates[0].site.op}), which can be decayed by "
+            "'semantics: decoupled' only"
+        )
+    if dtype not in EPSILON:
+        raise RefusedError(
+            f"the dtype {dtype} cannot be decayed ({', '.join(EPSILON)} can); write 'weight_decay: 0' for it"
+        )
+    updating = {write.site for update in updates for write in update.writes}
+    native = [write for write in writes.native_decays if write.site not in updating]
+    if native and not rule.allow_double_decay:
+        places = ", ".join(f"{write.site} ({write.site.op})" for write in native)
+        raise RefusedError(
+            f"the step already decays it, at {places}; switch that off, write 'weight_decay: 0' for it, or write "
+            "'double_decay: allow' to decay it twice, or where that is no decay but a mask, as in pruning"
+        )
+
+
+def _choose(rule: Rule, updates: Sequence[Update]) -> Sequence[Update]:
+    """The updates that carry the decay: all where at most one of them can happen in a run."""
+    match rule.updates:
+        case Updates.EACH:
+            return updates
+        case Updates.LAST:
+            return [u for i, u in enumerate(updates) if all(u.site.excludes(v.site) for v in updates[i + 1 :])]
+        case Updates.FIRST:
+            return [u for i, u in enumerate(updates) if all(u.site.excludes(v.site) for v in updates[:i])]
+        case Updates.ONE:
+            if all(u.site.excludes(v.site) for i, u in enumerate(updates) for v in updates[:i]):
+                return updates
+            places = "".join(f"\n  {update.site} ({update.site.op})" for update in updates)
+            raise RefusedError(
+                f"updated {len(updates)} times in one step, so where the decay belongs is ambiguous; write "
+                f"'updates: each', 'last' or 'first' in the rule:{places}"
+            )
+
+
+def _injection(rule: Rule, update: Update, writes: VariableWrites, flows: Flows, every: Sequence[Site]) -> Injection:
+    """What a rule injects at an update, of all the writes that update the variable."""
+    meaning = rule.semantics
+    names = [write.site.node for write in update.writes]
+    others = [site.node for site in every if site.path == update.site.path and site.node not in names]
+    flow = flows.at(update.site.path).of_update(names[0], others)
+    if meaning.mode is Mode.COUPLED:
+        return _coupled(rule, update, writes, flow, names)
+    rate, learning_rate = rule.weight_decay, None
+    if meaning.scale is Scale.LR:
+        learning_rate = find_learning_rate(flow, names, rule.learning_rate)
+        if learning_rate.number is not None:
+            rate, learning_rate = _constant_rate(rate, learning_rate), None
+    if meaning.order is Order.AFTER:
+        return Injection(
+            update.variable, update.site, rate, Where.AFTER, _rows_only(update.writes[-1], rule), learning_rate
+        )
+    return _before(rule, update, writes, flows, rate, learning_rate)
+
+
+def _before(
+    rule: Rule,
+    update: Update,
+    writes: VariableWrites,
+    flows: Flows,
+    rate: float,
+    learning_rate: LearningRate | None,
+) -> Injection:
+    """A decay ahead of an update: U(w) - c * w where the update adds to the weight, else U(w - c * w).
+
+    In the first form no read has to be told to come later, so that nothing else can notice, and it does not matter
+    which read is whose.
+    """
+    first, variable = update.writes[0], update.variable
+    flow = flows.at(first.site.path)
+    names = [write.site.node for write in update.writes]
+    rows = _rows_only(first, rule)
+    if first.op.form in (Form.APPLY, Form.ADD, Form.SUB):
+        _refuse_reads_between(flow, update)
+        readiness = when_ready(flow, names[0])
+        return Injection(variable, first.site, rate, Where.BEFORE, rows, learning_rate, readiness=readiness)
+    terms = terms_after(flow, first)
+    if is_whole(terms) and not first.op.partial and (first.op.rows is None or rows):
+        _refuse_reads_between(flow, update)
+        weight = _weight_of_sum(flow, update, terms.weights, _other_writes(writes, update))
+        use = Use(names[0], first.op.value)
+        value = flow.nodes[names[0]].proto.input[use.position], use
+        return Injection(variable, first.site, rate, Where.VALUE, rows, learning_rate, weight=weight, value=value)
+    return _before_by_reading(rule, update, writes, flow, rate, learning_rate)
+
+
+def _before_by_reading(
+    rule: Rule, update: Update, writes: VariableWrites, flow: Flow, rate: float, learning_rate: LearningRate | None
+) -> Injection:
+    """A decay ahead of an update that overwrites the weight: what the update reads of it is read decayed."""
+    first, names = update.writes[0], [write.site.node for write in update.writes]
+    advice = "write 'order: after'"
+    if first.evidence not in STRONG:
+        raise RefusedError(
+            f"its update ({first.site}) overwrites the weight, and not with a sum of it and something, so it cannot be "
+            f"told which reads of it belong to the gradient; {advice}"
+        )
+    refuse_forward_reads(flow, update.variable, names)
+    readiness = find_readiness(flow, update.variable, names, _other_writes(writes, update))
+    if first.op.form is Form.ASSIGN and not readiness.rereads:
+        raise RefusedError(
+            f"its update ({first.site}) overwrites the weight without reading it, so a decay before it has no effect; "
+            f"{advice}"
+        )
+    return Injection(
+        update.variable, first.site, rate, Where.BEFORE, _rows_only(first, rule), learning_rate, readiness=readiness
+    )
+
+
+def _refuse_reads_between(flow: Flow, update: Update) -> None:
+    """Refuses an update of several writes between which the weight is read: the reader would see the decay."""
+    first, last = update.writes[0].site.node, update.writes[-1].site.node
+    for name in flow.nodes if first != last else ():
+        if flow.read(name) == update.variable and flow.precedes(first, name) and flow.precedes(name, last):
+            raise RefusedError(
+                f"its update takes several writes, and '{name}' reads the weight between '{first}' and '{last}', so it "
+                "would see a decay before the update; write 'order: after'"
+            )
+
+
+def _weight_of_sum(flow: Flow, update: Update, weights: Sequence[str], others: Sequence[str]) -> str:
+    """The tensor of the weight in a sum that is written, of the weight's own dtype."""
+    first = update.writes[0].site.node
+    for name in others if len(weights) > 1 else ():
+        if any(flow.precedes(node_of(each), name) for each in weights) and flow.precedes(name, first):
+            raise RefusedError(
+                f"its update starts from what the weight was before and after '{name}' wrote it; write 'order: after'"
+            )
+    if flow.dtype(weights[0]) != DTYPE_NUMBERS.get(update.variable.dtype):
+        raise RefusedError("its update reads the weight outside the function that makes it; write 'order: after'")
+    return weights[0]
+
+
+def _other_writes(writes: VariableWrites, update: Update) -> list[str]:
+    """The nodes of an update's body in which the variable is written otherwise, be it in a function that they call."""
+    path = update.site.path
+    every = [*writes.others, *writes.native_decays]
+    every += [write for each in (*writes.updates, *writes.guesses) if each is not update for write in each.writes]
+    nodes = [
+        [frame.node for frame in write.site.path] + [write.site.node]
+        for write in every
+        if write.site.path[: len(path)] == path
+    ]
+    return [names[len(path)] for names in nodes]
+
+
+def _constant_rate(rate: float, learning_rate: LearningRate) -> float:
+    """The rate times a learning rate that is a number."""
+    assert learning_rate.number is not None
+    scaled = rate * learning_rate.number
+    if not scaled < 1:  # a NaN is not, either
+        raise RefusedError(
+            f"its learning rate is {learning_rate.name}, and weight_decay times that must be below 1, got {scaled:g}"
+        )
+    return scaled
+
+
+def _entry(update: Update, flow: Flow, names: Sequence[str], asked: str | None) -> Entry:
+    """Where the gradient enters; that can be told without the learning rate where the gradient is but summed before."""
+    try:
+        learning_rate = find_learning_rate(flow, names, asked, exact=False)
+    except UnclearError as reason:
+        if asked is None:
+            with contextlib.suppress(UnclearError):
+                return find_entry(flow, update.variable, names, None)
+        raise reason
+    return find_entry(flow, update.variable, names, learning_rate)
+
+
+def _coupled(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, names: Sequence[str]) -> Injection:
+    first = update.writes[0]
+    if rule.gradient is not None:
+        entry = named_entry(flow, update.variable, names, rule.gradient)
+    elif len(names) == 1 and first.op.form is Form.APPLY:
+        entry = find_entry(flow, update.variable, names, None)
+    elif first.evidence not in STRONG:
+        raise RefusedError(
+            "it cannot be told where its gradient ends and the optimizer begins, since no name says so; write "
+            f"'gradient: GLOB' with the node that makes the gradient, as the optimizer gets it, in the body of "
+            f"{update.site}"
+        )
+    else:
+        try:
+            refuse_forward_reads(flow, update.variable, names)
+            entry = _entry(update, flow, names, rule.learning_rate)
+        except UnclearError as reason:
+            raise RefusedError(
+                f"{reason}; or write 'gradient: GLOB' with the node that makes the gradient, as the optimizer gets it"
+            ) from None
+    if entry.indices is not None and rule.sparse is Sparse.ALL:
+        raise RefusedError(
+            "its gradient is sparse and holds the rows it touches only, so a coupled decay cannot reach the others; "
+            "write 'sparse: touched', or a decoupled 'semantics'"
+        )
+    if entry.indices is not None and (update.variable.shape is None or None in update.variable.shape):
+        raise RefusedError("its gradient is sparse and its shape is not known, so a coupled decay cannot be added")
+    sparse = entry.indices is not None
+    weight = None if sparse else _weight_before(flow, update, entry, _other_writes(writes, update))
+    return Injection(update.variable, first.site, rule.weight_decay, Where.GRADIENT, sparse, entry=entry, weight=weight)
+
+
+def _weight_before(flow: Flow, update: Update, entry: Entry, others: Sequence[str]) -> str | None:
+    """The weight as the update takes it, where it takes it from before another write of the step; else None."""
+    first = update.writes[0]
+    if first.op.form is not Form.ASSIGN or not others:
+        return None
+    terms = terms_after(flow, first)
+    older = [
+        name
+        for name in others
+        if any(flow.precedes(node_of(each), name) for each in terms.weights) and flow.precedes(name, first.site.node)
+    ]
+    if not older:
+        return None
+    weight = _weight_of_sum(flow, update, terms.weights, others) if is_whole(terms) else None
+    if weight is None or any(flow.precedes(use.node, node_of(weight)) for use in entry.uses):
+        raise RefusedError(
+            f"its update starts from what the weight was before '{older[0]}' wrote it, and it cannot be told what the "
+            "weight is that the gradient is of; write a decoupled 'semantics'"
+        )
+    return weight
+
+
+def _rows_only(write: Write, rule: Rule) -> bool:
+    return write.op.rows is not None and rule.sparse is Sparse.TOUCHED

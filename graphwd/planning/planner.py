@@ -1,0 +1,420 @@
+"""Decides, without changing anything, which variable is decayed by which rule, how much, and where."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from graphwd.analysis.flow import Flows
+from graphwd.analysis.sites import SAVED_MODEL
+from graphwd.analysis.updates import (
+    Analysis,
+    Update,
+    VariableWrites,
+    added_besides,
+    depends_on_itself,
+    grows_with_gradient,
+    is_no_weight,
+    keeps_a_part,
+)
+from graphwd.analysis.values import MANY
+from graphwd.errors import PlanError
+from graphwd.graph.graph import Graph, Variable
+from graphwd.graph.ops import CALL_OPS, CallKind, Form
+from graphwd.messages import listed
+from graphwd.planning.injections import EPSILON, Injection, Where
+from graphwd.planning.placement import RefusedError, chosen_updates, place_decay
+from graphwd.planning.render import as_table
+from graphwd.policy.globs import glob_matches
+from graphwd.policy.rules import Policy, Rule, Sparse, Updates
+from graphwd.policy.selectors import Subject
+
+
+class Outcome(Enum):
+    """What the plan does with a variable."""
+
+    DECAY = "decay"
+    EXEMPT = "exempt"  # its rule says 0
+    NO_UPDATE = "no update"  # its rule asks for decay, but the step never updates it
+    UNMATCHED = "unmatched"  # no rule decides it, and the policy skips those
+    REFUSED = "refused"  # see the plan's problems
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the plan says of one trainable variable.
+
+    Attributes:
+        variable: the variable.
+        outcome: what happens to it.
+        rule: the rule that decided; None where none matched.
+        writes: what the step does to it.
+        injections: where its decay goes; empty unless the outcome is `Outcome.DECAY`.
+    """
+
+    variable: Variable
+    outcome: Outcome
+    rule: Rule | None
+    writes: VariableWrites
+    injections: tuple[Injection, ...] = ()
+
+    def __repr__(self) -> str:
+        """In a few words: what the step does to a variable has no bound."""
+        rule = f", {self.rule.where}" if self.rule else ""
+        return f"<Decision {self.variable.name!r}: {self.outcome.value}{rule}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The complete account of a rewrite, made before anything is changed.
+
+    Attributes:
+        decisions: one for each trainable variable of the step, each once.
+        problems: why the rewrite would be refused; empty where it would not.
+        notes: what is allowed, but nearly always a mistake or a surprise.
+        graph: the step that it is for; None where it is for several.
+        fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
+        parts: where it is for several traces or graphs, the plan of each; else empty.
+    """
+
+    decisions: tuple[Decision, ...]
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    graph: Graph | None = field(default=None, repr=False, compare=False)
+    fuse: bool = False
+    parts: tuple[Plan, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def injections(self) -> tuple[Injection, ...]:
+        """Every place where decay goes."""
+        return tuple(injection for decision in self.decisions for injection in decision.injections)
+
+    def check(self) -> None:
+        """Refuses a plan with problems.
+
+        Raises:
+            PlanError: the plan has problems; the message lists all of them.
+        """
+        if self.problems:
+            raise PlanError("\n".join(self.problems))
+
+    def record(self) -> dict[str, Any]:
+        """The plan as plain values, with the keys that ``graphwd help plan`` documents."""
+        return {
+            "version": 1,
+            "fuse": "xla" if self.fuse else "none",
+            "steps": [
+                {"variables": len(part.decisions), "decayed": sum(bool(each.injections) for each in part.decisions)}
+                for part in self.parts or (self,)
+            ],
+            "variables": [_record(decision) for decision in self.decisions],
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+            "rewritten": [],
+        }
+
+    def __repr__(self) -> str:
+        """In a few words; `str` is the whole."""
+        counts = {"decisions": self.decisions, "problems": self.problems, "notes": self.notes}
+        return f"<Plan: {', '.join(f'{len(what)} {name}' for name, what in counts.items())}; print it for the table>"
+
+    def __str__(self) -> str:
+        """The plan as a table."""
+        return as_table(self.record())
+
+
+def make_plan(analysis: Analysis, policy: Policy) -> Plan:
+    """Decides for every trainable variable of a step.
+
+    Args:
+        analysis: the updates found.
+        policy: the policy.
+
+    Returns:
+        The plan; what does not fit together is in its ``problems``, not raised.
+    """
+    flows = Flows(analysis.graph, analysis.values) if analysis.graph is not None else None
+    subjects = [subject(writes) for writes in analysis.variables]
+    decided = [_decide(writes, policy, seen, flows) for writes, seen in zip(analysis.variables, subjects, strict=True)]
+    decisions = tuple(decision for decision, _ in decided)
+    problems = [
+        *_step_problems(analysis, decisions),
+        *_grouped((decision, reason) for decision, reason in decided if reason),
+        *(_policy_problems(decisions, subjects, policy) if decisions else ()),
+    ]
+    notes = [*policy.notes, *_notes(decisions, subjects, policy, flows), *_step_notes(analysis)]
+    return Plan(decisions, tuple(problems), tuple(notes), analysis.graph, policy.fuse)
+
+
+def _step_notes(analysis: Analysis) -> Iterator[str]:
+    for site in analysis.python_calls:
+        yield f"{site} ({site.op}) gets a gradient; what Python code writes is not in the graph, and not decayed"
+    for variable, site in analysis.untrained:
+        yield f"'{variable.shown}' is not trainable, but {site} ({site.op}) updates it from a gradient; not decayed"
+
+
+def subject(writes: VariableWrites) -> Subject:
+    """A variable as a policy's selectors see it."""
+    variable = writes.variable
+    return Subject(
+        variable.name,
+        variable.rank,
+        variable.dtype,
+        variable.path,
+        writes.used_by,
+        variable.key,
+        variable.reached_by,
+    )
+
+
+def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows | None) -> tuple[Decision, str]:
+    """The decision for one variable and, where it is a refusal, why; else no text."""
+    variable, rule = writes.variable, policy.decide(seen)
+    if rule is None:
+        return Decision(variable, Outcome.UNMATCHED, None, writes), ""
+    if rule.weight_decay == 0:
+        return Decision(variable, Outcome.EXEMPT, rule, writes), ""
+    if not writes.writes:
+        return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
+    assert flows is not None
+    if policy.leave_not_updated and not chosen_updates(rule, writes) and is_no_weight(writes, flows):
+        return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
+    try:
+        injections = place_decay(rule, writes, flows, leaves=policy.leave_not_updated)
+    except RefusedError as reason:
+        return Decision(variable, Outcome.REFUSED, rule, writes), f"{reason}{_namesake_advice(variable)}"
+    return Decision(variable, Outcome.DECAY, rule, writes, injections), ""
+
+
+def _namesake_advice(variable: Variable) -> str:
+    """How a rule can mean a variable and not those that share its name; nothing where none does."""
+    if not variable.label:
+        return ""
+    ways = ["'path: PATH'"] if variable.path is not None else []
+    ways += ["'variables: [...]' in a policy made in Python"] if variable.key is not None else []
+    alone = f"; a rule can select it alone by {' or '.join(ways)}" if ways else ""
+    return f"\n  (it shares its name with others, for which a rule by 'name' decides, too{alone})"
+
+
+def _record(decision: Decision) -> dict[str, Any]:
+    variable, rule = decision.variable, decision.rule
+    return {
+        "name": variable.name,
+        "label": variable.shown,
+        "shape": None if variable.shape is None else list(variable.shape),
+        "dtype": variable.dtype,
+        "path": variable.path,
+        "outcome": decision.outcome.value,
+        "rule": rule and rule.where,
+        "weight_decay": rule and rule.weight_decay,
+        "mode": rule and rule.semantics.mode.value,
+        "order": rule and rule.semantics.order.value,
+        "scale": rule and rule.semantics.scale.value,
+        "rows": "touched" if any(injection.rows for injection in decision.injections) else "all",
+        "updates": [
+            {
+                "at": str(update.site),
+                "op": update.site.op,
+                "functions": [frame.callee.function for frame in update.site.path],
+                "evidence": update.evidence.value,
+                "writes": [str(write.site) for write in update.writes],
+            }
+            for update in _shown_updates(decision)
+        ],
+        "decays": [_decay_record(injection) for injection in decision.injections],
+        "native_decays": [str(write.site) for write in decision.writes.native_decays],
+        "other_writes": [str(write.site) for write in decision.writes.others],
+        "used_by": sorted(decision.writes.used_by),
+    }
+
+
+def _shown_updates(decision: Decision) -> Sequence[Update]:
+    found = (*decision.writes.updates, *decision.writes.guesses)
+    return (decision.rule and chosen_updates(decision.rule, decision.writes)) or found
+
+
+def _decay_record(injection: Injection) -> dict[str, Any]:
+    entry = injection.entry
+    return {
+        "at": str(injection.site),
+        "where": injection.where.value,
+        "rate": injection.rate,
+        "learning_rate": injection.learning_rate and injection.learning_rate.name,
+        "gradient": entry and entry.tensor.partition(":")[0],
+        "gradient_after": entry and entry.after,
+    }
+
+
+def _step_problems(analysis: Analysis, decisions: Sequence[Decision]) -> Iterator[str]:
+    if not analysis.variables:
+        yield "this is not a training step: it touches no trainable variable"
+    elif not any(decision.writes.updates or decision.writes.guesses or decision.injections for decision in decisions):
+        yield (
+            "this is not a training step: no trainable variable is updated from a gradient "
+            f"({listed(writes.variable.shown for writes in analysis.variables)})"
+        )
+    for site in analysis.unresolved:
+        yield f"it is not known which variable {site} ({site.op}) writes"
+    for variable, site in analysis.opaque:
+        yield (
+            f"'{variable.shown}' goes into a function of {site} ({site.op}) that writes variables; "
+            "graphwd does not follow that op"
+        )
+
+
+def _policy_problems(decisions: Sequence[Decision], subjects: Sequence[Subject], policy: Policy) -> Iterator[str]:
+    unmatched = [d.variable.shown for d in decisions if d.outcome is Outcome.UNMATCHED]
+    if unmatched and not policy.skip_unmatched:
+        yield no_rule(unmatched, policy)
+    for rule in policy.rules:
+        if rule.selectors.any_given and not rule.optional and not any(map(rule.selectors.match, subjects)):
+            yield left_over(rule, policy, [decision.variable for decision in decisions])
+
+
+def no_rule(names: Iterable[str], policy: Policy) -> str:
+    """What is said of variables that no rule matches."""
+    return (
+        f"{policy.where}: no rule matches {listed(names)}; end the rules with '- weight_decay: 0', or write "
+        "'unmatched: skip'"
+    )
+
+
+def left_over(rule: Rule, policy: Policy, variables: Sequence[Variable]) -> str:
+    """What is said of a rule that matches none of the trainable variables."""
+    advice = "correct or remove it, or write 'optional: true'"
+    if policy.where.endswith(".cfg"):  # which has sections, not rules
+        advice = "give the section the name that the layer has in TensorFlow, write wc=0, or remove it"
+    return f"{rule.where}: the rule '{rule.selectors}' matches no trainable variable{_near(rule, variables)}; {advice}"
+
+
+def shadowed(rule: Rule, names: Iterable[str]) -> str:
+    """What is said of a rule that comes after those that decide all that it matches."""
+    return f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({listed(names)})"
+
+
+def _near(rule: Rule, variables: Sequence[Variable]) -> str:
+    selectors = rule.selectors
+    if selectors.path is not None and not any(variable.path for variable in variables):
+        return " (no object path is known for any variable of this step)"
+    if selectors.variables is not None and all(variable.key is None for variable in variables):
+        return " (a model in a file has none of the variables of this process: select by path or name)"
+    if found := [each for each in variables if _by_other_name(selectors.name, each)]:
+        names = listed(dict.fromkeys(str(each.other_name) for each in found))
+        return f": {names} is what TensorFlow calls {listed(each.name for each in found)}, as Keras shows it"
+    asked = selectors.name or selectors.regex or selectors.path or ""
+    shown = [(variable.path or "") if selectors.path is not None else variable.shown for variable in variables]
+    close = difflib.get_close_matches(asked, shown, n=3, cutoff=0.5) or shown
+    return f"; there is {listed(close)}" if shown else ""
+
+
+def _by_other_name(glob: str | None, variable: Variable) -> bool:
+    """Whether a glob matches what TensorFlow calls a variable that its library shows by another name."""
+    return glob is not None and variable.other_name is not None and glob_matches(variable.other_name, glob)
+
+
+def _notes(
+    decisions: Sequence[Decision], subjects: Sequence[Subject], policy: Policy, flows: Flows | None
+) -> Iterator[str]:
+    deciding = {id(decision.rule) for decision in decisions}
+    for rule in policy.rules:
+        matches = [
+            decision.variable.shown
+            for decision, seen in zip(decisions, subjects, strict=True)
+            if rule.selectors.match(seen)
+        ]
+        if matches and rule.selectors.any_given and id(rule) not in deciding:
+            yield shadowed(rule, matches)
+        variables = rule.selectors.variables
+        if matches and variables is not None and (missing := variables.without({seen.key for seen in subjects})):
+            yield f"{rule.where}: of the variables listed, {listed(missing)} is no trainable variable of this step"
+    yield from _grouped(
+        (decision, note)
+        for decision in decisions
+        if decision.outcome is Outcome.DECAY and flows is not None
+        for note in (*_content_notes(decision, flows), *_place_notes(decision), *_gate_notes(decision, flows))
+    )
+    yield from _grouped(
+        (decision, "not decayed: the step never updates it")
+        if not decision.writes.writes
+        else (decision, "not decayed: the step writes it, but not from a gradient ('not_updated: leave')")
+        for decision in decisions
+        if decision.outcome is Outcome.NO_UPDATE
+    )
+    yield from _grouped(
+        (decision, f"its rule says 0, but the step itself decays it, at {decision.writes.native_decays[0].site}")
+        for decision in decisions
+        if decision.outcome is Outcome.EXEMPT and decision.writes.native_decays
+    )
+    yield from _grouped(
+        (decision, f"{injection.rate:g} is too small to change any {decision.variable.dtype} weight")
+        for decision in decisions
+        for injection in decision.injections[:1]
+        if injection.where is not Where.GRADIENT and injection.rate < EPSILON[decision.variable.dtype] / 4
+    )
+
+
+def _content_notes(decision: Decision, flows: Flows) -> Iterator[str]:
+    """What is surprising about an update that is decayed."""
+    assert decision.rule is not None
+    after = any(injection.where is Where.AFTER for injection in decision.injections)
+    for update in chosen_updates(decision.rule, decision.writes):
+        written = update.writes[-1]
+        if after and written.op.form is Form.ASSIGN and not depends_on_itself(written, flows):
+            yield "its update does not depend on the weight, so a decay lasts for one step and does not compound"
+        if decision.rule.update is None and (added := added_besides(decision.writes, flows)):
+            yield f"{added.site} adds to it besides, but not from a gradient, so no decay goes with that"
+        if any(grows_with_gradient(write, flows) for write in update.writes):
+            yield "it grows with its gradient, as a sum or a statistic of gradients does; if it is none, all is well"
+        if any(keeps_a_part(write, flows) for write in update.writes):
+            yield "its update multiplies the weight by something of its own: it holds a decay already, and now two"
+        elif written.op.form in (Form.ADD, Form.SUB) and written.value.source in (decision.variable.id, MANY):
+            yield "its update depends on the weight itself: perhaps it holds a decay already"
+        if decision.rule.sparse is Sparse.TOUCHED and "sparse" in decision.rule.spelled and written.op.rows is None:
+            yield "'sparse: touched', but its update writes all rows, so all are decayed at every step"
+    for injection in decision.injections:
+        if injection.entry is not None and injection.entry.after is not None:
+            op = injection.entry.after.partition(" (")[2].rstrip(")")
+            yield f"the decay joins the gradient after what is done to that before the optimizer, last by a {op}"
+
+
+def _place_notes(decision: Decision) -> Iterator[str]:
+    """What is surprising about where a decay of several updates goes."""
+    assert decision.rule is not None
+    if decision.rule.updates not in (Updates.LAST, Updates.FIRST):
+        return
+    which = decision.rule.updates.value
+    for injection in decision.injections:
+        for frame in injection.site.path:
+            kind = CALL_OPS[frame.op].kind
+            if kind is CallKind.BRANCH and frame.node != SAVED_MODEL:
+                yield (
+                    f"'updates: {which}' takes the one in a branch, at {injection.site}: a run that does not take that "
+                    "branch has no decay"
+                )
+            elif kind in (CallKind.LOOP, CallKind.SCAN):
+                yield f"'updates: {which}' takes one in a loop, at {injection.site}, which decays in every turn"
+
+
+def _gate_notes(decision: Decision, flows: Flows) -> Iterator[str]:
+    """What switches an update off by a factor, while the decay goes on."""
+    assert decision.rule is not None
+    for update in chosen_updates(decision.rule, decision.writes):
+        for write in update.writes:
+            if write.op.form is not Form.APPLY and (gate := flows.at(write.site.path).gate(write)):
+                yield (
+                    f"its update is multiplied by '{gate}', which is 0 or 1, and happens at every run all the same, "
+                    "and so does the decay"
+                )
+
+
+def _grouped(reasons: Iterable[tuple[Decision, str]]) -> Iterator[str]:
+    """One line for all variables that share a rule and a reason."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for decision, reason in reasons:
+        where = decision.rule.where if decision.rule else ""
+        names.setdefault((where, reason), []).append(decision.variable.shown)
+    for (where, reason), together in names.items():
+        yield f"{where}: {listed(together)}: {reason}"

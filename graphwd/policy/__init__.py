@@ -1,0 +1,1 @@
+"""What the user wants: policies, read and validated. Nothing here imports TensorFlow."""

@@ -1,0 +1,316 @@
+"""Weight-decay policies: an ordered list of rules, the first that matches a variable decides.
+
+Reading a policy is pure: it executes nothing and imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from graphwd.errors import PolicyError
+from graphwd.policy import schema as policy_schema
+from graphwd.policy.cuda_convnet import read_layer_parameters
+from graphwd.policy.selectors import Selectors, Subject
+from graphwd.policy.yaml_source import Located, from_mapping, read_yaml
+
+
+class Mode(Enum):
+    """Where weight decay enters."""
+
+    DECOUPLED = "decoupled"  # the weight is multiplied by 1 - decay
+    COUPLED = "coupled"  # decay * w is added to the gradient: L2
+
+
+class Order(Enum):
+    """When a decoupled decay multiplies the weight."""
+
+    AFTER = "after"  # w <- (1 - decay) * U(w)
+    BEFORE = "before"  # w <- U applied to (1 - decay) * w, gradient at the undecayed w
+
+
+class Scale(Enum):
+    """What a decoupled decay is multiplied by."""
+
+    NONE = "none"
+    LR = "lr"
+
+
+class Sparse(Enum):
+    """What a sparse update decays."""
+
+    TOUCHED = "touched"
+    ALL = "all"
+
+
+class Updates(Enum):
+    """Which of several updates of one variable in one step carries the decay."""
+
+    ONE = "one"  # there must be exactly one; the default, which no policy spells out
+    EACH = "each"
+    LAST = "last"
+    FIRST = "first"
+
+
+@dataclass(frozen=True, slots=True)
+class Semantics:
+    """What "weight decay" means: one of at least five different updates.
+
+    Attributes:
+        mode: decoupled or coupled.
+        order: before or after the optimizer's update; says nothing where coupled.
+        scale: what the rate is multiplied by; says nothing where coupled.
+    """
+
+    mode: Mode = Mode.DECOUPLED
+    order: Order = Order.AFTER
+    scale: Scale = Scale.NONE
+
+
+PRESETS: Mapping[str, Semantics] = {
+    "decoupled": Semantics(),
+    "adamw": Semantics(order=Order.BEFORE, scale=Scale.LR),
+    "tfa": Semantics(order=Order.BEFORE),
+    "l2": Semantics(mode=Mode.COUPLED),
+    "cuda-convnet": Semantics(mode=Mode.COUPLED),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a policy.
+
+    Attributes:
+        selectors: what a variable must be for this rule to decide it.
+        weight_decay: the rate, a finite number >= 0 without unit.
+        semantics: what the rate means.
+        sparse: what a sparse update decays.
+        learning_rate: a glob for the variable, argument or node that holds the learning rate, where ``scale: lr``
+            cannot find it by itself.
+        updates: which of several updates carries the decay.
+        allow_double_decay: whether a variable that the step already decays may be decayed again.
+        optional: whether the rule may match no variable.
+        where: the place of the rule, as errors print it.
+        update: a glob for the writes that are the variable's update, where that cannot be told.
+        gradient: a glob for the node that makes the gradient as the optimizer gets it, where that cannot be told.
+        spelled: the fields that the rule, or the policy's defaults, spell out.
+    """
+
+    selectors: Selectors
+    weight_decay: float
+    semantics: Semantics = Semantics()
+    sparse: Sparse = Sparse.TOUCHED
+    learning_rate: str | None = None
+    updates: Updates = Updates.ONE
+    allow_double_decay: bool = False
+    optional: bool = False
+    where: str = "policy"
+    update: str | None = None
+    gradient: str | None = None
+    spelled: frozenset[str] = field(default=frozenset(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """An ordered list of rules.
+
+    Attributes:
+        rules: the rules, in order.
+        skip_unmatched: whether a trainable variable that no rule matches is left alone (true) or an error (false).
+        where: where the policy came from, as errors print it.
+        notes: what the policy's source says that has no meaning here; every plan made by the policy repeats it.
+        fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
+        leave_not_updated: whether a variable that a rule would decay, but that the step writes otherwise than from a
+            gradient, is left alone (true) or an error (false).
+    """
+
+    rules: tuple[Rule, ...]
+    skip_unmatched: bool = False
+    where: str = "policy"
+    notes: tuple[str, ...] = ()
+    fuse: bool = False
+    leave_not_updated: bool = False
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, object]) -> Policy:
+        """Validates a mapping of the same form as a policy file.
+
+        Args:
+            mapping: ``{"version": 1, "rules": [...], ...}``.
+
+        Returns:
+            The policy.
+
+        Raises:
+            PolicyError: the mapping is malformed; the message names the key.
+
+        Example:
+            >>> Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.01}]}).rules[0].weight_decay
+            0.01
+        """
+        return _policy(from_mapping(mapping, "policy"), "policy")
+
+    def decide(self, subject: Subject) -> Rule | None:
+        """Finds the rule that decides a variable.
+
+        Args:
+            subject: the variable, as selectors see it.
+
+        Returns:
+            The first rule that matches, or None.
+        """
+        return next((rule for rule in self.rules if rule.selectors.match(subject)), None)
+
+
+_MOST_BYTES = 16 * 2**20
+"""A policy of a thousand rules has a hundredth of that."""
+
+
+def load_policy(path: str | os.PathLike[str]) -> Policy:
+    """Reads and validates a policy file.
+
+    Args:
+        path: a ``.yaml`` or ``.yml`` file, or a cuda-convnet layer-parameter file, ``.cfg``; UTF-8.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: the file cannot be read or is malformed; the message names file, line and key.
+    """
+    source = os.fspath(path)
+    if not source.endswith((".yaml", ".yml", ".cfg")):
+        raise PolicyError(f"{source}: not a policy file; its name must end in .yaml, .yml or .cfg")
+    text = _read(source)
+    if source.endswith(".cfg"):
+        document, notes = read_layer_parameters(text, source)
+        return _policy(document, source, notes)
+    return _policy(read_yaml(text, source), source)
+
+
+def _read(source: str) -> str:
+    """The text of a policy file."""
+    try:
+        mode = os.stat(source).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # which may never end, or never begin
+            raise PolicyError(f"{source}: is a pipe or a device; save the policy as a file")
+        with open(source, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise PolicyError(f"{source}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the name
+        raise PolicyError(f"{source!r}: cannot be read: {error}") from None
+    if len(content) > _MOST_BYTES:
+        raise PolicyError(
+            f"{source}: is larger than {_MOST_BYTES // 2**20} MiB, which no policy is; name the policy file"
+        )
+    try:
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{source}: not UTF-8 at byte {error.start}; save the file as UTF-8 text") from None
+
+
+PolicyLike = Policy | str | os.PathLike[str] | Mapping[str, object]
+"""Every form in which a policy is accepted."""
+
+
+def as_policy(policy: PolicyLike) -> Policy:
+    """Reads a policy from whatever form it is given in.
+
+    Args:
+        policy: a `Policy`, the path of a policy file, or a mapping.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: it is malformed, or of another type.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, Mapping):
+        return Policy.from_dict(policy)
+    if isinstance(policy, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may not check
+        return load_policy(policy)
+    raise PolicyError(f"a policy must be a Policy, a path or a mapping, got a {type(policy).__name__}")
+
+
+def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Policy:
+    fields = policy_schema.fields(document, policy_schema.POLICY_FIELDS, "a policy")
+    if "version" not in fields:
+        raise PolicyError(f"{document.where}: 'version' is missing; write 'version: 1'")
+    defaults = fields.get("defaults", {})
+    meaning = _semantics({}, defaults, _places(document, "defaults"))
+    rules = tuple(_rule(item, defaults, meaning) for item in fields.get("rules", ()))
+    return Policy(
+        rules,
+        skip_unmatched=fields.get("unmatched", "error") == "skip",
+        fuse=fields.get("fuse", "none") == "xla",
+        leave_not_updated=fields.get("not_updated", "error") == "leave",
+        where=source,
+        notes=notes,
+    )
+
+
+def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> Rule:
+    own = policy_schema.fields(item, policy_schema.RULE_FIELDS, "a rule")
+    fields = defaults | own
+    if "weight_decay" not in fields:
+        raise PolicyError(f"{item.where}: the rule has no 'weight_decay'; write 'weight_decay: 0' for none")
+    places = _places(item)
+    semantics = Semantics(**_semantics(meaning, own, places))  # type: ignore[arg-type]
+    rate: float = fields["weight_decay"]
+    if rate >= 1 and semantics.mode is Mode.DECOUPLED and semantics.scale is Scale.NONE:
+        raise PolicyError(
+            f"{places.get('weight_decay', item.where)}: weight_decay must be below 1 where it multiplies the weight by "
+            f"1 - weight_decay, got {rate:g}; write 0.01 for 1 %"
+        )
+    return Rule(
+        selectors=Selectors(**{key: own[key] for key in policy_schema.SELECTOR_FIELDS if key in own}),
+        weight_decay=rate,
+        semantics=semantics,
+        sparse=Sparse(fields.get("sparse", "touched")),
+        learning_rate=fields.get("learning_rate"),
+        update=fields.get("update"),
+        gradient=fields.get("gradient"),
+        updates=Updates(fields.get("updates", "one")),
+        allow_double_decay=fields.get("double_decay") == "allow",
+        optional=fields.get("optional", False),
+        where=item.where,
+        spelled=frozenset(fields),
+    )
+
+
+def _places(item: Located, *keys: str) -> dict[str, str]:
+    """Where each key of a mapping stands; of a mapping inside it, where ``keys`` lead to one."""
+    for key in keys:
+        item = item.value[key] if isinstance(item.value, Mapping) and key in item.value else Located({}, item.where)
+    return {key: value.where for key, value in item.value.items()} if isinstance(item.value, Mapping) else {}
+
+
+_SEMANTICS_FIELDS: Mapping[str, type[Enum]] = {"mode": Mode, "order": Order, "scale": Scale}
+
+
+def _semantics(inherited: dict[str, Enum], fields: dict[str, Any], places: dict[str, str]) -> dict[str, Enum]:
+    """Merges a meaning over the one inherited: a preset replaces all of it, a single field only itself."""
+    spelled = {key: kind(fields[key]) for key, kind in _SEMANTICS_FIELDS.items() if key in fields}
+    if "semantics" in fields:
+        if spelled:
+            raise PolicyError(
+                f"{places['semantics']}: 'semantics' already says {', '.join(sorted(spelled))}; "
+                "give the preset or the fields, not both"
+            )
+        preset = PRESETS[fields["semantics"]]
+        return {"mode": preset.mode, "order": preset.order, "scale": preset.scale}
+    if spelled.get("mode") is Mode.COUPLED:
+        inherited = {}
+    meaning = inherited | spelled
+    for key in ("order", "scale"):
+        if meaning.get("mode") is Mode.COUPLED and key in spelled:
+            raise PolicyError(f"{places[key]}: '{key}' says nothing where mode is coupled; leave it out")
+    return meaning

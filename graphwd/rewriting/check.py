@@ -1,0 +1,124 @@
+"""Checks a rewritten body: the original plus marked nodes, edges sound and moved only where that was planned."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from graphwd.analysis.sites import Frame
+from graphwd.errors import RewriteError
+from graphwd.graph.body import Body, Layout, is_control, sources_of
+from graphwd.graph.edge import Use
+from graphwd.graph.graph import MARK
+from graphwd.planning.injections import Injection, Where
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+
+def check_rewritten(
+    before: FunctionDef, after: FunctionDef, layout: Layout, injections: Mapping[str, Injection], calls: Iterable[Frame]
+) -> None:
+    """Checks what was made of a body.
+
+    Args:
+        before: the original, in which no edge leads nowhere and no nodes wait for each other.
+        after: the rewritten body.
+        layout: where the nodes of the original are.
+        injections: what was to be injected, by the write that it belongs to.
+        calls: the calls that lead to other functions than they did.
+
+    Raises:
+        RewriteError: it is not the original with one decay for each injection.
+        GraphError: an edge leads nowhere, or nodes wait for each other.
+    """
+    name = before.signature.name
+    count = len(before.node_def)
+    decays = _decays(before, after, injections)
+    moved = {use for injection in injections.values() for use in injection.uses}
+    delayed = {write for write, injection in injections.items() if injection.where is Where.BEFORE}
+    led_on: dict[str, set[str]] = defaultdict(set)
+    for frame in calls:
+        led_on[frame.node].add(frame.callee.attribute)
+    unchanged = {*(use.node for use in moved), *delayed, *led_on}
+    changed: list[tuple[int, NodeDef]] = []
+    undecayed = {f"^{write}" for write, injection in injections.items() if injection.where is Where.AFTER}
+    for place, old, new in zip(layout.places, before.node_def, after.node_def, strict=False):
+        inputs = new.input if undecayed else ()
+        # What a node waits for comes after what it takes.
+        if inputs and is_control(inputs[-1]) and (early := undecayed.intersection(inputs)):
+            raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)[1:]} undecayed")
+        if old == new:
+            continue
+        unchanged.discard(old.name)
+        _check_changed(old, new, led_on.get(old.name, ()), moved, name)
+        if old.name in delayed and new.input[-1][1:] not in decays:
+            raise RewriteError(f"rewriting '{name}' left {old.name} not to wait for its decay")
+        changed.append((place, new))
+    if unchanged:
+        raise RewriteError(f"rewriting '{name}' left '{min(unchanged)}' as it was")
+    if not _Order(after, count, layout).allows(changed):
+        Body(after)  # raises where an edge leads nowhere or a circle was closed
+
+
+def _decays(before: FunctionDef, after: FunctionDef, injections: Mapping[str, Injection]) -> set[str]:
+    """The nodes that decay; checks that there is one for each injection, and that the function ends after them."""
+    name = before.signature.name
+    count = len(before.node_def)
+    if len(after.node_def) < count:
+        raise RewriteError(f"rewriting '{name}' lost nodes of the original")
+    decays = {node.name for node in after.node_def[count:] if node.attr[MARK].s == b"decay"}
+    if len(decays) != len(injections):
+        raise RewriteError(f"rewriting '{name}' did not add one decay for each of {len(injections)} updates")
+    ends = injections.keys() & after.control_ret.values()
+    if early := [node for node in ends if injections[node].where is Where.AFTER]:
+        raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)} undecayed")
+    return decays
+
+
+def _check_changed(old: NodeDef, new: NodeDef, led_on: Iterable[str], moved: Collection[Use], name: str) -> None:
+    """Checks that a node is what it was, but for the attributes that name a function and the inputs that are moved."""
+    same = type(new)()
+    same.CopyFrom(new)
+    del same.input[:]
+    same.input.extend(old.input)
+    for attribute in led_on:
+        same.attr[attribute].CopyFrom(old.attr[attribute])
+    # By bytes: a NaN is not equal to itself.
+    if same.SerializeToString(deterministic=True) != old.SerializeToString(deterministic=True):
+        raise RewriteError(f"rewriting '{name}' changed, lost or reordered '{old.name}'")
+    for position, (was, now) in enumerate(zip(old.input, new.input, strict=False)):
+        if not is_control(was) and (was == now) == (Use(old.name, position) in moved):
+            raise RewriteError(f"rewriting '{name}' changed the wrong inputs of '{old.name}'")
+
+
+class _Order:
+    """An order in which a rewritten body may run: each injected node right after the last of those it waits for."""
+
+    def __init__(self, after: FunctionDef, count: int, layout: Layout) -> None:
+        """Reads what the injected nodes wait for, which come after the first ``count``."""
+        self._added = after.node_def[count:]
+        self._arguments = {argument.name for argument in after.signature.input_arg}
+        self._layout = layout
+        self._places: dict[str, int] = {}  # of the injected nodes
+
+    def allows(self, nodes: Iterable[tuple[int, NodeDef]]) -> bool:
+        """Whether each of some nodes of the original, given with its place, comes after what is injected before it."""
+        for node in self._added:
+            last = -1
+            for source in sources_of(node):
+                place = self._place(source)
+                if place is None:
+                    return False
+                last = max(last, place)
+            self._places[node.name] = last
+        return all(self._places.get(source, -1) < place for place, node in nodes for source in sources_of(node))
+
+    def _place(self, source: str) -> int | None:
+        """Where what an injected node waits for comes; None for what has not come yet."""
+        index = self._layout.indices.get(source)
+        if index is not None:
+            return self._layout.places[index]
+        return -1 if source in self._arguments else self._places.get(source)

@@ -1,0 +1,318 @@
+"""Writes weight decay into function bodies: the only module that changes protos, and only copies of them.
+
+What is added for one injection is in `decay_nodes`; here it is joined to the original, bodies are copied where their
+callers differ, and the result is checked (`rewrite_check`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graphwd.analysis.interpreter import Interpreter
+from graphwd.analysis.sites import Frame, Site
+from graphwd.errors import RewriteError
+from graphwd.graph.body import Body, Layout, is_control
+from graphwd.graph.graph import MARK, RECORD, Graph
+from graphwd.planning.injections import Injection, Nest, Where, nested
+from graphwd.rewriting.check import check_rewritten
+from graphwd.rewriting.decay_nodes import Added, DecayNodes
+from graphwd.rewriting.fusion import FUSED, outline
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+
+RECORD_VERSION = 1
+"""The version of the record in an injected read; those of graphwd 0.1 have none and read as 1.
+
+A key more does not change it: readers leave alone what they do not know. It counts up where a reader that does not know
+of the change would take a decay out wrongly.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A rewritten step.
+
+    Attributes:
+        root: the step itself.
+        functions: the rewritten library functions, callees before callers, each under a new name.
+        unfused: where the step was to be fused, the variables whose update or decay was not.
+    """
+
+    root: FunctionDef
+    functions: tuple[FunctionDef, ...]
+    unfused: tuple[str, ...] = ()
+
+
+def inject(
+    graph: Graph, injections: Iterable[Injection], new_name: Callable[[str], str], *, fuse: bool = False
+) -> Rewritten:
+    """Makes a copy of a step with weight decay in it.
+
+    A library function is copied once for each way in which it is rewritten, and not at all where nothing below it is:
+    call sites that need no decay go on calling the original.
+
+    Args:
+        graph: the step; it is not changed.
+        injections: where decay goes.
+        new_name: makes a name, unused so far, for a rewritten copy of the function of the given name.
+        fuse: whether the arithmetic of each update is outlined, with the decay, into a function that XLA compiles.
+
+    Returns:
+        The rewritten step.
+
+    Raises:
+        RewriteError: the step holds injected nodes already, or the result is not what was planned.
+    """
+    refuse_rewritten(graph)
+    nest = nested(injections)
+    layouts = {name: graph.body(name).layout for name in set(nest.functions())}
+    root_layout = graph.root.layout
+    graph.forget_bodies()
+    writer = _Writer(graph, layouts, new_name, fuse=fuse)
+    root = writer.rewrite(graph.root_function, root_layout, nest)
+    return Rewritten(root, tuple(writer.functions), tuple(dict.fromkeys(writer.unfused)))
+
+
+def is_rewritten(function: FunctionDef) -> bool:
+    """Whether a function holds nodes that graphwd injected."""
+    return any(MARK in node.attr for node in function.node_def)
+
+
+def refuse_rewritten(graph: Graph) -> None:
+    """Refuses a step that graphwd has rewritten.
+
+    Args:
+        graph: the step.
+
+    Raises:
+        RewriteError: it holds injected nodes.
+    """
+    if any(map(is_rewritten, (graph.root_function, *graph.library.values()))):
+        raise RewriteError(
+            "this step was rewritten by graphwd before, or is decorated with with_weight_decay; a second pass "
+            "would decay twice. Take the original; of a SavedModel 'graphwd strip' gives it back"
+        )
+
+
+class _Writer:
+    def __init__(
+        self, graph: Graph, layouts: Mapping[str, Layout], new_name: Callable[[str], str], *, fuse: bool
+    ) -> None:
+        self._graph = graph
+        self._layouts = layouts
+        self._new_name = new_name
+        self._fuse = fuse
+        self.unfused: list[str] = []
+        self._names: dict[tuple[str, tuple[object, ...]], str] = {}
+        self.functions: list[FunctionDef] = []
+
+    def rewrite(self, original: FunctionDef, layout: Layout, nest: Nest) -> FunctionDef:
+        """A copy of a function with the injections of ``nest`` in it."""
+        function = type(original)()
+        function.CopyFrom(original)
+        for frame, below in nest.calls.items():
+            caller = function.node_def[layout.indices[frame.node]]
+            _set_callee(caller, frame, self._copy(frame.callee.function, below))
+        if nest.here:
+            decays = _splice(function, layout, nest.here)
+            check_rewritten(original, function, layout, nest.here, nest.calls)
+            if self._fuse and not _is_compiled(function):
+                self._outline(function, nest.here, decays)
+        return function
+
+    def _outline(self, function: FunctionDef, injections: Mapping[str, Injection], decays: Mapping[str, str]) -> None:
+        """Outlines the updates of a body, those on each device together."""
+        devices = {node.name: node.device for node in function.node_def}
+        by_device: dict[str, dict[str, str]] = {}
+        for write, injection in injections.items():
+            writes = by_device.setdefault(devices[write] or injection.variable.device, {})
+            writes[write] = injection.variable.name
+            if injection.where in (Where.AFTER, Where.BEFORE):
+                writes[decays[write]] = injection.variable.name
+        for device, writes in by_device.items():
+            made, left_out = outline(function, writes, self._new_name(f"{function.signature.name}_fused"), device)
+            self.unfused += [writes[write] for write in left_out]
+            if made is not None:
+                self.functions.append(made)
+        Body(function)
+
+    def _copy(self, name: str, nest: Nest) -> str:
+        key = (name, nest.signature())
+        if key not in self._names:
+            function = self.rewrite(self._graph.library[name], self._layouts[name], nest)
+            function.signature.name = self._new_name(name)
+            self._names[key] = function.signature.name
+            self.functions.append(function)
+        return self._names[key]
+
+
+def _is_compiled(function: FunctionDef) -> bool:
+    return "_XlaMustCompile" in function.attr and function.attr["_XlaMustCompile"].b
+
+
+def _set_callee(node: NodeDef, frame: Frame, function: str) -> None:
+    value = node.attr[frame.callee.attribute]
+    target = value.func if value.func.name else value.list.func[frame.callee.position]
+    target.name = function
+
+
+def _splice(function: FunctionDef, layout: Layout, injections: Mapping[str, Injection]) -> dict[str, str]:
+    """Adds the decays; returns for each write the node that decays."""
+    decays: dict[str, str] = {}
+    needed = {name for injection in injections.values() for name in injection.touched}
+    nodes = {name: function.node_def[layout.indices[name]] for name in needed}
+    waiting = [function.node_def[index] for index in layout.waiting]
+    added = Added(function, layout.indices)
+    last: dict[str, str] = {}
+    for name, injection in injections.items():
+        moved = [(*use, nodes[use.node].input[use.position]) for use in injection.uses]
+        new = DecayNodes(added, nodes[name], injection)
+        match injection.where:
+            case Where.AFTER:
+                decay = last[name] = new.after()
+            case Where.BEFORE:
+                decay = new.before(nodes)
+                nodes[name].input.append(f"^{decay}")
+            case Where.VALUE:
+                decay = new.in_value(nodes)
+            case Where.GRADIENT:
+                decay = new.in_gradient(nodes)
+        record = {
+            "version": RECORD_VERSION,
+            "write": name,
+            "decay": decay,
+            "where": injection.where.value,
+            "rate": injection.rate,
+            "learning_rate": injection.learning_rate and injection.learning_rate.name,
+            "rows": injection.rows,
+            "moved": moved,
+        }
+        decays[name] = decay
+        assert added.carrier is not None
+        added.carrier.attr[RECORD].s = json.dumps(record).encode()
+    _redirect(function, waiting, last)
+    return decays
+
+
+def take_out(function: FunctionDef) -> list[dict[str, Any]]:
+    """Takes graphwd's own nodes out of a function body, in place, so that it equals what was rewritten.
+
+    Args:
+        function: the body.
+
+    Returns:
+        For every decay taken out its record: ``write``, ``decay``, ``where``, ``rate``, ``learning_rate``, ``rows``.
+
+    Raises:
+        RewriteError: a node is marked, but its record is damaged.
+    """
+    if any(node.attr[MARK].s == FUSED for node in function.node_def if MARK in node.attr):
+        raise RewriteError(
+            f"'{function.signature.name}' was fused, so its decay cannot be taken out: take the original"
+        )
+    records = [decay_of(node) for node in function.node_def if RECORD in node.attr]
+    nodes = {node.name: node for node in function.node_def}
+    original: dict[str, str] = {}
+    try:
+        for record in records:
+            write, decay = nodes[record["write"]], record["decay"]
+            for name, position, text in record["moved"]:
+                nodes[name].input[position] = text
+            if record["where"] == Where.BEFORE.value:
+                write.input.remove(f"^{decay}")
+            elif record["where"] == Where.AFTER.value:
+                original[decay] = write.name
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise RewriteError(f"'{function.signature.name}' holds a damaged record of a decay: {error}") from None
+    _redirect(function, function.node_def, original)
+    kept = [node for node in function.node_def if MARK not in node.attr]
+    del function.node_def[:]
+    function.node_def.extend(kept)
+    return records
+
+
+def decay_of(node: NodeDef) -> dict[str, Any]:
+    """The record of the decay that an injected read belongs to.
+
+    Raises:
+        RewriteError: the record is damaged, or of a later version.
+    """
+    found: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, RecursionError):
+        found = _read_record(json.loads(node.attr[RECORD].s), node.name)
+    if not found or not all(isinstance(value, _RECORD_TYPES[key]) for key, value in found.items()):
+        raise RewriteError(f"'{node.name}' holds a damaged record of a decay")
+    return found
+
+
+def _read_record(record: object, node: str) -> dict[str, Any]:
+    """What is known of a record; nothing where it is none."""
+    if not isinstance(record, dict):
+        return {}
+    version = record.get("version", 1)
+    if type(version) is int and version > RECORD_VERSION:
+        raise RewriteError(
+            f"'{node}' was written by a newer graphwd: its record of a decay has version {version}, and this one reads "
+            f"versions up to {RECORD_VERSION}; install the newer one"
+        )
+    if type(version) is not int or version < 1 or not _RECORD_TYPES.keys() <= record.keys():
+        return {}
+    return {key: record[key] for key in _RECORD_TYPES}
+
+
+_RECORD_TYPES: Mapping[str, tuple[type, ...]] = {
+    "write": (str,),
+    "decay": (str,),
+    "where": (str,),
+    "rate": (float, int),
+    "learning_rate": (str, type(None)),
+    "rows": (bool,),
+    "moved": (list,),
+}
+
+
+def decay_records(graph: Graph) -> list[dict[str, Any]]:
+    """Says what graphwd has done to a step.
+
+    Args:
+        graph: a step that graphwd has rewritten.
+
+    Returns:
+        For every decay, and every way that leads to it: ``variable``, ``at``, ``where``, ``rate``, ``learning_rate``,
+        ``rows``.
+
+    Raises:
+        RewriteError: the record of one is damaged.
+    """
+    found: list[dict[str, Any]] = []
+    for site, variable in Interpreter(graph, told_apart=False, records=True).run().injected.items():
+        function = graph.library[site.path[-1].callee.function] if site.path else graph.root_function
+        record = next(decay_of(node) for node in function.node_def if node.name == site.node)
+        at = str(Site(site.path, record["write"], ""))
+        keys = ("where", "rate", "learning_rate", "rows")
+        found.append({"variable": variable.name, "at": at, **{key: record[key] for key in keys}})
+    return found
+
+
+def _redirect(function: FunctionDef, nodes: Iterable[NodeDef], targets: Mapping[str, str]) -> None:
+    """Lets what waited for some nodes wait for others: nodes that graphwd did not inject, and the function's end."""
+    waits = {f"^{name}": f"^{target}" for name, target in targets.items()}
+    for node in nodes if targets else ():
+        inputs = node.input
+        if not inputs or not is_control(inputs[-1]):
+            continue  # what a node waits for comes after what it takes
+        if any(text in waits for text in inputs) and MARK not in node.attr:
+            moved = [waits.get(text, text) for text in inputs]
+            del inputs[:]
+            inputs.extend(moved)
+    # Over a copy: a protobuf map that is written while it is iterated skips entries.
+    for output, node_name in list(function.control_ret.items()):
+        if node_name in targets:
+            function.control_ret[output] = targets[node_name]

@@ -1,0 +1,1 @@
+"""Steps that live in Python: read, rewritten, emitted again."""

@@ -1,0 +1,125 @@
+"""Rewrites steps of every form: a train step in, one that also decays weights out."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from graphwd.errors import StepError
+from graphwd.policy.rules import Policy, PolicyLike, as_policy
+from graphwd.steps.emit import per_instance
+from graphwd.steps.pipeline import as_function, emit_rewritten, rewrite_concrete
+from graphwd.steps.python_state import tell_frozen_state
+from graphwd.steps.read import is_concrete, remember
+
+
+def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]:
+    """Gives a train step weight decay, as a decorator.
+
+    The result is a ``tf.function``: it retraces, dispatches, binds to instances and takes arguments as the step itself
+    does; ``jit_compile``, ``input_signature`` and ``reduce_retracing`` of a ``tf.function`` are kept.
+
+    Args:
+        policy: a `Policy`, the path of a policy file, or a mapping. It is read at once.
+
+    Returns:
+        A decorator for a function or method: a ``tf.function`` or plain Python. It raises `GraphwdError` when a call
+        traces the step and the policy does not fit it.
+
+    Raises:
+        PolicyError: the policy is malformed.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> kernel = tf.Variable([1.0], name="kernel")
+        >>> @with_weight_decay({"version": 1, "rules": [{"weight_decay": 0.5}]})
+        ... @tf.function
+        ... def step(x):
+        ...     with tf.GradientTape() as tape:
+        ...         loss = tf.reduce_sum(kernel * x)
+        ...     kernel.assign_sub(tape.gradient(loss, kernel))
+        ...     return loss
+        >>> _ = step(tf.constant([0.0]))
+        >>> kernel.numpy().tolist()
+        [0.5]
+    """
+    loaded = as_policy(policy)
+
+    def decorate(step: Callable[..., Any]) -> Any:
+        if is_concrete(step):
+            raise StepError("with_weight_decay takes a function; use graphwd.rewrite for a ConcreteFunction")
+        if isinstance(step, (classmethod, staticmethod)):
+            raise StepError(f"with_weight_decay goes below @{type(step).__name__}, not above it")
+        tell_frozen_state(step)
+        return _decayed(as_function(step), loaded)
+
+    return decorate
+
+
+def _decayed(original: Any, policy: Policy) -> Any:
+    """A ``tf.function`` that traces another, rewrites the trace, and calls that."""
+    rewritten = _Rewritten(policy)
+
+    # Not its __dict__: in there TensorFlow keeps what it would unwrap to call a method without its instance.
+    @functools.wraps(original.python_function, updated=())
+    def decayed_step(*args: Any, **kwargs: Any) -> Any:
+        return rewritten.call(_trace(original, args, kwargs), args, kwargs)
+
+    def bind(instance: Any, owner: Any) -> Any:
+        return _decayed(original.__get__(instance, owner), policy)
+
+    return per_instance(decayed_step, bind, original)
+
+
+def _trace(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The concrete function for a call."""
+    try:
+        return remember(original, original.get_concrete_function(*args, **kwargs))
+    except RuntimeError as error:
+        if "`merge_call` called while defining" not in str(error):
+            raise
+        # TensorFlow takes a tf.function that strategy.run gets apart, and traces one around all replicas instead.
+        raise StepError(
+            "the step is a replica of a tf.distribute strategy and updates variables of all replicas; decorate the "
+            "function that calls strategy.run instead of the one that strategy.run calls; for model.fit, "
+            "graphwd.keras.attach does so"
+        ) from error
+
+
+def rewrite(step: Any, policy: PolicyLike) -> Any:
+    """Gives a training step weight decay.
+
+    Args:
+        step: a ``ConcreteFunction``, a ``tf.function`` or a plain Python train step; it stays as it is.
+        policy: a `Policy`, a path or a mapping.
+
+    Returns:
+        For a ``ConcreteFunction``, one with the same structured signature and outputs. For anything else a
+        ``tf.function`` that traces, dispatches and accepts what the original did.
+
+    Raises:
+        GraphwdError: the policy is malformed or does not fit the step, or the step cannot be rewritten. For a step
+            that is not concrete, what its trace shows is raised when it is first traced.
+    """
+    if is_concrete(step):
+        return rewrite_concrete(step, as_policy(policy))[0]
+    return with_weight_decay(policy)(step)
+
+
+class _Rewritten:
+    """The rewritten form of each trace, made once: TensorFlow may trace a call twice."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._by_trace: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def call(self, trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self._lock:
+            if trace not in self._by_trace:
+                self._by_trace[trace] = emit_rewritten(trace, self._policy)[0]
+            emitted = self._by_trace[trace]
+        return emitted.call(trace, args, kwargs)

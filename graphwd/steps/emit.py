@@ -1,0 +1,342 @@
+"""Makes functions that run a rewritten body where a traced one runs the original.
+
+TensorFlow internals used here, and why there is no public way:
+
+* ``context.context().add_function_def``: registers a rewritten function. Under an unchanged name TensorFlow would run
+  the old body, silently; hence every rewritten function gets a name of its own.
+* ``AtomicFunction``: owns such a registration and drops it with the last reference, as traced functions do.
+* ``function_def_to_graph``, ``function_def_to_graph_def``, ``derive_from_graph``: the Python view of a function, which
+  saving asks for, and the dtypes of its tensors.
+* ``ConcreteFunction(atomic)``, ``_captured_inputs``, ``set_external_captures``, ``set_variables``,
+  ``graph.replace_capture``, ``collective_manager_ids_used``: what ``tf.saved_model.load`` itself uses to make callables
+  from function definitions.
+* ``call_flat``, ``canonicalize_function_inputs``, ``unpack_inputs``, ``pack_output``, ``variable_accessed``,
+  ``mark_as_unsaveable``, ``could_possibly_record``, ``_override_gradient_function``, ``_get_gradient_function``: the
+  parts that a call of a ``ConcreteFunction`` consists of; the whole would first make a graph that few calls need.
+* ``_cached_graph`` of an ``AtomicFunction``: the graph that such a call asks which resources are only read.
+* ``to_func_graph``, ``_generated_graph`` of an ``AtomicFunction``: its Python view, which TensorFlow would make without
+  the shapes that the original view has.
+* ``_gradient_function`` of an ``Operation``: the gradient of a call, which no function definition holds.
+* ``tf_decorator.make_decorator``, ``Function``: what ``tf.function`` itself uses to look like the function it was made
+  of.
+* ``handle_data_util.copy_handle_data``: the dtype and shape behind a resource handle, for shape inference.
+
+Checked on TensorFlow 2.16, 2.17, 2.18, 2.19, 2.20 and 2.21 (tools/test_versions).
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.python.eager import context, record
+from tensorflow.python.eager.polymorphic_function import atomic_function, function_type_utils, polymorphic_function
+from tensorflow.python.framework import function_def_to_graph, ops
+from tensorflow.python.ops import handle_data_util, resource_variable_ops
+from tensorflow.python.util import tf_decorator
+
+from graphwd.garbage import collection_paused
+from graphwd.rewriting.inject import Rewritten
+from graphwd.steps.read import ConcreteFunction, options, variables_of
+
+NewName = Callable[[str], str]
+
+_SHAPES = "_output_shapes"
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+
+
+class Emitted:
+    """A rewritten body, registered with TensorFlow for as long as this or what is made of it lives.
+
+    It does not keep the step that it was made of, so that it can be kept beside that by a weak key.
+    """
+
+    def __init__(self, original: ConcreteFunction, make: Callable[[NewName], Rewritten]) -> None:
+        """Registers a rewritten body.
+
+        Args:
+            original: the step that is rewritten; it stays as it is.
+            make: makes the rewritten bodies, given what makes new function names.
+        """
+        rewritten = make(_new_name)
+        root = rewritten.root
+        root.signature.name = _new_name(root.signature.name)
+        runtime: Any = context.context()
+        children = list(original.graph._functions.values())
+        graphs = {_name(child): getattr(child, "_cached_graph", None) for child in children}
+        for function in rewritten.functions:
+            children.append(_register(function, children, graphs.get(_stem(function.signature.name))))
+        runtime.add_function_def(root)
+        self._make_atomic = functools.partial(
+            atomic_function.AtomicFunction,
+            root.signature.name, runtime, original.function_type, children, original.inference_fn.call_options,
+        )  # fmt: skip
+        self._atomic: Any = self._make_atomic()
+        self._concrete: ConcreteFunction | None = None
+        self._lock = threading.Lock()
+
+    def concrete(self, original: ConcreteFunction, *, keep_variables: bool = False) -> ConcreteFunction:
+        """Makes the body a concrete function, once.
+
+        Args:
+            original: the step that was rewritten.
+            keep_variables: whether the result keeps the variables alive; ``original`` itself refers to them weakly.
+
+        Returns:
+            A concrete function with the signature, the captures and the variables of ``original``.
+        """
+        with self._lock:
+            if self._concrete is None:
+                with collection_paused():
+                    self._atomic._generated_graph = _view(self._atomic, original.graph)
+                    concrete = ConcreteFunction(self._atomic)
+                    _bind(concrete, original)
+                self._concrete = concrete
+        made: Any = self._concrete
+        if keep_variables:
+            made.graphwd_variables = tuple(variables_of(original))
+        return made
+
+    def call(self, original: ConcreteFunction, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Calls the body where ``original`` would be called, with the same effect as a call of `concrete`.
+
+        That takes as long to make as the whole rewrite, for it has a Python view of every node. A function that is
+        being traced, as the one around a decorated step, needs it only if someone asks for a gradient through the
+        call, and then it is made.
+
+        Args:
+            original: the step that was rewritten.
+            args: its arguments.
+            kwargs: likewise.
+
+        Returns:
+            What the step returns.
+        """
+        graph: Any = ops.get_default_graph()
+        if not graph.building_function or record.could_possibly_record():
+            return self.concrete(original)(*args, **kwargs)
+
+        def gradient(op: Any, *gradients: Any) -> Any:
+            return self.concrete(original)._get_gradient_function()(op, *gradients)
+
+        traced: Any = original.graph
+        captures: Any = original.captured_inputs
+        if not traced.saveable:
+            graph.mark_as_unsaveable(traced.saving_errors)
+        for variable in traced.variables:
+            resource_variable_ops.variable_accessed(variable)
+        signature: Any = original.function_type
+        inputs = signature.unpack_inputs(function_type_utils.canonicalize_function_inputs(args, kwargs, signature))
+        with graph._override_gradient_function({"PartitionedCall": gradient, "StatefulPartitionedCall": gradient}):
+            outputs = self._call_flat([*inputs, *captures], traced)
+        return signature.pack_output(outputs)
+
+    def _call_flat(self, inputs: Sequence[Any], traced: Any) -> Sequence[Any]:
+        """Adds a call to the graph that is being traced."""
+        # All that is asked of this graph is which resources the body only reads. That a rewrite does not change: it
+        # writes what the original writes. Nothing else may see it, least of all a gradient that another thread takes
+        # meanwhile; hence a function of this call's own, under the name of the other.
+        atomic: Any = self._make_atomic(cached_graph=traced)
+        try:
+            return atomic.call_flat(*inputs)
+        finally:
+            atomic._cached_graph = None
+
+
+def _bind(result: Any, original: ConcreteFunction) -> None:
+    """Gives a new concrete function what an existing one has captured."""
+    captured = list(original._captured_inputs)
+    result.set_external_captures(captured)
+    for tensor, old in zip(result.inputs, original.inputs, strict=True):
+        if tensor.dtype in (tf.resource, tf.variant):
+            handle_data_util.copy_handle_data(old, tensor)
+    inputs = {id(old): new for old, new in zip(original.inputs, result.inputs, strict=True)}
+    for external, internal in original.graph.captures:
+        result.graph.replace_capture(external, inputs[id(internal)])
+    # TensorFlow wraps what it takes over here in a tuple once more, and cannot read that when a gradient needs it.
+    result.graph.collective_manager_ids_used = original.inference_fn.call_options.collective_manager_ids_used
+    result.graph.structured_input_signature = original.structured_input_signature
+    result.graph.structured_outputs = original.structured_outputs
+    result.set_variables(list(original.graph.variables))
+    result._arg_keywords = original._arg_keywords
+    result._num_positional_args = original._num_positional_args
+
+
+def _view(atomic: Any, traced: Any) -> Any:
+    """The Python view of a rewritten body, which knows the shapes and the gradients that the original view knows."""
+    parts: Any = types.SimpleNamespace(
+        definition=_with_shapes(atomic.definition, traced),
+        function_type=atomic.function_type,
+        children=atomic.children,
+        call_options=atomic.call_options,
+    )
+    view: Any = atomic_function.to_func_graph(parts)
+    _finish(view, traced, atomic.children)
+    return view
+
+
+def _with_shapes(function: FunctionDef, traced: Any) -> FunctionDef:
+    """A body whose nodes say the shapes that they have in the graph that it was traced as.
+
+    From the body alone TensorFlow knows less: not what lies behind a handle, what a call returns, what ``set_shape``
+    said. An op that then sees its input's rank and not its dimensions may be refused.
+    """
+    shaped = FunctionDef()
+    shaped.CopyFrom(function)
+    known = {operation.name: operation for operation in traced.get_operations()}
+    for node in shaped.node_def:
+        operation = known.get(node.name)
+        if operation is not None and operation.type == node.op and _SHAPES not in node.attr:
+            shapes = [output.shape for output in operation.outputs]
+            if any(shape.rank is not None for shape in shapes):
+                node.attr[_SHAPES].list.shape.extend(shape.as_proto() for shape in shapes)
+    return shaped
+
+
+def _finish(view: Any, traced: Any, children: Iterable[Any]) -> None:
+    """Gives a view what is in no function definition: what lies behind its handles, and the gradients of its calls."""
+    for old, new in zip(traced.inputs, view.inputs, strict=True):
+        if new.dtype in (tf.resource, tf.variant):
+            handle_data_util.copy_handle_data(old, new)
+    known = {operation.name: operation for operation in traced.get_operations()}
+    by_name = {_name(child): child for child in children}
+    for operation in view.get_operations():
+        if operation.type in _CALLS:
+            _give_gradient(operation, known.get(operation.name), by_name)
+
+
+def _give_gradient(call: Any, original: Any, children: Mapping[str, Any]) -> None:
+    """Gives a call of a view the gradient of the original call, or that of the rewritten function that it calls now."""
+    callee = call.get_attr("f").name
+    if original is not None and original.type in _CALLS and original.get_attr("f").name == callee:
+        call._gradient_function = original._gradient_function
+    elif callee in children:
+        call._gradient_function = functools.partial(_gradient_of, children[callee])
+
+
+def _gradient_of(function: Any, call: Any, *gradients: Any) -> Any:
+    """The gradient of a call of a rewritten function."""
+    return ConcreteFunction(function)._get_gradient_function()(call, *gradients)
+
+
+def _register(function: FunctionDef, library: Iterable[Any], traced: Any = None) -> Any:
+    """Registers a rewritten library function for as long as what is returned lives.
+
+    Args:
+        function: the function.
+        library: the functions that it may call.
+        traced: the graph of the original, where there is one.
+
+    Returns:
+        What keeps it registered.
+    """
+    children = _called(function, library)
+    if traced is None:
+        body = _as_graph(function, children)
+    else:
+        body = _as_graph(_with_shapes(function, traced), children)
+        _finish(body, traced, children)
+    runtime: Any = context.context()
+    runtime.add_function_def(function)
+    flat_type = function_type_utils.derive_from_graph(body)
+    return atomic_function.AtomicFunction(function.signature.name, runtime, flat_type, children, cached_graph=body)
+
+
+def _called(function: FunctionDef, library: Iterable[Any]) -> list[Any]:
+    """Those of some functions that a function refers to; they bring along what they refer to."""
+    names = {
+        each.name
+        for node in function.node_def
+        for value in node.attr.values()
+        for each in ([value.func] if value.HasField("func") else value.list.func)
+    }
+    return [each for each in library if _name(each) in names]
+
+
+def _name(function: Any) -> str:
+    name = function.name
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _as_graph(function: FunctionDef, children: list[Any]) -> Any:
+    with tf.Graph().as_default() as graph:
+        for child in children:
+            graph._add_function(child)
+        made: Any = function_def_to_graph.function_def_to_graph(function, propagate_device_spec=True)
+    for child in children:
+        made._add_function_recursive(child)  # a gradient makes the graphs of branches anew, out of this one
+    return made
+
+
+class Parts:
+    """Runs parts of a step's bodies, one by one, eagerly."""
+
+    def __init__(self, step: ConcreteFunction) -> None:
+        """Remembers the step, whose functions the parts may call."""
+        self._children = list(step.graph._functions.values())
+
+    def dtypes(self, function: FunctionDef) -> dict[str, int]:
+        """The dtype, as a number, of every tensor of a body, by its edge."""
+        graph = _as_graph(function, self._children)
+        _, flat_names = function_def_to_graph.function_def_to_graph_def(function)
+        return {
+            edge: graph.get_tensor_by_name(name).dtype.as_datatype_enum
+            for edge, name in flat_names.items()
+            if not edge.startswith("^")
+        }
+
+    def function(self, part: FunctionDef) -> Callable[..., Sequence[Any]]:
+        """A part, given a name of its own, as a function of flat tensors."""
+        part.signature.name = _new_name(part.signature.name)
+        return _register(part, self._children).call_flat
+
+
+def _new_name(base: str) -> str:
+    return f"{_stem(base)}__graphwd_{ops.uid()}"
+
+
+def _stem(name: str) -> str:
+    """The name of the function that a rewritten one was made of."""
+    return name.partition("__graphwd_")[0]
+
+
+class PerInstance(polymorphic_function.Function):
+    """A ``tf.function`` that, as a method, is made anew for each instance.
+
+    TensorFlow binds a method by handing the instance to the Python function. What that function is made of here is
+    another ``tf.function``, which must be bound as well: unbound, it would keep the traces of every instance alive and
+    hold the instance against its ``input_signature``.
+    """
+
+    def __init__(self, python_function: Callable[..., Any], bind: Callable[[Any, Any], Any], **options: Any) -> None:
+        """Makes the function.
+
+        Args:
+            python_function: what is traced.
+            bind: makes the function for an instance and its class.
+            **options: of ``tf.function``.
+        """
+        super().__init__(python_function, getattr(python_function, "__name__", "step"), autograph=False, **options)
+        self._bind = bind
+        self._bound: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        """The function of an instance, the same at every access."""
+        if instance is None:
+            return self
+        if instance not in self._bound:
+            self._bound[instance] = self._bind(instance, owner)
+        return self._bound[instance]
+
+
+def per_instance(python_function: Callable[..., Any], bind: Callable[[Any, Any], Any], step: Any) -> Any:
+    """Makes a ``tf.function`` with the options of ``step``, to be made anew by ``bind`` for each instance."""
+    made: Any = PerInstance(python_function, bind, **options(step))
+    made.graphwd_original = step
+    return tf_decorator.make_decorator(python_function, made, decorator_name="tf.function")

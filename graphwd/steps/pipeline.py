@@ -1,0 +1,193 @@
+"""Strings the pass together: policy, graph, updates, plan, inject, emit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from graphwd.analysis.updates import find_updates
+from graphwd.errors import StepError
+from graphwd.garbage import collection_paused
+from graphwd.graph.graph import Graph
+from graphwd.planning.planner import Plan, make_plan
+from graphwd.policy.rules import Policy, PolicyLike, as_policy
+from graphwd.rewriting.inject import Rewritten, inject, refuse_rewritten
+from graphwd.rewriting.whole_plan import merged, tried, unfused_notes
+from graphwd.steps.emit import Emitted
+from graphwd.steps.read import (
+    ConcreteFunction,
+    is_concrete,
+    is_polymorphic,
+    read,
+    refuse_no_step,
+    trace,
+    traces,
+    undecorated,
+)
+
+_LOG = logging.getLogger("graphwd")
+
+
+def plan(step: Any, policy: PolicyLike, /, *args: Any, **kwargs: Any) -> Plan:
+    """Decides what `rewrite` would do with a step, and changes nothing.
+
+    Args:
+        step: a ``ConcreteFunction``, a ``tf.function`` or a plain Python train step; of a decorated step, the original
+            is planned.
+        policy: a `Policy`, a path or a mapping.
+        *args: example arguments or ``tf.TensorSpec``s, where ``step`` is not concrete yet. Without any, every trace is
+            planned that a ``tf.function`` holds, and the one of a call without arguments where there can be one.
+        **kwargs: likewise.
+
+    Returns:
+        The plan, of all traces; where `rewrite` would refuse, its ``problems`` say why.
+
+    Raises:
+        GraphwdError: the policy is malformed, or the step cannot be traced or read.
+    """
+    loaded = as_policy(policy)
+    concretes = _traces(undecorated(step), args, kwargs)
+    with collection_paused():
+        return merged([tried(prepare(each, loaded).plan) for each in concretes])
+
+
+def _traces(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[ConcreteFunction]:
+    """What a call with these arguments runs; without any, all that calls so far have run, too."""
+    if args or kwargs or not is_polymorphic(step):
+        return [concrete(step, *args, **kwargs)]
+    held = traces(step)
+    try:
+        first = concrete(step)
+    except StepError:
+        if not held:
+            raise
+        return held  # it needs arguments, and these traces have them
+    return [*held, *(each for each in [first] if not any(each is one for one in held))]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A traced step that was read and planned.
+
+    Attributes:
+        step: the trace; it stays as it is.
+        graph: what was read.
+        plan: what is to be done.
+    """
+
+    step: ConcreteFunction
+    graph: Graph
+    plan: Plan
+
+    def emit(self) -> Emitted:
+        """Registers the body with weight decay, to be called or made a concrete function; it logs the plan's notes.
+
+        Raises:
+            GraphwdError: the step cannot be rewritten.
+        """
+        self.plan.check()
+        for note in self.plan.notes:
+            _LOG.warning("%s", note)
+
+        def make(new_name: Callable[[str], str]) -> Rewritten:
+            with collection_paused():
+                made = inject(self.graph, self.plan.injections, new_name, fuse=self.plan.fuse)
+            for note in unfused_notes(made.unfused):
+                _LOG.warning("%s", note)
+            return made
+
+        return Emitted(self.step, make)
+
+
+def prepare(step: ConcreteFunction, policy: Policy) -> Prepared:
+    """Reads a concrete function and plans its weight decay.
+
+    Args:
+        step: the traced training step.
+        policy: the policy.
+
+    Returns:
+        The step and its plan, which may have problems.
+
+    Raises:
+        GraphwdError: the step cannot be read, or is rewritten already.
+    """
+    with collection_paused():
+        graph = read(step)
+        # Before the search: it would take graphwd's own decay for one that the step has of itself.
+        refuse_rewritten(graph)
+        return Prepared(step, graph, make_plan(find_updates(graph), policy))
+
+
+def rewrite_concrete(step: ConcreteFunction, policy: Policy) -> tuple[ConcreteFunction, Plan]:
+    """Gives a concrete function weight decay.
+
+    Args:
+        step: the traced training step; it stays as it is.
+        policy: the policy.
+
+    Returns:
+        A concrete function of the same signature, which keeps the variables of the step alive, and the plan that it was
+        made by.
+
+    Raises:
+        GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
+    """
+    emitted, decided = emit_rewritten(step, policy)
+    return emitted.concrete(step, keep_variables=True), decided
+
+
+def emit_rewritten(step: ConcreteFunction, policy: Policy) -> tuple[Emitted, Plan]:
+    """Registers the body of a concrete function with weight decay, to be called or made a concrete function.
+
+    Args:
+        step: the traced training step; it stays as it is.
+        policy: the policy.
+
+    Returns:
+        The body, and the plan that it was made by.
+
+    Raises:
+        GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
+    """
+    prepared = prepare(step, policy)
+    return prepared.emit(), prepared.plan
+
+
+def concrete(step: Any, *args: Any, **kwargs: Any) -> ConcreteFunction:
+    """Traces a step, if it is not concrete yet.
+
+    Args:
+        step: a ``ConcreteFunction``, a ``tf.function`` or a Python callable.
+        *args: example arguments or specs.
+        **kwargs: likewise.
+
+    Returns:
+        The concrete function.
+
+    Raises:
+        StepError: ``step`` is none of these, or does not trace with these arguments.
+    """
+    if is_concrete(step):
+        return step
+    return trace(as_function(step), args, kwargs)
+
+
+def as_function(step: Any) -> Any:
+    """Makes a step that is not traced a ``tf.function``, if it is none yet.
+
+    Args:
+        step: a ``tf.function`` or a Python callable.
+
+    Returns:
+        The ``tf.function``.
+
+    Raises:
+        StepError: ``step`` is neither, or is called, but is no step: a class, a Keras model.
+    """
+    refuse_no_step(step)
+    return step if is_polymorphic(step) else tf.function(step)

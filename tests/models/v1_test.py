@@ -1,0 +1,188 @@
+"""TensorFlow 1 models: reference and resource variables, trained in a session, against decay by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+
+import graphwd
+from graphwd.models.saved_model import (
+    describe_saved_model,
+    plan_saved_model,
+    read_model,
+    rewrite_saved_model,
+    strip,
+)
+from tests.helpers import v1_models
+from tests.helpers.lockstep import assert_within_ulps
+
+v1 = tf.compat.v1
+RATE = 0.125
+
+OPTIMIZERS = {
+    "SGD": lambda: v1.train.GradientDescentOptimizer(0.1),
+    "momentum": lambda: v1.train.MomentumOptimizer(0.1, 0.9),
+    "Adam": lambda: v1.train.AdamOptimizer(0.01),
+    "RMSprop": lambda: v1.train.RMSPropOptimizer(0.01),
+}
+
+
+def policy(semantics="decoupled", rate=RATE):
+    rules = [{"name": "net/kernel", "weight_decay": rate, "semantics": semantics}, {"weight_decay": 0}]
+    return {"version": 1, "rules": rules}
+
+
+def check_decayed_by_hand(decayed, by_hand):
+    for actual, target in zip(decayed.kernels, by_hand.kernels, strict=True):
+        assert_within_ulps(actual, target.astype(np.float64), 4, "kernel")
+    for actual, target in zip(decayed.biases, by_hand.biases, strict=True):
+        assert_within_ulps(actual, target.astype(np.float64), 8, "bias")
+
+
+@pytest.mark.parametrize("resource", [False, True], ids=["reference", "resource"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_saved_model_trains_with_decay(tmp_path, optimizer, resource):
+    v1_models.save(tmp_path / "model", OPTIMIZERS[optimizer], resource=resource)
+    plan = rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", policy())
+    assert [d.variable.name for d in plan.decisions if d.injections] == ["net/kernel"]
+    by_hand = v1_models.run(
+        v1_models.from_saved_model(tmp_path / "model"), set_kernel=lambda kernel: kernel * np.float32(1 - RATE)
+    )
+    check_decayed_by_hand(v1_models.run(v1_models.from_saved_model(tmp_path / "decayed")), by_hand)
+
+
+@pytest.mark.parametrize("resource", [False, True], ids=["reference", "resource"])
+@pytest.mark.parametrize("semantics", ["tfa", "adamw", "l2"])
+def test_every_meaning_in_a_session(tmp_path, semantics, resource):
+    v1_models.save(tmp_path / "model", OPTIMIZERS["momentum"], resource=resource)
+    rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", policy(semantics))
+    decayed = v1_models.run(v1_models.from_saved_model(tmp_path / "decayed"))
+    lr, mu = np.float64(np.float32(0.1)), np.float64(np.float32(0.9))
+    w, b = v1_models.START.astype(np.float64), np.zeros(3)
+    m, n = np.zeros_like(w), np.zeros_like(b)
+    for batch, actual in zip(v1_models.batches(), decayed.kernels, strict=True):
+        error = batch @ w + b - 1.0
+        g, h = batch.T @ error * 2 / error.size, error.sum(axis=0) * 2 / error.size
+        if semantics == "l2":
+            g = g + RATE * w
+        else:
+            w = w * (1 - RATE * (lr if semantics == "adamw" else 1.0))
+        m, n = mu * m + g, mu * n + h
+        w, b = w - lr * m, b - lr * n
+        np.testing.assert_allclose(actual, w, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("resource", [False, True], ids=["reference", "resource"])
+def test_an_update_in_a_branch_of_v1_control_flow(tmp_path, resource):
+    v1_models.save(tmp_path / "model", OPTIMIZERS["SGD"], resource=resource, conditional=True)
+    ops = {node.op for node in read_model(tmp_path / "model").meta_graphs[0].graph_def.node}
+    assert {"Switch", "Merge"} <= ops
+    rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", policy())
+    plain = v1_models.run(v1_models.from_saved_model(tmp_path / "model"))
+    decayed = v1_models.run(v1_models.from_saved_model(tmp_path / "decayed"))
+    before = v1_models.START
+    for batch, actual, undecayed in zip(v1_models.batches(), decayed.kernels, plain.kernels, strict=True):
+        if batch.sum() <= 0:
+            np.testing.assert_array_equal(actual, before)  # no update, no decay
+        elif before is v1_models.START:
+            assert_within_ulps(actual, undecayed.astype(np.float64) * (1 - RATE), 1)
+        before = actual
+    assert any(batch.sum() <= 0 for batch in v1_models.batches())
+
+
+def test_an_update_in_a_while_loop_is_refused(tmp_path):
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.disable_control_flow_v2()
+        w = v1.get_variable("w", initializer=1.0, use_resource=True)
+        x = v1.placeholder(tf.float32, [], "x")
+
+        def body(i):
+            gradient = tf.gradients(w * w * x, [w])[0]
+            with tf.control_dependencies([w.assign_sub(0.1 * gradient)]):
+                return i + 1
+
+        v1.while_loop(lambda i: i < 3, body, [tf.constant(0)])
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(str(tmp_path / "model"))
+        builder.add_meta_graph_and_variables(session, ["train"])
+        builder.save()
+    rules = {"version": 1, "rules": [{"weight_decay": 0.1}]}
+    with pytest.raises(graphwd.GraphwdError, match=r"is updated in a while_loop of TensorFlow 1") as refused:
+        rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", rules)
+    plan = plan_saved_model(tmp_path / "model", rules)
+    assert plan.problems == (str(refused.value),)
+    assert [decision.outcome.value for decision in plan.decisions] == ["refused"]
+    assert not (tmp_path / "decayed").exists()
+
+
+@pytest.mark.parametrize("resource", [False, True], ids=["reference", "resource"])
+@pytest.mark.parametrize("semantics", ["decoupled", "tfa", "l2"])
+def test_stripping_gives_the_original_back(tmp_path, semantics, resource):
+    v1_models.save(tmp_path / "model", OPTIMIZERS["Adam"], resource=resource)
+    rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", policy(semantics))
+    (decay,) = describe_saved_model(tmp_path / "decayed")
+    assert (decay["variable"], decay["rate"]) == ("net/kernel", RATE)
+    assert describe_saved_model(tmp_path / "model") == []
+    with pytest.raises(graphwd.RewriteError, match="was rewritten by graphwd before"):
+        rewrite_saved_model(tmp_path / "decayed", tmp_path / "twice", policy(semantics))
+    assert strip(tmp_path / "decayed", tmp_path / "stripped") == 1
+    original, stripped = (
+        read_model(tmp_path / name).SerializeToString(deterministic=True) for name in ("model", "stripped")
+    )
+    assert original == stripped
+
+
+def test_several_tagged_graphs(tmp_path):
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1_models.build(OPTIMIZERS["SGD"], resource=True)
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(str(tmp_path / "model"))
+        builder.add_meta_graph_and_variables(session, ["train"])
+        with tf.Graph().as_default():
+            inputs = v1.placeholder(tf.float32, [None, 5], "inputs")
+            tf.identity(inputs @ v1.get_variable("net/kernel", [5, 3], use_resource=True), "outputs")
+            builder.add_meta_graph(["serve", "cpu"])
+        builder.save()
+    rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", policy())
+    before, after = (read_model(tmp_path / name).meta_graphs for name in ("model", "decayed"))
+    (serving,) = (number for number, graph in enumerate(before) if "serve" in graph.meta_info_def.tags)
+    assert before[serving] == after[serving]
+    assert before[1 - serving] != after[1 - serving]
+    with pytest.raises(graphwd.StepError, match="no graph with the tags 'nope'; there is 'train', '"):
+        plan_saved_model(tmp_path / "model", policy(), ["nope"])
+
+
+@pytest.mark.parametrize("resource", [False, True], ids=["reference", "resource"])
+def test_a_meta_graph_with_its_checkpoint(tmp_path, resource):
+    (tmp_path / "model").mkdir()
+    v1_models.save_meta(tmp_path / "model" / "net", OPTIMIZERS["Adam"], resource=resource)
+    (tmp_path / "model" / "other.index").write_bytes(b"of another checkpoint")
+    plan = plan_saved_model(tmp_path / "model" / "net.meta", policy())
+    assert [d.variable.name for d in plan.decisions if d.injections] == ["net/kernel"]
+    rewrite_saved_model(tmp_path / "model" / "net.meta", tmp_path / "decayed", policy())
+    assert sorted(path.name for path in (tmp_path / "decayed").iterdir()) == [
+        "net.data-00000-of-00001",
+        "net.index",
+        "net.meta",
+    ]
+    by_hand = v1_models.run(
+        v1_models.from_meta(tmp_path / "model" / "net"), set_kernel=lambda kernel: kernel * np.float32(1 - RATE)
+    )
+    check_decayed_by_hand(v1_models.run(v1_models.from_meta(tmp_path / "decayed" / "net")), by_hand)
+    (decay,) = describe_saved_model(tmp_path / "decayed" / "net.meta")
+    assert (decay["variable"], decay["rate"]) == ("net/kernel", RATE)
+    assert strip(tmp_path / "decayed" / "net.meta", tmp_path / "stripped") == 1
+    stripped, original = (
+        MetaGraphDef.FromString((tmp_path / folder / "net.meta").read_bytes()) for folder in ("stripped", "model")
+    )
+    assert stripped == original
+    assert (tmp_path / "stripped" / "net.index").read_bytes() == (tmp_path / "model" / "net.index").read_bytes()
+    with pytest.raises(graphwd.StepError, match="holds the file that is read"):
+        rewrite_saved_model(tmp_path / "model" / "net.meta", tmp_path / "model", policy(), overwrite=True)
+    with pytest.raises(graphwd.StepError, match="holds one graph; name no function of it"):
+        plan_saved_model(tmp_path / "model" / "net.meta", policy(), ["train"])
+    (tmp_path / "model" / "net.meta").write_bytes(b"no proto")
+    with pytest.raises(graphwd.StepError, match="does not parse as a MetaGraphDef"):
+        plan_saved_model(tmp_path / "model" / "net.meta", policy())

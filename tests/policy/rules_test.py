@@ -1,0 +1,402 @@
+"""Policies from files and from mappings."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+
+import pytest
+
+from graphwd.errors import PolicyError
+from graphwd.policy.rules import Mode, Order, Policy, Rule, Scale, Semantics, Sparse, Updates, as_policy, load_policy
+from graphwd.policy.selectors import Rank, Selectors, Subject
+
+AFTER = Semantics(Mode.DECOUPLED, Order.AFTER, Scale.NONE)
+ADAMW = Semantics(Mode.DECOUPLED, Order.BEFORE, Scale.LR)
+TFA = Semantics(Mode.DECOUPLED, Order.BEFORE, Scale.NONE)
+AFTER_LR = Semantics(Mode.DECOUPLED, Order.AFTER, Scale.LR)
+COUPLED = Semantics(Mode.COUPLED, Order.AFTER, Scale.NONE)
+
+FULL = """\
+version: 1
+defaults:
+  semantics: adamw
+  sparse: all
+rules:
+  - name: "*/bias"
+    weight_decay: 0
+  - regex: "(gamma|beta)$"
+    path: layers/*
+    rank: ">=2"
+    dtype: float32
+    used_by: [MatMul, Conv2D]
+    weight_decay: 5e-4
+    semantics: tfa
+    sparse: touched
+    learning_rate: schedule
+    updates: last
+    double_decay: allow
+    optional: true
+  - weight_decay: 0.004
+unmatched: skip
+"""
+
+
+@pytest.fixture(autouse=True)
+def _directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def load(text):
+    pathlib.Path("policy.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
+    return load_policy("policy.yaml")
+
+
+def error_of(read, argument):
+    with pytest.raises(PolicyError) as error:
+        read(argument)
+    return str(error.value)
+
+
+def meaning_of(defaults, rule):
+    mapping = {"version": 1, "defaults": defaults, "rules": [{"weight_decay": 0.1, **rule}]}
+    return Policy.from_dict(mapping).rules[0].semantics
+
+
+def test_every_field():
+    assert load(FULL) == Policy(
+        rules=(
+            Rule(Selectors(name="*/bias"), 0.0, ADAMW, Sparse.ALL, where="policy.yaml:6"),
+            Rule(
+                Selectors(
+                    regex="(gamma|beta)$",
+                    path="layers/*",
+                    rank=Rank(">=", 2),
+                    dtype="float32",
+                    used_by=frozenset({"MatMul", "Conv2D"}),
+                ),
+                5e-4,
+                TFA,
+                Sparse.TOUCHED,
+                learning_rate="schedule",
+                updates=Updates.LAST,
+                allow_double_decay=True,
+                optional=True,
+                where="policy.yaml:8",
+            ),
+            Rule(Selectors(), 0.004, ADAMW, Sparse.ALL, where="policy.yaml:20"),
+        ),
+        skip_unmatched=True,
+        where="policy.yaml",
+    )
+
+
+def test_what_is_not_given():
+    policy = load("version: 1\nrules:\n  - weight_decay: 0.1\n")
+    rule = Rule(Selectors(), 0.1, AFTER, Sparse.TOUCHED, None, Updates.ONE, False, False, "policy.yaml:3")
+    assert policy == Policy((rule,), False, "policy.yaml")
+
+
+def test_no_rules():
+    assert load("version: 1\n") == load("version: 1\nrules: []\n") == Policy((), False, "policy.yaml")
+
+
+@pytest.mark.parametrize(("unmatched", "skip"), [("error", False), ("skip", True)])
+def test_unmatched(unmatched, skip):
+    assert load(f"version: 1\nunmatched: {unmatched}\n").skip_unmatched is skip
+
+
+@pytest.mark.parametrize("name", ["policy.yaml", "policy.yml"])
+def test_file_and_mapping_give_equal_policies_but_for_where(name):
+    rules = "rules:\n  - {name: a/*, rank: '>=2', weight_decay: 5e-4}\n  - weight_decay: 0\n"
+    pathlib.Path(name).write_text(f"version: 1\n{rules}unmatched: skip\n", encoding="utf-8")
+    mapping = {
+        "version": 1,
+        "rules": [{"name": "a/*", "rank": ">=2", "weight_decay": 5e-4}, {"weight_decay": 0}],
+        "unmatched": "skip",
+    }
+    read, given = load_policy(pathlib.Path(name)), Policy.from_dict(mapping)
+    assert [rule.where for rule in read.rules] == [f"{name}:3", f"{name}:4"]
+    assert [rule.where for rule in given.rules] == ["policy: rules[0]", "policy: rules[1]"]
+    assert (read.where, given.where) == (name, "policy")
+
+    def without_where(policy):
+        rules = tuple(dataclasses.replace(rule, where="") for rule in policy.rules)
+        return dataclasses.replace(policy, rules=rules, where="")
+
+    assert without_where(read) == without_where(given)
+
+
+@pytest.mark.parametrize(
+    ("preset", "meaning"),
+    [("decoupled", AFTER), ("adamw", ADAMW), ("tfa", TFA), ("l2", COUPLED), ("cuda-convnet", COUPLED)],
+)
+def test_presets(preset, meaning):
+    assert meaning_of({}, {"semantics": preset}) == meaning
+    assert meaning_of({"semantics": preset}, {}) == meaning
+
+
+@pytest.mark.parametrize(
+    ("defaults", "rule", "meaning"),
+    [
+        ({}, {}, AFTER),
+        ({}, {"mode": "coupled"}, COUPLED),
+        ({}, {"order": "before"}, TFA),
+        ({}, {"scale": "lr"}, AFTER_LR),
+        ({}, {"order": "before", "scale": "lr"}, ADAMW),
+        ({"order": "before"}, {"scale": "lr"}, ADAMW),
+        ({"order": "before"}, {"order": "after"}, AFTER),
+        ({"semantics": "adamw"}, {"order": "after"}, AFTER_LR),
+        ({"semantics": "adamw"}, {"scale": "none"}, TFA),
+        ({"semantics": "adamw"}, {"mode": "coupled"}, COUPLED),
+        ({"semantics": "adamw"}, {"mode": "decoupled"}, ADAMW),
+        ({"semantics": "l2"}, {"mode": "decoupled"}, AFTER),
+        ({"semantics": "l2"}, {"mode": "decoupled", "order": "before"}, TFA),
+        ({"semantics": "l2"}, {"semantics": "adamw"}, ADAMW),
+        ({"semantics": "adamw"}, {"semantics": "tfa"}, TFA),
+        ({"order": "before", "scale": "lr"}, {"semantics": "decoupled"}, AFTER),
+        ({"order": "before", "scale": "lr"}, {"semantics": "l2"}, COUPLED),
+        ({"order": "before"}, {"mode": "coupled"}, COUPLED),
+        ({"mode": "coupled"}, {"semantics": "adamw"}, ADAMW),
+    ],
+)
+def test_a_rule_overrides_the_meaning_in_the_defaults(defaults, rule, meaning):
+    assert meaning_of(defaults, rule) == meaning
+
+
+def test_a_rule_overrides_every_other_field_of_the_defaults():
+    defaults = {
+        "weight_decay": 0.1,
+        "sparse": "all",
+        "learning_rate": "a",
+        "updates": "each",
+        "double_decay": "allow",
+        "optional": True,
+    }
+    own = {"weight_decay": 0, "sparse": "touched", "learning_rate": "b", "updates": "first", "optional": False}
+    policy = Policy.from_dict({"version": 1, "defaults": defaults, "rules": [{"name": "x"}, own]})
+    assert policy.rules == (
+        Rule(Selectors(name="x"), 0.1, AFTER, Sparse.ALL, "a", Updates.EACH, True, True, where="policy: rules[0]"),
+        Rule(Selectors(), 0.0, AFTER, Sparse.TOUCHED, "b", Updates.FIRST, True, False, where="policy: rules[1]"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("name: x", "the rule has no 'weight_decay'; write 'weight_decay: 0' for none"),
+        ("{}", "the rule has no 'weight_decay'; write 'weight_decay: 0' for none"),
+        (
+            "weight_decay: 1",
+            "weight_decay must be below 1 where it multiplies the weight by 1 - weight_decay, got 1; "
+            "write 0.01 for 1 %",
+        ),
+        (
+            "{weight_decay: 4, semantics: tfa}",
+            "weight_decay must be below 1 where it multiplies the weight by 1 - weight_decay, got 4; "
+            "write 0.01 for 1 %",
+        ),
+        (
+            "{weight_decay: 0, semantics: l2, mode: coupled}",
+            "'semantics' already says mode; give the preset or the fields, not both",
+        ),
+        (
+            "{weight_decay: 0, semantics: tfa, scale: lr, order: after}",
+            "'semantics' already says order, scale; give the preset or the fields, not both",
+        ),
+        (
+            "{weight_decay: 0, mode: coupled, order: before}",
+            "'order' says nothing where mode is coupled; leave it out",
+        ),
+        (
+            "{weight_decay: 0, mode: coupled, scale: none}",
+            "'scale' says nothing where mode is coupled; leave it out",
+        ),
+        ("{weight_decay: '5e-4'}", "weight_decay must be a number, got '5e-4'; write 5e-4 without quotes"),
+        ("{weight_decay: .nan}", "weight_decay must be a finite number >= 0, got nan; write 0 for no decay"),
+        ("{weight_dcay: 0}", "unknown key 'weight_dcay' in a rule; did you mean 'weight_decay'?"),
+        ("x", "a rule must be a mapping of keys to values, got 'x'"),
+    ],
+)
+def test_malformed_rules(rule, message):
+    text = f"version: 1\nrules:\n  - weight_decay: 0\n  - {rule}\nunmatched: skip\n"
+    assert error_of(load, text) == f"policy.yaml:4: {message}"
+
+
+@pytest.mark.parametrize("meaning", [{}, {"semantics": "tfa"}, {"order": "before"}])
+def test_a_rate_below_1_is_allowed_unscaled(meaning):
+    policy = Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.999, **meaning}]})
+    assert policy.rules[0].weight_decay == 0.999
+
+
+@pytest.mark.parametrize(
+    "meaning", [{"mode": "coupled"}, {"semantics": "cuda-convnet"}, {"scale": "lr"}, {"semantics": "adamw"}]
+)
+def test_a_rate_of_1_or_more_is_allowed_where_something_scales_it(meaning):
+    rule = {"weight_decay": 2, **meaning}
+    assert Policy.from_dict({"version": 1, "rules": [rule]}).rules[0].weight_decay == 2.0
+    policy = Policy.from_dict({"version": 1, "defaults": meaning, "rules": [{"weight_decay": 2}]})
+    assert policy.rules[0].weight_decay == 2.0
+
+
+def test_a_rate_that_the_defaults_scale_is_refused_where_the_rule_does_not():
+    mapping = {"version": 1, "defaults": {"semantics": "adamw"}, "rules": [{"weight_decay": 2, "scale": "none"}]}
+    assert "weight_decay must be below 1" in error_of(Policy.from_dict, mapping)
+
+
+def test_a_coupled_preset_in_the_defaults_refuses_an_order_in_a_rule():
+    text = "version: 1\ndefaults: {semantics: l2}\nrules:\n  - {weight_decay: 0, order: before}\n"
+    message = "policy.yaml:4: 'order' says nothing where mode is coupled; leave it out"
+    assert error_of(load, text) == message
+
+
+@pytest.mark.parametrize("rules", ["[]", "\n  - weight_decay: 0"])
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        ("{mode: coupled, order: before}", "'order' says nothing where mode is coupled; leave it out"),
+        ("{semantics: l2, order: before}", "'semantics' already says order; give the preset or the fields, not both"),
+    ],
+)
+def test_contradictory_defaults_are_refused_where_they_stand(defaults, message, rules):
+    text = f"version: 1\ndefaults: {defaults}\nrules: {rules}\n"
+    assert error_of(load, text) == f"policy.yaml:2: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "1: the policy is empty; write at least 'version: 1' and 'rules:'"),
+        ("\n---\n", "3: a policy must be a mapping of keys to values, got nothing"),
+        ("- weight_decay: 0\n", "1: a policy must be a mapping of keys to values, got a list"),
+        ("# no version\nrules: []\n", "2: 'version' is missing; write 'version: 1'"),
+        ("version: 2\n", "1: version must be 1, got 2"),
+        ("version: true\n", "1: version must be 1, got True"),
+        ("version: 1\nrule: []\n", "2: unknown key 'rule' in a policy; did you mean 'rules'?"),
+        ("version: 1\nrules: []\nversion: 1\n", "3: duplicate key 'version', first given on line 1; keep one"),
+        ("version: 1\nrules:\n- {weight_decay: 0\n", "4: not YAML: expected ',' or '}', but got '<stream end>'"),
+        ("version: 1\nrules:\n\t- x\n", "3: not YAML: found character '\\t' that cannot start any token"),
+        ("version: 1\n---\nversion: 1\n", "2: not YAML: but found another document"),
+        ("version: 1\nrules: &r\n  - *r\n", "2: this alias contains itself; write the values out"),
+        (
+            "version: 1\nrules: !!python/object/apply:os.mkdir [ran]\n",
+            "2: the tag 'tag:yaml.org,2002:python/object/apply:os.mkdir' is not allowed; "
+            "a policy holds plain values only",
+        ),
+        (
+            "version: 1\nrules:\n  - regex: '['\n    weight_decay: 0\n",
+            "3: regex '[' is not a regular expression: unterminated character set at position 0",
+        ),
+        (
+            "version: 1\nrules:\n  - name: x\n    weight_decay: -1\n",
+            "4: weight_decay must be a finite number >= 0, got -1.0; write 0 for no decay",
+        ),
+    ],
+)
+def test_malformed_files(text, message):
+    assert error_of(load, text) == f"policy.yaml:{message}"
+    assert [path.name for path in pathlib.Path().iterdir()] == ["policy.yaml"]
+
+
+def test_an_alias_bomb_ends_in_an_error():
+    lines = ["version: 1", "rules:", "  - &a0 [x]", *(f"  - &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]
+    message = "policy.yaml:3: a rule must be a mapping of keys to values, got a list"
+    assert error_of(load, "\n".join(lines)) == message
+
+
+def test_not_utf_8():
+    message = "policy.yaml: not UTF-8 at byte 13; save the file as UTF-8 text"
+    assert error_of(load, b"version: 1\n# \xff\n") == message
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.yaml", "missing.yaml: cannot be read: No such file or directory"),
+        ("folder.yaml", "folder.yaml: cannot be read: Is a directory"),
+        ("policy.json", "policy.json: not a policy file; its name must end in .yaml, .yml or .cfg"),
+        ("yaml", "yaml: not a policy file; its name must end in .yaml, .yml or .cfg"),
+    ],
+)
+def test_files_that_cannot_be_read(name, message):
+    pathlib.Path("folder.yaml").mkdir()
+    assert error_of(load_policy, name) == message
+
+
+def test_what_may_never_end_is_not_read():
+    os.mkfifo("pipe.yaml")
+    os.symlink("/dev/zero", "zero.cfg")
+    with open("large.yaml", "wb") as file:
+        file.truncate(2**40)
+    for name in ("pipe.yaml", "zero.cfg"):
+        assert error_of(load_policy, name) == f"{name}: is a pipe or a device; save the policy as a file"
+    message = "large.yaml: is larger than 16 MiB, which no policy is; name the policy file"
+    assert error_of(load_policy, "large.yaml") == message
+
+
+def test_a_path_that_no_file_can_have():
+    assert error_of(load_policy, "a\0.yaml").startswith(r"'a\x00.yaml': cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        (
+            {"version": 1, "rules": [{"weight_decay": 0}, {"weight_decay": "0"}]},
+            "policy: rules[1].weight_decay: weight_decay must be a number, got '0'; write 5e-4 without quotes",
+        ),
+        (
+            {"version": 1, "rules": [{"used_by": ["MatMul", 1], "weight_decay": 0}]},
+            "policy: rules[0].used_by[1]: used_by must be text, got 1; put it in quotes",
+        ),
+        (
+            {"version": 1, "rules": [{"weight_decay": 0}, {"name": "x"}]},
+            "policy: rules[1]: the rule has no 'weight_decay'; write 'weight_decay: 0' for none",
+        ),
+        (
+            {"version": 1, "rules": [{"weight_decay": 10**400}]},
+            "policy: rules[0].weight_decay: weight_decay must be a finite number >= 0, got inf; write 0 for no decay",
+        ),
+        ({"version": 2}, "policy: version: version must be 1, got 2"),
+        (
+            {"version": 1, "defaults": {"sparse": 1}},
+            "policy: defaults.sparse: sparse must be one of touched, all; got 1",
+        ),
+        ({"version": 1, "rulez": []}, "policy: rulez: unknown key 'rulez' in a policy; did you mean 'rules'?"),
+        ({}, "policy: 'version' is missing; write 'version: 1'"),
+        ({1: 2}, "policy: keys must be text, got 1"),
+        ([], "policy: a policy must be a mapping of keys to values, got a list"),
+    ],
+)
+def test_malformed_mappings(mapping, message):
+    assert error_of(Policy.from_dict, mapping) == message
+
+
+def test_the_first_rule_that_matches_decides():
+    policy = Policy.from_dict(
+        {
+            "version": 1,
+            "rules": [
+                {"name": "*/bias", "weight_decay": 0},
+                {"regex": "conv", "weight_decay": 0.1},
+                {"name": "*", "rank": ">=2", "weight_decay": 0.2},
+            ],
+        }
+    )
+    names = {"a/conv/bias": 1, "a/conv/kernel": 4, "a/b/dense/kernel": 2, "scale": 1}
+    decided = {name: policy.decide(Subject(name, rank, "float32")) for name, rank in names.items()}
+    assert {name: rule and rule.where for name, rule in decided.items()} == {
+        "a/conv/bias": "policy: rules[0]",
+        "a/conv/kernel": "policy: rules[1]",
+        "a/b/dense/kernel": "policy: rules[2]",
+        "scale": None,
+    }
+
+
+def test_as_policy():
+    policy = load("version: 1\n")
+    assert as_policy(policy) is policy
+    assert as_policy("policy.yaml") == as_policy(pathlib.Path("policy.yaml")) == policy
+    assert as_policy({"version": 1}) == Policy((), where="policy")
+    assert error_of(as_policy, 5) == "a policy must be a Policy, a path or a mapping, got a int"

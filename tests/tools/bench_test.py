@@ -1,0 +1,185 @@
+"""The benchmark of what decay costs: that it measures all that it says, and checks it before; never a time."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "tools" / "bench"
+DENSE = [
+    "undecayed",
+    "floor",
+    "graphwd decoupled",
+    "graphwd decoupled, fuse: xla",
+    "graphwd adamw",
+    "graphwd adamw, fuse: xla",
+    "the optimizer's own",
+    "L2 in the loss",
+    "assign loop",
+    "second optimizer",
+    "TensorFlow Addons",
+]
+BY_ROWS = ["graphwd decoupled, all rows", "assign loop, rows touched"]
+
+
+def run(*arguments):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(BENCH), "--quick", "--rounds", "3", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def measured(tmp_path, only):
+    """The text and the cases of a run that went well."""
+    ran = run("--only", only, "--json", str(tmp_path / "out.json"))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout, json.loads((tmp_path / "out.json").read_text())["cases"]
+
+
+def rows_of(case):
+    return {row["contender"]: row for row in case["rows"]}
+
+
+def not_run(case):
+    return {row["contender"]: row["why_not"] for row in case["rows"] if row["why_not"]}
+
+
+def checked(case):
+    return [(each["one"], each["other"]) for each in case["checks"]]
+
+
+def assert_sound(case):
+    """Each row has its numbers or the reason why not, ratios are those of the times, and the checks hold."""
+    for row in case["rows"]:
+        assert (row["ms"] is None) == (row["why_not"] is not None), row
+        assert (row["calls"] >= 1) == (row["ms"] is not None), row
+        for key in ("ms", "ratio", "of_floor"):
+            if row[key] is not None:
+                assert row[key][0] > 0
+                assert sorted(row[key]) == row[key]
+    rows = rows_of(case)
+    assert rows["undecayed"]["ratio"] == [1, 1, 1]
+    assert rows["undecayed"]["extra_ms"] == [0, 0, 0]
+    assert rows["floor"]["of_floor"] == [1, 1, 1]
+    assert case["rounds"] == 3
+    assert all(each["holds"] and each["ulps"] <= each["limit"] for each in case["checks"])
+
+
+def test_dense(tmp_path):
+    text, cases = measured(tmp_path, "20 x 100 floats, keras.Adam")
+    assert [case["name"] for case in cases] == [
+        "20 x 100 floats, keras.Adam, plain",
+        "20 x 100 floats, keras.Adam, xla",
+    ]
+    for case in cases:
+        assert_sound(case)
+        assert list(rows_of(case)) == DENSE
+        assert not_run(case) == {"TensorFlow Addons": "it extends the tf_keras legacy optimizers: see there"}
+        assert checked(case) == [
+            ("graphwd decoupled", "assign loop"),
+            ("graphwd decoupled, fuse: xla", "assign loop"),
+            ("graphwd adamw", "the optimizer's own"),
+            ("graphwd adamw, fuse: xla", "the optimizer's own"),
+            ("floor", "assign loop"),
+        ]
+        assert case["name"] in text
+        assert {"graphwd decoupled / floor", "graphwd adamw / floor"} <= case["derived"].keys()
+    for name in DENSE:
+        assert text.count(f"│   {name}  ") == 2, name
+    assert text.count("not run:") == 2
+
+
+def test_rows(tmp_path):
+    """What decays only the rows that are touched is among the contenders."""
+    _, (case,) = measured(tmp_path, "recommender 500 rows, 32 touched, keras.SGD, plain")
+    assert_sound(case)
+    assert sorted(rows_of(case)) == sorted(DENSE + BY_ROWS)
+    assert not_run(case).keys() == {"TensorFlow Addons"}
+    assert ("graphwd decoupled", "assign loop, rows touched") in checked(case)
+    assert ("graphwd decoupled, all rows", "assign loop") in checked(case)
+
+
+def test_what_cannot_run_says_why(tmp_path):
+    _, (case,) = measured(tmp_path, "20 x 100 floats, legacy.Adam, plain")
+    assert_sound(case)
+    assert not_run(case) == {
+        "the optimizer's own": "tf_keras legacy optimizers have no weight decay of their own",
+        "TensorFlow Addons": "no folder for it was given: --tfa FOLDER",
+    }
+
+
+def test_one_contender_is_held_against_the_undecayed_step_and_the_floor(tmp_path):
+    _, (case,) = measured(tmp_path, "20 x 100 floats, legacy.SGD, plain, graphwd adamw, fuse")
+    assert_sound(case)
+    assert list(rows_of(case)) == ["undecayed", "floor", "graphwd adamw, fuse: xla"]
+    assert rows_of(case)["graphwd adamw, fuse: xla"]["remark"].startswith("fuse: xla: not all of what updates")
+
+
+def test_list_names_every_row():
+    ran = run("--list")
+    assert ran.returncode == 0
+    lines = ran.stdout.splitlines()
+    assert len(set(lines)) == len(lines)
+    for workload, optimizer, mode in itertools.product(
+        ["1 x 20k floats", "5 x 1k floats", "20 x 100 floats", "MobileNetV2", "BERT"],
+        ["keras.Adam", "keras.SGD", "legacy.Adam", "legacy.SGD"],
+        ["plain", "xla"],
+    ):
+        assert sum(line.startswith(f"{workload}, {optimizer}, {mode}, ") for line in lines) == len(DENSE)
+    assert sum(line.startswith("recommender ") for line in lines) == (3 * 3 + 2) * 2 * len(DENSE + BY_ROWS)
+
+
+def test_nothing_matches():
+    ran = run("--only", "no such thing")
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1] == "no row's name holds 'no such thing': see --list --quick"
+
+
+def test_plot(tmp_path):
+    ran = run("--only", "20 x 100 floats, legacy.SGD, xla, floor", "--plot", str(tmp_path / "out.png"))
+    if importlib.util.find_spec("matplotlib") is None:
+        assert ran.returncode == 2
+        advice = "--plot needs matplotlib, of the extra `bench`: .venv/bin/pip install -e '.[bench]'"
+        assert ran.stderr.splitlines()[-1] == advice
+    else:
+        assert ran.returncode == 0
+        assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def contenders(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    yield importlib.import_module("contenders")
+    for name in ("contenders", "workloads"):
+        sys.modules.pop(name, None)
+
+
+def test_which_optimizers_write_only_the_rows_that_are_touched(contenders):
+    """What the table's note says: the ops that write the table or its slot variables."""
+    workloads = sys.modules["workloads"]
+    (workload, *_) = (each for each in workloads.workloads(quick=True) if each.touched)
+    writes_all_rows = {}
+    for optimizer in [*contenders.SPARSE, "keras.Adam", "legacy.Adam"]:
+        step = contenders.Step(contenders.Case(workload, optimizer, False))
+        function = step.function()
+        graph = function.get_concrete_function(*step.built.arguments).graph
+        shape = (workload.size, workloads.WIDTH)
+        tables = [variable.handle for variable in graph.variables if tuple(variable.shape) == shape]
+        handles = [inner for outer, inner in graph.captures if any(outer is table for table in tables)]
+        assert handles
+        writes = {op.type for handle in handles for op in handle.consumers()}
+        writes_all_rows[optimizer] = bool(writes & {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"})
+    assert writes_all_rows == {
+        "keras.SGD": False,
+        "legacy.SGD": False,
+        "legacy.Adagrad": False,
+        "keras.Adam": True,
+        "legacy.Adam": True,
+    }
