@@ -6,7 +6,20 @@ from pathlib import Path
 import graphwd
 
 ROOT = Path(graphwd.__file__).parent
-ORDER = ["base", "policy", "graph", "analysis", "planning", "rewriting", "steps", "models", "checking", "keras", "cli"]
+ORDER = [
+    "base",
+    "decay",
+    "policy",
+    "graph",
+    "analysis",
+    "planning",
+    "rewriting",
+    "steps",
+    "models",
+    "checking",
+    "keras",
+    "cli",
+]
 BASE = {"errors", "garbage", "messages", "__version__"}
 
 

@@ -70,13 +70,13 @@ class Rates:
         self._guesses: dict[int, set[tuple[Path, str]]] = {}  # constants of that value
         for injection in injections:
             i = injection.variable.id
-            if injection.learning_rate is None and i in numbers:
+            if injection.rate.learning_rate is None and i in numbers:
                 self._names[i] = f"{numbers[i]:g}"
                 self._guesses.setdefault(i, set()).update(self._constants(injection.site.path, numbers[i]))
-            if injection.learning_rate is not None:
-                place = (injection.site.path, injection.learning_rate.tensor)
+            if injection.rate.learning_rate is not None:
+                place = (injection.site.path, injection.rate.learning_rate.tensor)
                 self._places.setdefault(injection.variable.id, []).append(place)
-                self._names[injection.variable.id] = injection.learning_rate.name
+                self._names[injection.variable.id] = injection.rate.learning_rate.name
         places = {place for each in self._places.values() for place in each}
         self._sources = {place: self._source(*place) for place in places}
         watched = places.union(*(source.tensors for source in self._sources.values()), *self._guesses.values())

@@ -1,7 +1,7 @@
 """Runs a step as its plan says, without rewriting it: what a rewritten step is compared with.
 
-The bodies of the original are run in pieces, one after the other, eagerly. Between two pieces, in NumPy and float64,
-the decay is done by its formula. Nothing here knows how a decay is written into a graph.
+The bodies of the original are run in pieces, one after the other, eagerly. Between two pieces, in float64, the decay is
+done by its formula. Nothing here knows how a decay is written into a graph.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import tensorflow as tf
 from tensorflow.core.framework.function_pb2 import FunctionDef
 
 from graphwd.analysis.sites import Path
+from graphwd.decay.formulas import FORMULAS
 from graphwd.errors import VerifyError
 from graphwd.graph.body import Body, Node, is_control, node_of, parse_edge
 from graphwd.graph.edge import Use
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind
-from graphwd.planning.injections import Injection, Nest, Where, nested
+from graphwd.planning.injections import After, Before, InGradient, Injection, InValue, Nest, nested
 from graphwd.steps.emit import Parts
 from graphwd.steps.read import ConcreteFunction, read
 
@@ -177,20 +178,12 @@ class _Compiler:
         proto = self._nodes[write].proto
         yield proto.input[0]
         rows = WRITE_OPS[proto.op].rows
-        if injection.rows and rows is not None and injection.entry is None:
+        if injection.rows and rows is not None and not isinstance(injection, InGradient):
             yield proto.input[rows]
-        if injection.learning_rate is not None:
-            yield injection.learning_rate.tensor
-        if injection.weight is not None:
-            yield injection.weight
-        if injection.value is not None:
-            yield injection.value[0]
-        if injection.entry is not None:
-            yield injection.entry.tensor
-            if injection.entry.indices is not None:
-                yield injection.entry.indices
-        for reader, _ in injection.readiness.rereads if injection.readiness is not None else ():
-            yield from _data(self._nodes[reader].proto.input)
+        yield from injection.reads
+        if isinstance(injection, Before):
+            for reader, _ in injection.readiness.rereads:
+                yield from _data(self._nodes[reader].proto.input)
 
     def _ordered(self) -> list[Node]:
         """The nodes in an order in which they may run, each after what the formulas of its inputs need."""
@@ -244,11 +237,11 @@ class _Compiler:
                 continue
             for position, each in overridden.items():
                 self._instructions.append(self._override(node, position, each))
-            if injection is not None and injection.where is Where.BEFORE:
+            if isinstance(injection, Before):
                 self._instructions.append(self._decay(node, injection))
             self._part([node], overridden)
             self._observe(node.name)
-            if injection is not None and injection.where is Where.AFTER:
+            if isinstance(injection, After):
                 self._instructions.append(self._decay(node, injection))
         self._part(pending)
         return _Program(self._body.arguments, tuple(self._instructions), self._results)
@@ -322,51 +315,64 @@ class _Compiler:
             handle = values[write.proto.input[0]]
             weight = tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
             which = values[write.proto.input[rows]] if injection.rows and rows is not None else None
-            decayed = _decayed(weight, _rate(injection, values), which)
+            decayed = _decayed(weight, injection, values, which)
             values[f"{write.name} decayed"] = decayed  # for what reads it now and is done after the write
             tf.raw_ops.AssignVariableOp(resource=handle, value=decayed)
 
         return instruction
 
     def _override(self, node: Node, position: int, injection: Injection) -> _Instruction:
-        """Makes what a node of the update gets in place of the weight as it was read, or of the gradient."""
-        write = self._nodes[injection.site.node]
-        rows = WRITE_OPS[write.op].rows if injection.rows else None
-        name = _override_name(node, position)
-        summed = f"{injection.site.node} gradient"
+        """Makes what a node of the update gets in place of the weight as it was read, the value or the gradient."""
+        match injection:
+            case Before():
+                return self._read_decayed(node, position, injection)
+            case InValue():
+                return self._sum(node, position, injection, injection.value, injection.weight, None, sign=-1)
+            case InGradient():
+                entry = injection.entry
+                return self._sum(node, position, injection, entry.tensor, injection.weight, entry.indices, sign=1)
+        raise AssertionError(f"an injection {injection.where.value} the update leads nothing elsewhere")
+
+    def _sum(
+        self,
+        node: Node,
+        position: int,
+        injection: Injection,
+        term: str,
+        read: str | None,
+        rows: str | None,
+        *,
+        sign: int,
+    ) -> _Instruction:
+        """Adds the decay to a term, or subtracts it."""
+        handle = self._nodes[injection.site.node].proto.input[0]
+        summed = f"{injection.site.node} summed"
 
         def instruction(values: _Values) -> None:
-            if summed in values:  # once for all that it goes to: the weight may have been written since
-                values[name] = values[summed]
-                return
-            if injection.weight is not None:
-                weight = values[injection.weight]
-            else:
-                handle = values[write.proto.input[0]]
-                weight = tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
-            if injection.value is not None:
-                values[name] = _summed(values[injection.value[0]], weight, -_rate(injection, values), None)
-                return
-            if injection.entry is not None:
-                indices = injection.entry.indices
-                which = None if indices is None else values[indices]
-                values[summed] = _summed(values[injection.entry.tensor], weight, injection.rate, which)
-                values[name] = values[summed]
-                return
-            which = values[write.proto.input[rows]] if rows is not None else None
-            decayed = values.get(f"{write.name} decayed")
-            if decayed is None:
-                decayed = _decayed(weight, _rate(injection, values), which)
-            reader = self._reader(node, position, injection)
-            values[name] = tf.gather(decayed, values[reader.proto.input[1]]) if len(reader.inputs) > 1 else decayed
+            if summed not in values:  # once for all that it goes to: the weight may have been written since
+                weight = values[read] if read is not None else _read(values[handle], injection)
+                which = None if rows is None else values[rows]
+                values[summed] = _summed(values[term], weight, injection, values, which, sign=sign)
+            values[_override_name(node, position)] = values[summed]
 
         return instruction
 
-    def _reader(self, node: Node, position: int, injection: Injection) -> Node:
-        """The node that reads the weight for one input of the update's arithmetic."""
-        assert injection.readiness is not None
-        name = next(name for name, uses in injection.readiness.rereads if Use(node.name, position) in uses)
-        return self._nodes[name]
+    def _read_decayed(self, node: Node, position: int, injection: Before) -> _Instruction:
+        """Makes the weight that the update reads, decayed."""
+        write = self._nodes[injection.site.node]
+        rows = WRITE_OPS[write.op].rows if injection.rows else None
+        reader = next(name for name, uses in injection.readiness.rereads if Use(node.name, position) in uses)
+        inputs = _data(self._nodes[reader].proto.input)
+
+        def instruction(values: _Values) -> None:
+            decayed = values.get(f"{write.name} decayed")
+            if decayed is None:
+                which = values[write.proto.input[rows]] if rows is not None else None
+                decayed = _decayed(_read(values[write.proto.input[0]], injection), injection, values, which)
+            gathered = tf.gather(decayed, values[inputs[1]]) if len(inputs) > 1 else decayed
+            values[_override_name(node, position)] = gathered
+
+        return instruction
 
 
 def _data(inputs: Iterable[str]) -> list[str]:
@@ -377,32 +383,45 @@ def _override_name(node: Node, position: int) -> str:
     return f"{node.name} input {position}"
 
 
-def _rate(injection: Injection, values: Mapping[str, Any]) -> float:
-    rate = injection.learning_rate
-    return injection.rate * (float(values[rate.tensor]) if rate is not None else 1.0)
+def _read(handle: tf.Tensor, injection: Injection) -> tf.Tensor:
+    return tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
 
 
-def _decayed(weight: tf.Tensor, rate: float, rows: tf.Tensor | None) -> tf.Tensor:
-    """The product (1 - rate) w, or that for some rows."""
-    wide = weight.numpy().astype(np.float64)
-    which = slice(None) if rows is None else np.unique(rows.numpy())
-    decayed = np.array(wide)
-    if decayed.ndim:
-        decayed[which] *= 1 - rate
+def _lost(weight: np.ndarray, injection: Injection, values: Mapping[str, Any]) -> np.ndarray:
+    """What a weight, or rows of it, lose at this step: the rate times the formula, in float64."""
+    learning_rate = injection.rate.learning_rate
+    rate = injection.rate.number * (float(values[learning_rate.tensor]) if learning_rate is not None else 1.0)
+    return rate * FORMULAS[injection.formula](tf.constant(weight, tf.float64)).numpy()
+
+
+def _decayed(weight: tf.Tensor, injection: Injection, values: Mapping[str, Any], rows: tf.Tensor | None) -> tf.Tensor:
+    """The weight w - r p(w), or that for some rows."""
+    decayed = weight.numpy().astype(np.float64)
+    if rows is None:
+        decayed = decayed - _lost(decayed, injection, values)
     else:
-        decayed *= 1 - rate
+        which = np.unique(rows.numpy())
+        decayed[which] -= _lost(decayed[which], injection, values)
     return tf.constant(decayed.astype(weight.dtype.as_numpy_dtype))
 
 
-def _summed(gradient: tf.Tensor, weight: tf.Tensor, rate: float, rows: tf.Tensor | None) -> tf.Tensor:
-    """The sum g + rate w; where g is of rows, in the first gradient of each row."""
-    total = gradient.numpy().astype(np.float64)
+def _summed(
+    term: tf.Tensor,
+    weight: tf.Tensor,
+    injection: Injection,
+    values: Mapping[str, Any],
+    rows: tf.Tensor | None,
+    *,
+    sign: int,
+) -> tf.Tensor:
+    """The sum t + r p(w), or the difference; where t is of rows, in the first gradient of each row."""
+    total = term.numpy().astype(np.float64)
     wide = weight.numpy().astype(np.float64)
     if rows is None:
-        total = total + rate * wide
+        total = total + sign * _lost(wide, injection, values)
     else:
         flat = total.reshape(-1, *wide.shape[1:])
         unique, first = np.unique(rows.numpy().ravel(), return_index=True)
-        flat[first] += rate * wide[unique]
+        flat[first] += sign * _lost(wide[unique], injection, values)
         total = flat.reshape(total.shape)
-    return tf.constant(total.astype(gradient.dtype.as_numpy_dtype))
+    return tf.constant(total.astype(term.dtype.as_numpy_dtype))

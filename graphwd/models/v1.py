@@ -24,7 +24,7 @@ from graphwd.graph.body import is_control, parse_edge
 from graphwd.graph.function_library import NewNames, original_name, rename, set_library
 from graphwd.graph.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, differentiable
 from graphwd.graph.ops import HANDLE_OPS
-from graphwd.planning.injections import Where
+from graphwd.planning.injections import After
 from graphwd.planning.planner import Decision, Outcome, Plan, make_plan
 from graphwd.policy.rules import Policy
 from graphwd.rewriting.inject import decay_of, decay_records, inject, refuse_rewritten, take_out
@@ -113,7 +113,7 @@ def _write(meta_graph: MetaGraphDef, graph: Graph, plan: Plan) -> None:
     references = {
         injection.site.node
         for injection in plan.injections
-        if injection.variable.reference and not injection.site.path and injection.where is Where.AFTER
+        if injection.variable.reference and not injection.site.path and isinstance(injection, After)
     }
     rewritten = inject(graph, plan.injections, NewNames(graph.library))
     moved = _lead_on(rewritten.root, references)

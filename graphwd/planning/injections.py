@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from enum import Enum
+from typing import ClassVar
 
 from graphwd.analysis.gradient_entry import Entry
 from graphwd.analysis.learning_rate import LearningRate
@@ -18,65 +19,156 @@ EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloa
 
 
 class Where(Enum):
-    """Where a decay enters an update."""
+    """Where a decay enters an update: how plans and records call the types of injections."""
 
-    AFTER = "after"  # w <- (1 - c) * w, once the write is done
-    BEFORE = "before"  # w <- (1 - c) * w, once the write is ready to be done
-    VALUE = "value"  # v <- v - c * w, where v is what is written
-    GRADIENT = "gradient"  # g <- g + c * w
+    AFTER = "after"
+    BEFORE = "before"
+    VALUE = "value"
+    GRADIENT = "gradient"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What the formula is multiplied by at each step: a number, times the learning rate where there is one.
+
+    Attributes:
+        number: the number, without unit.
+        learning_rate: a scalar tensor of the update's body.
+    """
+
+    number: float
+    learning_rate: LearningRate | None = None
+
+    def __rmul__(self, factor: float) -> Rate:
+        """A multiple of it."""
+        return replace(self, number=factor * self.number)
 
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """One place where decay goes.
+    """One place where decay goes; what kind of place, the types below say.
 
     Attributes:
         variable: what is decayed.
-        site: the write that the decay belongs to; the last of an update for `Where.AFTER`, else the first.
-        rate: the rate, without unit; times the learning rate where there is one.
-        where: where it enters.
+        site: the write that the decay belongs to; the last of an update for `After`, else the first.
+        rate: the rate.
         rows: whether only the rows are decayed that the write, or the gradient, is of.
-        learning_rate: what the rate is multiplied by, where it is a tensor.
-        entry: where the gradient enters, for `Where.GRADIENT`.
-        readiness: what the decay waits for, for `Where.BEFORE`.
-        weight: the tensor that is the weight as the update takes it, where the update writes a sum with that tensor;
-            None where the weight is read anew.
-        value: what is written, as an edge, and the input by which the write gets it, for `Where.VALUE`.
+        formula: what the rate is multiplied by, by name.
     """
 
     variable: Variable
     site: Site
-    rate: float
-    where: Where = Where.AFTER
+    rate: Rate
+    _: KW_ONLY
     rows: bool = False
-    learning_rate: LearningRate | None = None
-    entry: Entry | None = None
-    readiness: Readiness | None = None
-    weight: str | None = None
-    value: tuple[str, Use] | None = None
+    formula: str = "l2"
+
+    where: ClassVar[Where]
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The inputs of the original that are led elsewhere."""
+        return ()
 
     @property
     def touched(self) -> Iterator[str]:
         """The nodes of its body that it changes or copies."""
         yield self.site.node
         yield from (use.node for use in self.uses)
-        if self.readiness is not None:
-            yield from (name for name, _ in self.readiness.rereads)
+
+    @property
+    def reads(self) -> Iterator[str]:
+        """The edges of its body that the decay is computed from, besides the variable and the rows."""
+        if self.rate.learning_rate is not None:
+            yield self.rate.learning_rate.tensor
+
+    @property
+    def done(self) -> tuple[object, ...]:
+        """What tells two injections at one node of a body apart: all but the variable and the calls that lead here."""
+        shared = (field.name for field in fields(self) if field.name not in ("variable", "site"))
+        return type(self), self.variable.dtype, self.variable.shape, *(getattr(self, name) for name in shared)
+
+
+@dataclass(frozen=True, slots=True)
+class After(Injection):
+    """w <- w - r·p(w), once the write is done."""
+
+    where = Where.AFTER
+
+
+@dataclass(frozen=True, slots=True)
+class Before(Injection):
+    """w <- w - r·p(w), once the write is ready to be done.
+
+    Attributes:
+        readiness: what the decay waits for.
+    """
+
+    where = Where.BEFORE
+    readiness: Readiness
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """The inputs of the original that are led elsewhere."""
-        if self.entry is not None:
-            return self.entry.uses
-        if self.value is not None:
-            return (self.value[1],)
-        return tuple(use for _, uses in self.readiness.rereads for use in uses) if self.readiness is not None else ()
+        """The inputs that get the weight decayed."""
+        return tuple(use for _, uses in self.readiness.rereads for use in uses)
 
     @property
-    def decay(self) -> tuple[object, ...]:
-        """All but the variable and the calls that lead here: what is done to the body."""
-        place = self.entry, self.readiness, self.weight, self.value
-        return self.rate, self.where, self.rows, self.learning_rate, *place
+    def touched(self) -> Iterator[str]:
+        """The nodes of its body that it changes or copies."""
+        yield from super(Before, self).touched
+        yield from (name for name, _ in self.readiness.rereads)
+
+
+@dataclass(frozen=True, slots=True)
+class InValue(Injection):
+    """v <- v - r·p(w), where v is what is written, and has the weight in it.
+
+    Attributes:
+        value: what is written, as an edge.
+        use: the input by which the write gets it.
+        weight: the tensor that is the weight as the update takes it.
+    """
+
+    where = Where.VALUE
+    value: str
+    use: Use
+    weight: str
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The input that gets the value decayed."""
+        return (self.use,)
+
+    @property
+    def reads(self) -> Iterator[str]:
+        """The edges of its body that the decay is computed from."""
+        yield from super(InValue, self).reads
+        yield from (self.weight, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class InGradient(Injection):
+    """g <- g + r·p(w).
+
+    Attributes:
+        entry: where the gradient enters the optimizer's arithmetic.
+        weight: the tensor that is the weight as the update takes it; None where the weight is read anew.
+    """
+
+    where = Where.GRADIENT
+    entry: Entry
+    weight: str | None = None
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The inputs that get the gradient decayed."""
+        return self.entry.uses
+
+    @property
+    def reads(self) -> Iterator[str]:
+        """The edges of its body that the decay is computed from, the rows included."""
+        yield from super(InGradient, self).reads
+        yield from (edge for edge in (self.weight, self.entry.tensor, self.entry.indices) if edge is not None)
 
 
 @dataclass
@@ -94,7 +186,7 @@ class Nest:
 
     def signature(self) -> tuple[object, ...]:
         """What tells two rewritings of one body apart: not the variables, but what is done at which node."""
-        here = tuple((node, i.variable.dtype, i.variable.shape, i.decay) for node, i in sorted(self.here.items()))
+        here = tuple((node, injection.done) for node, injection in sorted(self.here.items()))
         below = tuple(sorted((frame, nest.signature()) for frame, nest in self.calls.items()))
         return here, below
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from graphwd.analysis.direct_terms import terms_after
 from graphwd.analysis.flow import Flow, Flows
@@ -17,7 +18,7 @@ from graphwd.graph.body import node_of
 from graphwd.graph.edge import Use
 from graphwd.graph.graph import DTYPE_NUMBERS
 from graphwd.graph.ops import Form
-from graphwd.planning.injections import EPSILON, Injection, Where
+from graphwd.planning.injections import EPSILON, After, Before, InGradient, Injection, InValue, Rate
 from graphwd.policy.globs import glob_matches
 from graphwd.policy.rules import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
 
@@ -189,26 +190,17 @@ def _injection(rule: Rule, update: Update, writes: VariableWrites, flows: Flows,
     flow = flows.at(update.site.path).of_update(names[0], others)
     if meaning.mode is Mode.COUPLED:
         return _coupled(rule, update, writes, flow, names)
-    rate, learning_rate = rule.weight_decay, None
+    rate = Rate(rule.weight_decay)
     if meaning.scale is Scale.LR:
         learning_rate = find_learning_rate(flow, names, rule.learning_rate)
-        if learning_rate.number is not None:
-            rate, learning_rate = _constant_rate(rate, learning_rate), None
+        constant = learning_rate.number is not None
+        rate = _constant_rate(rate.number, learning_rate) if constant else replace(rate, learning_rate=learning_rate)
     if meaning.order is Order.AFTER:
-        return Injection(
-            update.variable, update.site, rate, Where.AFTER, _rows_only(update.writes[-1], rule), learning_rate
-        )
-    return _before(rule, update, writes, flows, rate, learning_rate)
+        return After(update.variable, update.site, rate, rows=_rows_only(update.writes[-1], rule))
+    return _before(rule, update, writes, flows, rate)
 
 
-def _before(
-    rule: Rule,
-    update: Update,
-    writes: VariableWrites,
-    flows: Flows,
-    rate: float,
-    learning_rate: LearningRate | None,
-) -> Injection:
+def _before(rule: Rule, update: Update, writes: VariableWrites, flows: Flows, rate: Rate) -> Before | InValue:
     """A decay ahead of an update: U(w) - c * w where the update adds to the weight, else U(w - c * w).
 
     In the first form no read has to be told to come later, so that nothing else can notice, and it does not matter
@@ -221,20 +213,18 @@ def _before(
     if first.op.form in (Form.APPLY, Form.ADD, Form.SUB):
         _refuse_reads_between(flow, update)
         readiness = when_ready(flow, names[0])
-        return Injection(variable, first.site, rate, Where.BEFORE, rows, learning_rate, readiness=readiness)
+        return Before(variable, first.site, rate, rows=rows, readiness=readiness)
     terms = terms_after(flow, first)
     if is_whole(terms) and not first.op.partial and (first.op.rows is None or rows):
         _refuse_reads_between(flow, update)
         weight = _weight_of_sum(flow, update, terms.weights, _other_writes(writes, update))
         use = Use(names[0], first.op.value)
-        value = flow.nodes[names[0]].proto.input[use.position], use
-        return Injection(variable, first.site, rate, Where.VALUE, rows, learning_rate, weight=weight, value=value)
-    return _before_by_reading(rule, update, writes, flow, rate, learning_rate)
+        value = flow.nodes[names[0]].proto.input[use.position]
+        return InValue(variable, first.site, rate, rows=rows, value=value, use=use, weight=weight)
+    return _before_by_reading(rule, update, writes, flow, rate)
 
 
-def _before_by_reading(
-    rule: Rule, update: Update, writes: VariableWrites, flow: Flow, rate: float, learning_rate: LearningRate | None
-) -> Injection:
+def _before_by_reading(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, rate: Rate) -> Before:
     """A decay ahead of an update that overwrites the weight: what the update reads of it is read decayed."""
     first, names = update.writes[0], [write.site.node for write in update.writes]
     advice = "write 'order: after'"
@@ -250,9 +240,7 @@ def _before_by_reading(
             f"its update ({first.site}) overwrites the weight without reading it, so a decay before it has no effect; "
             f"{advice}"
         )
-    return Injection(
-        update.variable, first.site, rate, Where.BEFORE, _rows_only(first, rule), learning_rate, readiness=readiness
-    )
+    return Before(update.variable, first.site, rate, rows=_rows_only(first, rule), readiness=readiness)
 
 
 def _refuse_reads_between(flow: Flow, update: Update) -> None:
@@ -292,7 +280,7 @@ def _other_writes(writes: VariableWrites, update: Update) -> list[str]:
     return [names[len(path)] for names in nodes]
 
 
-def _constant_rate(rate: float, learning_rate: LearningRate) -> float:
+def _constant_rate(rate: float, learning_rate: LearningRate) -> Rate:
     """The rate times a learning rate that is a number."""
     assert learning_rate.number is not None
     scaled = rate * learning_rate.number
@@ -300,7 +288,7 @@ def _constant_rate(rate: float, learning_rate: LearningRate) -> float:
         raise RefusedError(
             f"its learning rate is {learning_rate.name}, and weight_decay times that must be below 1, got {scaled:g}"
         )
-    return scaled
+    return Rate(scaled)
 
 
 def _entry(update: Update, flow: Flow, names: Sequence[str], asked: str | None) -> Entry:
@@ -315,7 +303,7 @@ def _entry(update: Update, flow: Flow, names: Sequence[str], asked: str | None) 
     return find_entry(flow, update.variable, names, learning_rate)
 
 
-def _coupled(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, names: Sequence[str]) -> Injection:
+def _coupled(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, names: Sequence[str]) -> InGradient:
     first = update.writes[0]
     if rule.gradient is not None:
         entry = named_entry(flow, update.variable, names, rule.gradient)
@@ -344,7 +332,7 @@ def _coupled(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, nam
         raise RefusedError("its gradient is sparse and its shape is not known, so a coupled decay cannot be added")
     sparse = entry.indices is not None
     weight = None if sparse else _weight_before(flow, update, entry, _other_writes(writes, update))
-    return Injection(update.variable, first.site, rule.weight_decay, Where.GRADIENT, sparse, entry=entry, weight=weight)
+    return InGradient(update.variable, first.site, Rate(rule.weight_decay), rows=sparse, entry=entry, weight=weight)
 
 
 def _weight_before(flow: Flow, update: Update, entry: Entry, others: Sequence[str]) -> str | None:

@@ -25,7 +25,7 @@ from graphwd.errors import PlanError
 from graphwd.graph.graph import Graph, Variable
 from graphwd.graph.ops import CALL_OPS, CallKind, Form
 from graphwd.messages import listed
-from graphwd.planning.injections import EPSILON, Injection, Where
+from graphwd.planning.injections import EPSILON, After, InGradient, Injection
 from graphwd.planning.placement import RefusedError, chosen_updates, place_decay
 from graphwd.planning.render import as_table
 from graphwd.policy.globs import glob_matches
@@ -237,12 +237,13 @@ def _shown_updates(decision: Decision) -> Sequence[Update]:
 
 
 def _decay_record(injection: Injection) -> dict[str, Any]:
-    entry = injection.entry
+    entry = injection.entry if isinstance(injection, InGradient) else None
+    learning_rate = injection.rate.learning_rate
     return {
         "at": str(injection.site),
         "where": injection.where.value,
-        "rate": injection.rate,
-        "learning_rate": injection.learning_rate and injection.learning_rate.name,
+        "rate": injection.rate.number,
+        "learning_rate": learning_rate and learning_rate.name,
         "gradient": entry and entry.tensor.partition(":")[0],
         "gradient_after": entry and entry.after,
     }
@@ -349,17 +350,17 @@ def _notes(
         if decision.outcome is Outcome.EXEMPT and decision.writes.native_decays
     )
     yield from _grouped(
-        (decision, f"{injection.rate:g} is too small to change any {decision.variable.dtype} weight")
+        (decision, f"{injection.rate.number:g} is too small to change any {decision.variable.dtype} weight")
         for decision in decisions
         for injection in decision.injections[:1]
-        if injection.where is not Where.GRADIENT and injection.rate < EPSILON[decision.variable.dtype] / 4
+        if not isinstance(injection, InGradient) and injection.rate.number < EPSILON[decision.variable.dtype] / 4
     )
 
 
 def _content_notes(decision: Decision, flows: Flows) -> Iterator[str]:
     """What is surprising about an update that is decayed."""
     assert decision.rule is not None
-    after = any(injection.where is Where.AFTER for injection in decision.injections)
+    after = any(isinstance(injection, After) for injection in decision.injections)
     for update in chosen_updates(decision.rule, decision.writes):
         written = update.writes[-1]
         if after and written.op.form is Form.ASSIGN and not depends_on_itself(written, flows):
@@ -375,7 +376,7 @@ def _content_notes(decision: Decision, flows: Flows) -> Iterator[str]:
         if decision.rule.sparse is Sparse.TOUCHED and "sparse" in decision.rule.spelled and written.op.rows is None:
             yield "'sparse: touched', but its update writes all rows, so all are decayed at every step"
     for injection in decision.injections:
-        if injection.entry is not None and injection.entry.after is not None:
+        if isinstance(injection, InGradient) and injection.entry.after is not None:
             op = injection.entry.after.partition(" (")[2].rstrip(")")
             yield f"the decay joins the gradient after what is done to that before the optimizer, last by a {op}"
 

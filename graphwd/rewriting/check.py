@@ -11,7 +11,7 @@ from graphwd.errors import RewriteError
 from graphwd.graph.body import Body, Layout, is_control, sources_of
 from graphwd.graph.edge import Use
 from graphwd.graph.graph import MARK
-from graphwd.planning.injections import Injection, Where
+from graphwd.planning.injections import After, Before, Injection
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
@@ -38,13 +38,13 @@ def check_rewritten(
     count = len(before.node_def)
     decays = _decays(before, after, injections)
     moved = {use for injection in injections.values() for use in injection.uses}
-    delayed = {write for write, injection in injections.items() if injection.where is Where.BEFORE}
+    delayed = {write for write, injection in injections.items() if isinstance(injection, Before)}
     led_on: dict[str, set[str]] = defaultdict(set)
     for frame in calls:
         led_on[frame.node].add(frame.callee.attribute)
     unchanged = {*(use.node for use in moved), *delayed, *led_on}
     changed: list[tuple[int, NodeDef]] = []
-    undecayed = {f"^{write}" for write, injection in injections.items() if injection.where is Where.AFTER}
+    undecayed = {f"^{write}" for write, injection in injections.items() if isinstance(injection, After)}
     for place, old, new in zip(layout.places, before.node_def, after.node_def, strict=False):
         inputs = new.input if undecayed else ()
         # What a node waits for comes after what it takes.
@@ -73,7 +73,7 @@ def _decays(before: FunctionDef, after: FunctionDef, injections: Mapping[str, In
     if len(decays) != len(injections):
         raise RewriteError(f"rewriting '{name}' did not add one decay for each of {len(injections)} updates")
     ends = injections.keys() & after.control_ret.values()
-    if early := [node for node in ends if injections[node].where is Where.AFTER]:
+    if early := [node for node in ends if isinstance(injections[node], After)]:
         raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)} undecayed")
     return decays
 

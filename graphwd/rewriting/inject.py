@@ -1,7 +1,7 @@
 """Writes weight decay into function bodies: the only module that changes protos, and only copies of them.
 
-What is added for one injection is in `decay_nodes`; here it is joined to the original, bodies are copied where their
-callers differ, and the result is checked (`rewrite_check`).
+What is added for one injection is in `decays`; here it is joined to the original, bodies are copied where their
+callers differ, and the result is checked (`check`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from graphwd.analysis.sites import Frame, Site
 from graphwd.errors import RewriteError
 from graphwd.graph.body import Body, Layout, is_control
 from graphwd.graph.graph import MARK, RECORD, Graph
-from graphwd.planning.injections import Injection, Nest, Where, nested
+from graphwd.planning.injections import After, Before, Injection, Nest, Where, nested
 from graphwd.rewriting.check import check_rewritten
-from graphwd.rewriting.decay_nodes import Added, DecayNodes
+from graphwd.rewriting.decays import DecayWriter
 from graphwd.rewriting.fusion import FUSED, outline
+from graphwd.rewriting.splice import Added
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
@@ -134,7 +135,7 @@ class _Writer:
         for write, injection in injections.items():
             writes = by_device.setdefault(devices[write] or injection.variable.device, {})
             writes[write] = injection.variable.name
-            if injection.where in (Where.AFTER, Where.BEFORE):
+            if isinstance(injection, After | Before):
                 writes[decays[write]] = injection.variable.name
         for device, writes in by_device.items():
             made, left_out = outline(function, writes, self._new_name(f"{function.signature.name}_fused"), device)
@@ -173,30 +174,22 @@ def _splice(function: FunctionDef, layout: Layout, injections: Mapping[str, Inje
     last: dict[str, str] = {}
     for name, injection in injections.items():
         moved = [(*use, nodes[use.node].input[use.position]) for use in injection.uses]
-        new = DecayNodes(added, nodes[name], injection)
-        match injection.where:
-            case Where.AFTER:
-                decay = last[name] = new.after()
-            case Where.BEFORE:
-                decay = new.before(nodes)
-                nodes[name].input.append(f"^{decay}")
-            case Where.VALUE:
-                decay = new.in_value(nodes)
-            case Where.GRADIENT:
-                decay = new.in_gradient(nodes)
+        writer = DecayWriter(added, nodes, injection)
+        decay = decays[name] = writer.add()
+        if isinstance(injection, After):
+            last[name] = decay
+        learning_rate = injection.rate.learning_rate
         record = {
             "version": RECORD_VERSION,
             "write": name,
             "decay": decay,
             "where": injection.where.value,
-            "rate": injection.rate,
-            "learning_rate": injection.learning_rate and injection.learning_rate.name,
+            "rate": injection.rate.number,
+            "learning_rate": learning_rate and learning_rate.name,
             "rows": injection.rows,
             "moved": moved,
         }
-        decays[name] = decay
-        assert added.carrier is not None
-        added.carrier.attr[RECORD].s = json.dumps(record).encode()
+        writer.carrier.attr[RECORD].s = json.dumps(record).encode()
     _redirect(function, waiting, last)
     return decays
 

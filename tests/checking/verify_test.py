@@ -13,7 +13,7 @@ import tf_keras
 import graphwd
 from graphwd.checking.verify import Verdict, ulps, verify
 from graphwd.errors import VerifyError
-from graphwd.planning.injections import Where
+from graphwd.planning.injections import After, Rate
 from graphwd.rewriting import inject
 from graphwd.steps import pipeline
 from tests.helpers import steps
@@ -169,7 +169,7 @@ def test_a_wrong_rate_is_found(step, semantics, factor, monkeypatch):
 def test_a_decay_after_what_it_should_come_before_is_found(step, semantics, monkeypatch):
     mutate(
         monkeypatch,
-        lambda injections: [replace(each, where=Where.AFTER, readiness=None) for each in injections],
+        lambda injections: [After(each.variable, each.site, each.rate, rows=each.rows) for each in injections],
     )
     assert verdicts(wrong(step, semantics))["net/out/kernel"] is Verdict.WRONG
 
@@ -183,7 +183,7 @@ def test_a_decay_before_what_it_should_come_after_is_found(step, semantics, monk
 
 
 def test_a_decay_twice_is_found(step, monkeypatch):
-    twice = lambda rate: 1 - (1 - rate) ** 2  # noqa: E731
+    twice = lambda rate: Rate(1 - (1 - rate.number) ** 2)  # noqa: E731
     mutate(monkeypatch, lambda injections: [replace(each, rate=twice(each.rate)) for each in injections])
     assert verdicts(wrong(step, "decoupled"))["net/out/kernel"] is Verdict.WRONG
 

@@ -18,7 +18,7 @@ from graphwd.analysis.sites import Site
 from graphwd.checking.verify import Kind, RateCheck, Verdict, verify
 from graphwd.errors import VerifyError
 from graphwd.planning import planner
-from graphwd.planning.injections import Where
+from graphwd.planning.injections import After, Rate
 from tests.helpers import steps
 from tests.helpers.graphs import gradient_of, variable
 from tests.helpers.lockstep import policy_for
@@ -238,7 +238,7 @@ def test_a_wrong_learning_rate_is_found(monkeypatch):
     )
     other = LearningRate(node, f"{node}:output:0", "float32")
     assert all(each.learning_rate is RateCheck.PROBED for each in checked_kernels(step, policy))
-    planned(monkeypatch, lambda _, each: replace(each, learning_rate=other))
+    planned(monkeypatch, lambda _, each: replace(each, rate=Rate(each.rate.number, other)))
     for each in checked_kernels(step, policy):
         assert each.verdict is Verdict.WRONG
         assert each.learning_rate is RateCheck.REFUTED
@@ -261,7 +261,7 @@ def test_a_learning_rate_that_is_a_constant(monkeypatch):
 
     found = checked(step, every("adamw"))["w"]
     assert (found.verdict, found.kind, found.learning_rate) == (Verdict.RIGHT, Kind.WHOLE, RateCheck.PROBED)
-    planned(monkeypatch, lambda _, each: replace(each, rate=0.1 * 0.125))
+    planned(monkeypatch, lambda _, each: replace(each, rate=Rate(0.1 * 0.125)))
     found = checked(step, every("adamw"))["w"]
     assert (found.verdict, found.learning_rate) == (Verdict.WRONG, RateCheck.REFUTED)
     assert "multiplied by '0.125', which is not its learning rate" in found.reason
@@ -275,7 +275,7 @@ def test_a_learning_rate_in_a_velocity_is_probed(momentum):
 
 
 def test_the_wrong_order_is_found(monkeypatch):
-    planned(monkeypatch, lambda _, each: replace(each, where=Where.AFTER, weight=None, value=None, readiness=None))
+    planned(monkeypatch, lambda _, each: After(each.variable, each.site, each.rate, rows=each.rows))
     model = ByHand()
     found = checked(model.step, every("tfa"), X)
     assert (found["w"].verdict, found["w"].kind) == (Verdict.WRONG, Kind.WHOLE)
@@ -325,7 +325,7 @@ def test_the_wrong_variable_of_one_name_is_found(monkeypatch):
     model = Twins()
     concrete = model.step.get_concrete_function()
     one, two = graphwd.plan(concrete, every("decoupled")).injections
-    both = replace(two, rate=1 - (1 - two.rate) ** 2)
+    both = replace(two, rate=Rate(1 - (1 - two.rate.number) ** 2))
     monkeypatch.setattr(
         planner, "place_decay", lambda _, writes, *__, **___: () if writes.variable.id == one.variable.id else (both,)
     )
@@ -346,7 +346,7 @@ def test_an_average_taken_for_an_update_is_found(monkeypatch):
 
 
 def test_a_decay_twice_is_found(monkeypatch):
-    planned(monkeypatch, lambda _, each: replace(each, rate=1 - (1 - each.rate) ** 2))
+    planned(monkeypatch, lambda _, each: replace(each, rate=Rate(1 - (1 - each.rate.number) ** 2)))
     found = checked(ByHand().step, every("decoupled"), X)
     assert found["w"].verdict is Verdict.WRONG
 

@@ -76,8 +76,8 @@ def account(plan: Plan, step: Step, *, scaled: bool) -> Mapping[int, Any]:
         function = step.library[path[-1].callee.function] if path else step.root
         node = next(node for node in function.node_def if node.name == injection.site.node)
         # In another form a learning rate may be an argument; then only the results tell whether it is the same.
-        known = injection.learning_rate is None and not scaled
-        return node.attr[TAG].s, injection.where.value, injection.rate if known else None, injection.rows
+        known = injection.rate.learning_rate is None and not scaled
+        return node.attr[TAG].s, injection.where.value, injection.rate.number if known else None, injection.rows
 
     return {
         decision.variable.id: (decision.outcome, sorted(map(place, decision.injections))) for decision in plan.decisions

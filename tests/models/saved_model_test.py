@@ -592,7 +592,7 @@ def check_large(module: Any, folder: Path, pattern: str, batches: list[dict[str,
     source = save(module, folder / "model", "step")
     policy = {"version": 1, "rules": [{"name": pattern, "weight_decay": 0.01}, {"weight_decay": 0}]}
     plan = rewrite_saved_model(source, folder / "out", policy)
-    rates = {injection.variable.name: injection.rate for injection in plan.injections}
+    rates = {injection.variable.name: injection.rate.number for injection in plan.injections}
     assert len(rates) > 10
     plain, decayed = Loaded(source, "step"), Loaded(folder / "out", "step")
     check_trains(plain, decayed, rates, batches)

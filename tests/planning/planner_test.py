@@ -50,7 +50,11 @@ def test_every_trainable_variable_is_there_once(net):
     assert plan.problems == ()
     assert plan.notes == ("policy: rules[1]: 'net/frozen': not decayed: the step never updates it",)
     (injection,) = plan.injections
-    assert (injection.variable.name, injection.rate, injection.site.op) == ("net/kernel", 0.1, "AssignSubVariableOp")
+    assert (injection.variable.name, injection.rate.number, injection.site.op) == (
+        "net/kernel",
+        0.1,
+        "AssignSubVariableOp",
+    )
 
 
 def test_rules_and_variables_left_over(net):

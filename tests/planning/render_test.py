@@ -9,11 +9,12 @@ import re
 import pytest
 
 from graphwd.analysis.learning_rate import LearningRate
+from graphwd.analysis.readiness import Readiness
 from graphwd.analysis.sites import Frame, Site, Write
 from graphwd.analysis.updates import Update, VariableWrites
 from graphwd.analysis.values import Value
 from graphwd.graph.graph import Callee, Variable
-from graphwd.planning.injections import Injection, Where
+from graphwd.planning.injections import Before, Rate
 from graphwd.planning.planner import Decision, Outcome, Plan
 from graphwd.planning.render import as_html, as_json, as_table
 from graphwd.policy.rules import PRESETS, Rule
@@ -241,7 +242,7 @@ def plan():
     writes = VariableWrites(kernel, (Update(kernel, (write,)),), (native,), (clip,), frozenset({"MatMul", "Conv2D"}))
     rule = Rule(Selectors(), 0.1, PRESETS["adamw"], where="policy.yaml:3")
     rate = LearningRate("adam/learning_rate", "read:value:0", "float32")
-    injection = Injection(kernel, write.site, 0.1, Where.BEFORE, learning_rate=rate)
+    injection = Before(kernel, write.site, Rate(0.1, rate), readiness=Readiness(()))
     decided = Decision(kernel, Outcome.DECAY, rule, writes, (injection,))
     unmatched = Decision(bias, Outcome.UNMATCHED, None, VariableWrites(bias, (), (), (), frozenset()))
     return Plan((decided, unmatched), ("p",), ("n",))

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import graphwd
-from graphwd.rewriting.decay_nodes import MARK
+from graphwd.graph.graph import MARK
 from tests.helpers.lockstep import assert_bit_equal
 
 RATE = 0.25

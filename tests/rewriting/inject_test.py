@@ -14,11 +14,11 @@ from graphwd.analysis.updates import find_updates
 from graphwd.errors import RewriteError
 from graphwd.graph.body import Body
 from graphwd.graph.graph import MARK, Variable
-from graphwd.planning.injections import EPSILON, Injection
+from graphwd.planning.injections import EPSILON, After, Rate
 from graphwd.planning.planner import make_plan
 from graphwd.policy.rules import Policy
 from graphwd.rewriting.check import check_rewritten
-from graphwd.rewriting.decay_nodes import keeps_rate
+from graphwd.rewriting.decays import keeps_rate
 from graphwd.rewriting.inject import inject
 from graphwd.steps.read import read
 from tests.helpers.graphs import gradient_of, variable
@@ -154,7 +154,7 @@ def test_verification_sees_a_lost_node_a_missing_decay_and_an_early_successor():
     w = variable()
     before, after, _ = rewritten(lambda: w.assign_sub(gradient_of(w)), {"w": 0.1})
     write = "AssignSubVariableOp"
-    injection = Injection(Variable(0, "w", (2,), "float32", True), Site((), write, write), 0.1)
+    injection = After(Variable(0, "w", (2,), "float32", True), Site((), write, write), Rate(0.1))
     layout = Body(before).layout
     check_rewritten(before, after, layout, {write: injection}, ())
     with pytest.raises(RewriteError, match="did not add one decay for each of 2 updates"):

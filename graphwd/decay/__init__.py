@@ -1,0 +1,1 @@
+"""What decay means: TensorFlow functions of tensors, and nothing else."""

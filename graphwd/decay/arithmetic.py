@@ -1,0 +1,210 @@
+"""Decays as TensorFlow code: each way in which a decay enters an update is one function of tensors.
+
+graphwd traces each function once for each dtype and splices the trace into bodies. Parameters are wired by their names:
+
+* ``handle``: the variable's resource handle, or the v1 reference itself.
+* ``weight``: the variable's content, where the body has it as a tensor; else it is read from ``handle``.
+* ``rate``: a scalar, the rate of this step.
+* ``factor``: a scalar, 1 - rate.
+* ``indices``: rows of the variable, integers of any shape. ``rows``: likewise, a vector.
+
+``dtype`` is the variable's. Arithmetic on half precision is done in float32 (`wide`). The name of an op is its role;
+``decay`` is the op that all that waited for the update waits for, or that is used in place of what was used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from graphwd.decay.formulas import Formula
+
+_RAW = tf.raw_ops
+
+
+def wide(dtype: str) -> str:
+    """The dtype in which the decay of a variable is computed: its own, or float32 for half precision."""
+    return "float32" if dtype in ("bfloat16", "float16") else dtype
+
+
+def learning_rate_times(rate: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
+    """Returns the rate of this step, where it is a multiple of the learning rate that this step uses."""
+    return _RAW.Mul(x=_cast(learning_rate, rate.dtype, "learning_rate"), y=rate, name="factor")
+
+
+def multiply(handle: tf.Tensor, factor: tf.Tensor, *, dtype: str) -> None:
+    """Multiplies, w <- factor · w: reads and writes 2N bytes, and serves the formula l2 alone."""
+    weight = _read(handle, dtype)
+    _assign(handle, _narrowed(_RAW.Mul(x=_widened(weight), y=factor, name="scaled"), dtype))
+
+
+def subtract(handle: tf.Tensor, rate: tf.Tensor, *, dtype: str, formula: Formula) -> None:
+    """Subtracts, w <- w - rate · p(w)."""
+    lost = _scaled(_read(handle, dtype), rate, formula)
+    if handle.dtype == tf.resource:
+        _RAW.AssignSubVariableOp(resource=handle, value=_narrowed(lost, dtype), name="decay")
+    else:
+        _RAW.AssignSub(ref=handle, value=_narrowed(lost, dtype), name="decay")
+
+
+def multiply_rows(handle: tf.Tensor, factor: tf.Tensor, indices: tf.Tensor, *, dtype: str) -> None:
+    """Multiplies the rows of w at some indices by the factor."""
+    rows = _widened(_gather(handle, indices, dtype))
+    _scatter_update(handle, indices, _narrowed(_RAW.Mul(x=rows, y=factor, name="scaled"), dtype))
+
+
+def subtract_rows(handle: tf.Tensor, rate: tf.Tensor, indices: tf.Tensor, *, dtype: str, formula: Formula) -> None:
+    """Subtracts rate · p(rows) from the rows of w at some indices.
+
+    An index that repeats writes the same row again. Not once each, by ``Unique``: where the indices are themselves of a
+    size that only the run tells, XLA's counts what lies behind their end.
+    """
+    rows = _widened(_gather(handle, indices, dtype))
+    scaled = _RAW.Mul(x=formula(rows), y=rate, name="scaled")
+    _scatter_update(handle, indices, _narrowed(_RAW.Sub(x=rows, y=scaled, name="left"), dtype))
+
+
+def subtract_rows_once(handle: tf.Tensor, rate: tf.Tensor, indices: tf.Tensor, *, dtype: str, formula: Formula) -> None:
+    """The same in one subtraction from each row, for variables that others write without waiting.
+
+    Each row once, by ``Unique``: on a parameter server nothing is compiled.
+    """
+    rows, _ = _unique(indices)
+    lost = _narrowed(_scaled(_gather(handle, rows, dtype), rate, formula), dtype)
+    if handle.dtype == tf.resource:
+        _RAW.ResourceScatterSub(resource=handle, indices=rows, updates=lost, name="decay")
+    else:
+        _RAW.ScatterSub(ref=handle, indices=rows, updates=lost, name="decay")
+
+
+def in_value(value: tf.Tensor, weight: tf.Tensor, rate: tf.Tensor, *, dtype: str, formula: Formula) -> tf.Tensor:
+    """Returns v - rate · p(w), for an update that writes a value v which has the weight in it."""
+    scaled = _scaled(weight, rate, formula)
+    return _last(_RAW.Sub(x=_widened(value, "widened_value"), y=scaled, name=_last_role(dtype)), dtype)
+
+
+def in_gradient(gradient: tf.Tensor, weight: tf.Tensor, rate: tf.Tensor, *, dtype: str, formula: Formula) -> tf.Tensor:
+    """Returns g + rate · p(w), for a dense gradient of the shape of the weight."""
+    scaled = _scaled(weight, rate, formula)
+    return _last(_RAW.AddV2(x=_widened(gradient, "widened_gradient"), y=scaled, name=_last_role(dtype)), dtype)
+
+
+def in_gradient_by_reading(
+    gradient: tf.Tensor, handle: tf.Tensor, rate: tf.Tensor, *, dtype: str, formula: Formula
+) -> tf.Tensor:
+    """The same, where the body has no tensor that is the weight."""
+    return in_gradient(gradient, _read(handle, dtype), rate, dtype=dtype, formula=formula)
+
+
+def in_sparse_gradient(
+    gradient: tf.Tensor,
+    indices: tf.Tensor,
+    handle: tf.Tensor,
+    rate: tf.Tensor,
+    *,
+    dtype: str,
+    formula: Formula,
+    row_shape: Sequence[int],
+) -> tf.Tensor:
+    """Returns g + rate · p(w) for the rows that a sparse gradient is of, added to the first gradient of each row.
+
+    Args:
+        gradient: the values of the gradient, of the shape of ``indices`` and then of ``row_shape``.
+        indices: the rows.
+        handle: the variable's handle.
+        rate: the rate.
+        dtype: the variable's dtype.
+        formula: the formula.
+        row_shape: the shape of one row of the weight.
+
+    Returns:
+        The sum, of the shape of ``gradient``.
+    """
+    gradient = _widened(gradient, "widened_gradient")
+    rows, numbers = _unique(indices, twice=True)
+    decay = _scaled(_gather(handle, rows, dtype), rate, formula)
+    # For each row the position of its first gradient: the least of 0, 1, 2, ... that has the row's number. No
+    # Range: on a GPU its operands or its result lie in host memory. UnsortedSegmentMin has no int64 there.
+    ones = _RAW.OnesLike(x=numbers, name="ones")
+    count = _RAW.Cumsum(x=ones, axis=_constant(0, "axis"), exclusive=True, name="count")
+    least = _RAW.UnsortedSegmentMin(
+        data=_cast(count, tf.int32, "positions"),
+        segment_ids=numbers,
+        num_segments=_RAW.Size(input=rows, out_type=tf.int32, name="unique"),
+        name="least",
+    )
+    column = _RAW.ExpandDims(input=_cast(least, tf.int64, "first"), axis=_constant(1, "last_axis"), name="column")
+    flat = _RAW.Reshape(tensor=gradient, shape=tf.constant([-1, *row_shape], name="row_shape"), name="gradient")
+    total = _RAW.TensorScatterAdd(tensor=flat, indices=column, updates=decay, name="added")
+    shape = _RAW.Shape(input=gradient, out_type=tf.int32, name="shape")
+    return _last(_RAW.Reshape(tensor=total, shape=shape, name=_last_role(dtype)), dtype)
+
+
+def _unique(indices: tf.Tensor, *, twice: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+    """The rows among some indices, each once; and for each index, the number of its row among them.
+
+    All of them int64, whatever they were: on a GPU much of what works on int32 works in the memory of the host.
+    """
+    vector = _constant(-1, "vector", [1])
+    flat = _RAW.Reshape(tensor=_cast(indices, tf.int64, "wide_indices"), shape=vector, name="indices")
+    if twice:  # which changes no first place, and spares XLA a list of one, whose dynamic size it trips over
+        flat = _RAW.ConcatV2(values=[flat, flat], axis=_constant(0, "axis"), name="twice")
+    return _RAW.Unique(x=flat, out_idx=tf.int64, name="rows")
+
+
+def _scaled(weight: tf.Tensor, rate: tf.Tensor, formula: Formula) -> tf.Tensor:
+    """What the weight loses."""
+    return _RAW.Mul(x=formula(_widened(weight)), y=rate, name="scaled")
+
+
+def _read(handle: tf.Tensor, dtype: str) -> tf.Tensor:
+    if handle.dtype != tf.resource:
+        return _RAW.Identity(input=handle, name="read")
+    return _RAW.ReadVariableOp(resource=handle, dtype=dtype, name="read")
+
+
+def _gather(handle: tf.Tensor, rows: tf.Tensor, dtype: str) -> tf.Tensor:
+    if handle.dtype != tf.resource:
+        return _RAW.Gather(params=handle, indices=rows, name="read")
+    return _RAW.ResourceGather(resource=handle, indices=rows, dtype=dtype, name="read")
+
+
+def _assign(handle: tf.Tensor, value: tf.Tensor) -> None:
+    if handle.dtype != tf.resource:
+        _RAW.Assign(ref=handle, value=value, name="decay")
+    else:
+        _RAW.AssignVariableOp(resource=handle, value=value, name="decay")
+
+
+def _scatter_update(handle: tf.Tensor, rows: tf.Tensor, value: tf.Tensor) -> None:
+    if handle.dtype != tf.resource:
+        _RAW.ScatterUpdate(ref=handle, indices=rows, updates=value, name="decay")
+    else:
+        _RAW.ResourceScatterUpdate(resource=handle, indices=rows, updates=value, name="decay")
+
+
+def _last_role(dtype: str) -> str:
+    """The role of an op that is the last of a decay unless a cast follows."""
+    return "decay" if wide(dtype) == dtype else "summed"
+
+
+def _last(total: tf.Tensor, dtype: str) -> tf.Tensor:
+    return _cast(total, dtype, "decay")
+
+
+def _widened(tensor: tf.Tensor, role: str = "widened") -> tf.Tensor:
+    return _cast(tensor, wide(tensor.dtype.name), role)
+
+
+def _narrowed(tensor: tf.Tensor, dtype: str) -> tf.Tensor:
+    return _cast(tensor, dtype, "narrowed")
+
+
+def _cast(tensor: tf.Tensor, dtype: tf.DType | str, role: str) -> tf.Tensor:
+    target = tf.as_dtype(dtype)
+    return tensor if tensor.dtype == target else _RAW.Cast(x=tensor, DstT=target, name=role)
+
+
+def _constant(value: int, role: str, shape: Sequence[int] = ()) -> tf.Tensor:
+    return tf.constant(value, tf.int32, shape, role)

@@ -1,0 +1,162 @@
+"""Traced Python functions of tensors, as pieces of graph that can be spliced into bodies.
+
+A function is traced in a graph of its own: nothing of the surroundings gets in, no automatic control edges are added,
+and the ops are those that the function calls. Only what the ops themselves are is kept. How they are named, placed and
+ordered in a body is for whoever splices them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+from graphwd.errors import RewriteError
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A data input of an op of a fragment: a result of another op, or a parameter.
+
+    Attributes:
+        source: the number of the op; the name of the parameter.
+        output: which of the op's named outputs; no text for a parameter.
+        index: the number within that output.
+    """
+
+    source: int | str
+    output: str = ""
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An op of a fragment.
+
+    Attributes:
+        role: what it is for: the name that the function gave it.
+        node: its type and attributes, those at their defaults left out; without name, inputs and device.
+        inputs: its data inputs, in order.
+        waits: the numbers of the ops that the function makes it wait for besides.
+    """
+
+    role: str
+    node: NodeDef
+    inputs: tuple[Input, ...]
+    waits: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """What a function traces to.
+
+    Attributes:
+        ops: its ops, each after those that it takes or waits for.
+        result: what the function returns; None where it returns nothing.
+    """
+
+    ops: tuple[Op, ...]
+    result: Input | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The kind of a parameter that is a v1 reference variable, of a dtype."""
+
+    dtype: str
+
+
+_UNKNOWN: Any = tf.TensorShape(None)  # pyright: ignore[reportArgumentType] - the stubs know no unknown rank
+
+Kind = str | Reference
+"""What a parameter is: a tensor of a dtype, ``resource`` for a handle; or a v1 reference."""
+
+
+def fragment(function: Callable[..., Any], kinds: Mapping[str, Kind], **options: Any) -> Fragment:
+    """Traces a function, once for all calls with the same arguments.
+
+    Args:
+        function: a function of tensors. It may return a tensor.
+        kinds: what each of its parameters is, by name. Shapes are unknown.
+        **options: arguments that are no tensors; hashable.
+
+    Returns:
+        The fragment.
+
+    Raises:
+        RewriteError: the function uses a tensor or a variable that is none of its parameters.
+    """
+    return _traced(function, tuple(kinds.items()), tuple(options.items()))
+
+
+@functools.cache
+def _traced(
+    function: Callable[..., Any], kinds: tuple[tuple[str, Kind], ...], options: tuple[tuple[str, Any], ...]
+) -> Fragment:
+    with tf.Graph().as_default() as graph:
+        parameters = {name: _parameter(name, kind) for name, kind in kinds}
+        result = function(**parameters, **dict(options))
+    if graph.as_graph_def().library.function:
+        raise RewriteError(
+            f"'{function.__name__}' has branches, loops or calls of its own, which cannot be spliced yet"
+        )
+    names = {tensor.op.name: name for name, tensor in parameters.items()}
+    made = [op for op in graph.get_operations() if op.name not in names]
+    numbers = {op.name: number for number, op in enumerate(made)}
+
+    def source(tensor: tf.Tensor) -> Input:
+        if tensor.op.name in names:
+            return Input(names[tensor.op.name])
+        if tensor.graph is not graph:
+            raise RewriteError(f"'{function.__name__}' returns a tensor that it did not compute")
+        return Input(numbers[tensor.op.name], *_output(tensor.op, tensor.value_index))
+
+    ops = tuple(
+        Op(
+            op.name,
+            _plain(op),
+            tuple(map(source, op.inputs)),
+            tuple(numbers[before.name] for before in op.control_inputs),
+        )
+        for op in made
+    )
+    return Fragment(ops, None if result is None else source(result))
+
+
+def _parameter(name: str, kind: Kind) -> tf.Tensor:
+    if isinstance(kind, Reference):
+        return tf.raw_ops.VariableV2(shape=_UNKNOWN, dtype=kind.dtype, name=name)
+    return tf.compat.v1.placeholder(kind, name=name)
+
+
+def _output(op: tf.Operation, index: int) -> tuple[str, int]:
+    """The name of an output and the number within it, of an output that is counted through."""
+    node = op.node_def
+    for output in op.op_def.output_arg:
+        length = 1
+        if output.number_attr:
+            length = node.attr[output.number_attr].i
+        elif output.type_list_attr:
+            length = len(node.attr[output.type_list_attr].list.type)
+        if index < length:
+            return output.name, index
+        index -= length
+    raise AssertionError(f"'{op.name}' has no such output")
+
+
+def _plain(op: tf.Operation) -> NodeDef:
+    """The type and the attributes of an op, without those that only say the default.
+
+    But dtypes are always said: some of TensorFlow's passes read them without looking up the default.
+    """
+    node = op.node_def
+    defaults = {attribute.name: attribute.default_value for attribute in op.op_def.attr}
+    plain = NodeDef(op=node.op)
+    for name, value in sorted(node.attr.items()):
+        if not name.startswith("_") and (value.type or name not in defaults or value != defaults[name]):
+            plain.attr[name].CopyFrom(value)
+    return plain

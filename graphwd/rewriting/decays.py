@@ -1,0 +1,200 @@
+"""Puts one decay into a body, for each way in which a decay enters an update.
+
+After the write that completes an update, on its device, come three nodes::
+
+    read  = ReadVariableOp(handle)  ^write        read  = ReadVariableOp(handle)  ^write
+    scaled = Mul(read, 1 - rate)            or    scaled = Mul(read, rate)
+    decay = AssignVariableOp(handle, scaled)      decay = AssignSubVariableOp(handle, scaled)
+
+and everything that waited for the write waits for the last of them. The left form moves fewer bytes; the right one
+serves where rounding 1 - rate to the variable's dtype would change the rate by more than `MAX_RATE_ERROR`, and where
+the rate is a tensor, ``Mul(learning rate, rate)``, and on a parameter server.
+
+Where only the rows are decayed that a sparse update touches, they are ``ResourceGather(handle, indices)``, ``Mul`` and
+``ResourceScatterUpdate(handle, indices, scaled)``, in the second case with a ``Sub`` between.
+
+Before an update come the same three, but the read waits for all that the write waits for, and the write for the decay.
+Where the update overwrites the weight with a sum that the weight is a term of, it is ``scaled = Mul(weight, rate)`` and
+``decay = Sub(sum, scaled)``, which is written in place of the sum. In a gradient come ``read``, ``scaled`` and
+``decay = AddV2(gradient, scaled)``.
+
+The nodes themselves are traced from `graphwd.decay.arithmetic`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from graphwd.decay import arithmetic
+from graphwd.decay.formulas import FORMULAS, Formula, l2
+from graphwd.graph.fragment import Kind, Reference, fragment
+from graphwd.graph.graph import DTYPE_NAMES
+from graphwd.graph.ops import WRITE_OPS
+from graphwd.planning.injections import EPSILON, After, Before, InGradient, Injection, InValue
+from graphwd.rewriting.splice import Added, Splicer
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+MAX_RATE_ERROR = 0.01
+"""By how much, relatively, rounding the factor may change the rate (design: 1 %)."""
+
+_SERVER = "/job:ps/"
+"""In the device of what lies on a parameter server, where several workers write without waiting for each other.
+
+There a decay only subtracts: an update that comes between its read and its write is then not lost.
+"""
+
+
+class DecayWriter:
+    """Adds one decay to a body."""
+
+    def __init__(self, added: Added, nodes: Mapping[str, NodeDef], injection: Injection) -> None:
+        """Prepares to add; nothing is changed yet.
+
+        Args:
+            added: the body.
+            nodes: by name, at least those of its nodes that the injection touches.
+            injection: the decay.
+        """
+        write = nodes[injection.site.node]
+        with_write = not isinstance(injection, InGradient)
+        place = write.device or (injection.variable.device if with_write else "")
+        self._nodes = nodes
+        self._write = write
+        self._injection = injection
+        self._dtype = injection.variable.dtype
+        self._served = _SERVER in place or _SERVER in injection.variable.device
+        self._splicer = Splicer(added, write, place, with_write=with_write)
+
+    def add(self) -> str:
+        """Adds the decay; returns the node that all that waited for the write waits for, or that gives what it uses."""
+        match self._injection:
+            case After():
+                self._in_place([self._write.name])
+            case Before() as before:
+                self._before(before)
+            case InValue() as place:
+                edges = {"value": place.value, "weight": place.weight, "rate": self._rate("factor")}
+                self._lead_on(self._splice(arithmetic.in_value, edges, formula=self._formula))
+            case InGradient() as place:
+                self._in_gradient(place)
+        return self._splicer.nodes["decay"].name
+
+    @property
+    def carrier(self) -> NodeDef:
+        """The node that carries the record of the decay: its read, else its product."""
+        nodes = self._splicer.nodes
+        return nodes["read"] if "read" in nodes else nodes["scaled"]
+
+    @property
+    def _formula(self) -> Formula:
+        return FORMULAS[self._injection.formula]
+
+    def _before(self, before: Before) -> None:
+        """Decays ahead of the write, and lets the update read the weight decayed."""
+        self._in_place(before.readiness.waits)
+        decay = self._splicer.nodes["decay"].name
+        for name, uses in before.readiness.rereads:
+            reread = self._splicer.copy("reread", self._nodes[name], decay)
+            for use in uses:
+                inputs = self._nodes[use.node].input
+                inputs[use.position] = reread + inputs[use.position].removeprefix(name)
+            self._write.input.append(f"^{reread}")  # not all that is computed from it need be part of what is written
+        self._write.input.append(f"^{decay}")
+
+    def _in_gradient(self, place: InGradient) -> None:
+        entry = place.entry
+        edges = {"gradient": entry.tensor, "rate": self._rate("rate")}
+        if entry.indices is None and place.weight is not None:
+            edges |= {"weight": place.weight}
+            total = self._splice(arithmetic.in_gradient, edges, formula=self._formula)
+        elif entry.indices is None:
+            edges |= self._handle()
+            total = self._splice(arithmetic.in_gradient_by_reading, edges, entry.waits, formula=self._formula)
+        else:
+            edges |= {"indices": entry.indices, **self._handle()}
+            shape = self._injection.variable.shape or ()
+            row_shape = tuple(size for size in shape[1:] if size is not None)
+            options = {"formula": self._formula, "row_shape": row_shape}
+            total = self._splice(arithmetic.in_sparse_gradient, edges, entry.waits, **options)
+        self._lead_on(total)
+
+    def _in_place(self, waits: Sequence[str]) -> None:
+        """Reads the weight, decays it and writes it, or the rows that the write is of."""
+        function, strength = self._form()
+        edges = {**self._handle(), **strength}
+        if self._injection.rows:
+            row = WRITE_OPS[self._write.op].rows
+            assert row is not None
+            edges["indices"] = self._write.input[row]
+        options = {} if "factor" in strength else {"formula": self._formula}
+        self._splice(function, edges, waits, **options)
+
+    def _form(self) -> tuple[Callable[..., Any], Mapping[str, str]]:
+        """The cheapest accurate function that decays in place, and the rate as it takes it."""
+        rate, rows = self._injection.rate, self._injection.rows
+        if self._served:
+            return arithmetic.subtract_rows_once if rows else arithmetic.subtract, {"rate": self._rate("factor")}
+        wide = arithmetic.wide(self._dtype)
+        if self._formula is l2 and rate.learning_rate is None and keeps_rate(rate.number, EPSILON[wide]):
+            factor = self._splicer.constant("factor", 1 - rate.number, wide)
+            return arithmetic.multiply_rows if rows else arithmetic.multiply, {"factor": factor}
+        return arithmetic.subtract_rows if rows else arithmetic.subtract, {"rate": self._rate("factor")}
+
+    def _rate(self, role: str) -> str:
+        """The rate of this step: a number under the name of a role, or a product with the learning rate."""
+        rate, wide = self._injection.rate, arithmetic.wide(self._dtype)
+        if rate.learning_rate is None:
+            return self._splicer.constant(role, rate.number, wide)
+        kinds = {"rate": wide, "learning_rate": rate.learning_rate.dtype}
+        edges = {"rate": self._splicer.constant("rate", rate.number, wide), "learning_rate": rate.learning_rate.tensor}
+        return self._splicer.shared((rate, wide), fragment(arithmetic.learning_rate_times, kinds), edges)
+
+    def _handle(self) -> Mapping[str, str]:
+        return {"handle": self._write.input[0]}
+
+    def _splice(
+        self, function: Callable[..., Any], edges: Mapping[str, str], waits: Sequence[str] = (), **options: Any
+    ) -> str | None:
+        """Splices a function of tensors, whose parameters are edges of the body."""
+        kinds = {name: self._kind(name) for name in edges}
+        return self._splicer.splice(fragment(function, kinds, dtype=self._dtype, **options), edges, waits)
+
+    def _kind(self, parameter: str) -> Kind:
+        match parameter:
+            case "handle":
+                return Reference(self._dtype) if self._injection.variable.reference else "resource"
+            case "rate" | "factor":
+                return arithmetic.wide(self._dtype)
+            case "indices":
+                return self._index_dtype()
+        return self._dtype
+
+    def _index_dtype(self) -> str:
+        if isinstance(self._injection, InGradient):
+            assert self._injection.entry.index_dtype is not None
+            return DTYPE_NAMES[self._injection.entry.index_dtype]
+        return DTYPE_NAMES[self._write.attr["Tindices"].type]
+
+    def _lead_on(self, edge: str | None) -> None:
+        """Gives the uses of the original what was computed in its place."""
+        assert edge is not None
+        for use in self._injection.uses:
+            self._nodes[use.node].input[use.position] = edge
+
+
+def keeps_rate(rate: float, epsilon: float) -> bool:
+    """Whether 1 - rate, rounded to nearest, stands for a rate close enough to the one asked for.
+
+    Args:
+        rate: the rate, in [0, 1).
+        epsilon: the distance from 1 to the next larger number of the dtype.
+
+    Returns:
+        Whether the rounding changes the rate by at most `MAX_RATE_ERROR`, relatively.
+    """
+    step = epsilon / 2  # numbers below 1 are at most half as far apart as those above it
+    rounded = round(rate / step) * step
+    return abs(rounded - rate) <= MAX_RATE_ERROR * rate

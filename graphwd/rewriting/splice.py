@@ -1,0 +1,158 @@
+"""Splices fragments into a body: names, marks, places and orders what was traced.
+
+An injected node is named after the write that it belongs to: ``scope/graphwd/role_leaf`` for the write ``scope/leaf``.
+
+The device that a node asks for is often none, and then TensorFlow puts an update where its variable is, but arithmetic
+on the first accelerator: the weight would travel there and back at every step. So the nodes around a write are placed
+with it. Those in a gradient are not: the gradient is where TensorFlow puts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from graphwd.graph.fragment import Fragment, Input, Op, fragment
+from graphwd.graph.graph import MARK
+from graphwd.graph.ops import READ_OPS
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+
+@dataclass
+class Added:
+    """What is added to one body: its names, and the nodes that several decays share.
+
+    Attributes:
+        function: the body.
+        present: the names of what was there before.
+        taken: the names of what was added.
+        shared: the tensors made once, by the device of the variables that they serve and what they hold.
+    """
+
+    function: FunctionDef
+    present: Container[str]
+    taken: set[str] = field(default_factory=set)
+    shared: dict[Hashable, str] = field(default_factory=dict)
+
+
+class Splicer:
+    """Adds the nodes of one decay to a body."""
+
+    def __init__(self, added: Added, write: NodeDef, place: str, *, with_write: bool) -> None:
+        """Prepares to add; nothing is changed yet.
+
+        Args:
+            added: the body.
+            write: the write that the decay belongs to.
+            place: the device that shared tensors are for.
+            with_write: whether the nodes are placed with the write, rather than where the write asks to be.
+        """
+        self._added = added
+        self._write = write
+        self._place = place
+        self._with_write = with_write
+        self.nodes: dict[str, NodeDef] = {}
+        """What was added, by role; the last of each."""
+
+    def splice(self, piece: Fragment, arguments: Mapping[str, str], waits: Sequence[str] = ()) -> str | None:
+        """Adds a fragment.
+
+        Args:
+            piece: the fragment.
+            arguments: the edges that are its parameters, by name.
+            waits: nodes that its reads of variables wait for.
+
+        Returns:
+            The edge of its result; None where it has none.
+        """
+        names: list[str] = []
+
+        def edge(source: Input) -> str:
+            if isinstance(source.source, str):
+                return arguments[source.source]
+            text = names[source.source]
+            return text if ":" in text else f"{text}:{source.output}:{source.index}"
+
+        for op in piece.ops:
+            if op.node.op == "Const":
+                names.append(self._constant(op))
+                continue
+            inputs = [*map(edge, op.inputs), *(f"^{names[number]}" for number in op.waits)]
+            takes_variable = any(each.source == "handle" for each in op.inputs)
+            if takes_variable and (op.node.op in READ_OPS or op.node.op in _REFERENCE_READS):
+                inputs += [f"^{name}" for name in waits]
+            names.append(self._add(op, inputs).name)
+        return None if piece.result is None else edge(piece.result)
+
+    def constant(self, role: str, value: float, dtype: str) -> str:
+        """A scalar, one for all decays of the body that need the same on the same device."""
+        return self._constant(fragment(_scalar, {}, value=value, dtype=dtype, role=role).ops[0])
+
+    def shared(self, key: Hashable, piece: Fragment, arguments: Mapping[str, str]) -> str:
+        """The result of a fragment that computes the same for all decays of the body on the same device.
+
+        Args:
+            key: what tells it from others.
+            piece: the fragment; it reads no variable.
+            arguments: the edges that are its parameters, by name.
+        """
+        if (self._place, key) not in self._added.shared:
+            result = self.splice(piece, arguments)
+            assert result is not None
+            self._added.shared[self._place, key] = result
+        return self._added.shared[self._place, key]
+
+    def copy(self, role: str, original: NodeDef, wait: str) -> str:
+        """Adds a copy of a node that waits for one more; returns its name."""
+        node = self._added.function.node_def.add()
+        node.CopyFrom(original)
+        node.name = self._name(role)
+        node.input.append(f"^{wait}")
+        node.attr[MARK].s = role.encode()
+        return node.name
+
+    def _constant(self, op: Op) -> str:
+        """The edge of a constant."""
+        key = (self._place, op.node.SerializeToString(deterministic=True))
+        if key not in self._added.shared:
+            self._added.shared[key] = f"{self._add(op, []).name}:output:0"
+        return self._added.shared[key]
+
+    def _add(self, op: Op, inputs: Sequence[str]) -> NodeDef:
+        role = op.role.replace("/", "_")
+        node = self._added.function.node_def.add()
+        node.CopyFrom(op.node)
+        node.name = self._name(role)
+        node.input.extend(inputs)
+        if self._with_write:
+            # No device: TensorFlow overrules one of the update that is not its variable's, but not that of a Const.
+            node.attr["_class"].list.s.append(f"loc:@{self._write.name}".encode())
+        else:
+            node.device = self._write.device
+        node.attr[MARK].s = role.encode()
+        self.nodes[role] = node
+        return node
+
+    def _name(self, role: str) -> str:
+        scope, slash, leaf = self._write.name.rpartition("/")
+        base = name = f"{scope}{slash}graphwd/{role}_{leaf}"
+        number = 0
+        while name in self._added.taken or name in self._added.present:
+            number += 1
+            name = f"{base}_{number}"
+        self._added.taken.add(name)
+        return name
+
+
+_REFERENCE_READS = frozenset({"Identity", "Gather"})
+"""The ops that read a v1 reference variable."""
+
+
+def _scalar(*, value: float, dtype: str, role: str) -> Any:
+    return tf.constant(value, dtype, name=role)
