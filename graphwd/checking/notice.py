@@ -20,7 +20,7 @@ from graphwd.graph.traits import METADATA_OPS, READ_OPS, SAME_OPS, SIGNS, Trait,
 _NOT_ADDITIVE = ("Ftrl", "Proximal", "AdagradDA")
 """What the names of the Apply ops have in common that do not add their update to the weight."""
 
-_SUMS = SIGNS
+_SUMS = SIGNS  # a cast, which is one of these too, is gone through before
 
 _PARTS = ops_with(Trait.PRODUCT, Trait.QUOTIENT, Trait.QUOTIENT_OR_ZERO, Trait.SELECT)
 """Ops that may keep a part of the weight."""
