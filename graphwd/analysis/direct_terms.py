@@ -15,12 +15,13 @@ from graphwd.analysis.flow import Flow
 from graphwd.analysis.sites import Write
 from graphwd.analysis.values import NO_VARIABLE, Content
 from graphwd.graph.graph import Variable
-from graphwd.graph.ops import PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, Form
+from graphwd.graph.ops import Form
+from graphwd.graph.traits import PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SCALING_OPS, SIGNS, Trait, ops_with
 
 _MAX_DEPTH = 100
 """Sums nested deeper than this are no optimizer's."""
 
-_SELECTS = frozenset({"Select", "SelectV2"})
+_SELECTS = ops_with(Trait.SELECT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def _terms_of_node(flow: Flow, variable: Variable, tensor: str, depth: int) -> D
     if node is None:
         return NO_TERMS
     inputs = [text for _, text in flow.inputs(node)]
-    if node.op in PRODUCT_OPS | QUOTIENT_OPS:
+    if node.op in SCALING_OPS:
         return _of_product(flow, variable, node.op, inputs, depth)
     if node.op in _SELECTS:
         return _of_choice(direct_terms(flow, variable, text, depth + 1) for text in inputs[1:])
@@ -119,18 +120,6 @@ def _terms_of_node(flow: Flow, variable: Variable, tensor: str, depth: int) -> D
         each = direct_terms(flow, variable, text, depth + 1)
         found = found.plus(each.times(signs[min(position, 1)]))
     return found
-
-
-SIGNS = {
-    "Add": (1, 1),
-    "AddV2": (1, 1),
-    "AddN": (1, 1),
-    "Sub": (1, -1),
-    "Neg": (-1, -1),
-    "Cast": (1, 1),
-    "CheckNumerics": (1, 1),
-}
-"""The signs of the first and of the further terms of ops that add up."""
 
 
 def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[str], depth: int) -> DirectTerms:

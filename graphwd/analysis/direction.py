@@ -6,31 +6,16 @@ subtracted is a weight, whoever else reads it.
 
 from __future__ import annotations
 
-from graphwd.analysis.direct_terms import SIGNS
 from graphwd.analysis.factors import number
 from graphwd.analysis.flow import Flow
 from graphwd.analysis.sites import Write
-from graphwd.graph.ops import PRODUCT_OPS, QUOTIENT_OPS, Form
+from graphwd.graph.ops import Form
+from graphwd.graph.traits import SCALING_OPS, SIGNS, Trait, ops_with
 
 _MAX_DEPTH = 100
 
-_KEEPING = frozenset(
-    {
-        "Cast",
-        "CheckNumerics",
-        "ExpandDims",
-        "Max",
-        "Mean",
-        "Reshape",
-        "Squeeze",
-        "Sum",
-        "Transpose",
-        "UnsortedSegmentSum",
-    }
-)
-"""Ops of whose first operand the sign stays."""
-
-_POSITIVE = frozenset({"Abs", "L2Loss", "Sqrt", "Square"})
+_KEEPING = ops_with(Trait.SAME_SIGN)
+_POSITIVE = ops_with(Trait.MAGNITUDE)
 
 
 def direction(flow: Flow, write: Write) -> int:
@@ -69,7 +54,7 @@ def _sign(flow: Flow, tensor: str, depth: int) -> int:
             if flow.carries(each)
         ]
         return terms[0] if len(set(terms)) == 1 else 0
-    if node.op in PRODUCT_OPS | QUOTIENT_OPS:
+    if node.op in SCALING_OPS:
         return _of_product(flow, inputs, depth)
     return 0
 

@@ -11,10 +11,10 @@ from graphwd.analysis.values import Content
 from graphwd.graph.body import Node
 from graphwd.graph.edge import Use
 from graphwd.graph.graph import DTYPE_NAMES, Variable
-from graphwd.graph.ops import PRODUCT_OPS, QUOTIENT_OPS, Form, WriteOp
+from graphwd.graph.ops import Form, WriteOp
+from graphwd.graph.traits import ADDITIVE_OPS, LINEAR_OPS, PRODUCT_OPS, QUOTIENT_OPS, Trait, ops_with
 
-_ADDITIVE = frozenset({"Add", "AddV2", "AddN", "Sub"})
-LINEAR = frozenset({"Neg", "Cast", "Reshape", "UnsortedSegmentSum"})
+_SUMS = ops_with(Trait.SUM)
 
 _Factors = frozenset[str] | None
 """The tensors that something is a multiple of, and '+' or '-' for the sign of the gradient in it, where that is known;
@@ -73,10 +73,10 @@ class Factors:
             return slots.get(variable.id, frozenset())
         inputs = [(Use(node.name, position), flow.origin(each)) for position, each in flow.inputs(node)]
         carrying = [each for _, each in inputs if self._flow.carries(each)]
-        if node.op in LINEAR and carrying:
+        if node.op in LINEAR_OPS and carrying:
             factors = self._factors(carrying[0], slots, memo)
             return _flip(factors) if node.op == "Neg" else factors
-        if node.op in _ADDITIVE:
+        if node.op in ADDITIVE_OPS:
             terms = [(use, each) for use, each in inputs if not self._is_own(each)]
             if all(self._flow.carries(each) for _, each in terms):
                 factors_of_terms = ((use, self._factors(each, slots, memo)) for use, each in terms)
@@ -99,7 +99,7 @@ class Factors:
             for made in map(flow.producer, terms):
                 if made is not None and made.op == "Sub" and flow.read(flow.origin(made.proto.input[1])) == variable:
                     return flow.origin(made.proto.input[0])
-        if op.form is Form.ASSIGN and node.op in _ADDITIVE - {"Sub"} and len(terms) == 2:
+        if op.form is Form.ASSIGN and node.op in _SUMS and len(terms) == 2:
             pairs = [self._pair(each) for each in terms]
             for (kept, old), (taken, share) in (pairs, reversed(pairs)):
                 if flow.read(kept) == variable and taken and self._sum_to_one(old, share):

@@ -16,37 +16,29 @@ from graphwd.analysis.values import MANY, NO_VARIABLE, NOTHING, Value
 from graphwd.graph.body import Body, Edge, Node, node_of, parse_edge
 from graphwd.graph.edge import Use
 from graphwd.graph.graph import DTYPE_NUMBERS, Callee, Graph, Variable, state_count
-from graphwd.graph.ops import (
-    CALL_OPS,
-    GUARD_OPS,
+from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form, WriteOp
+from graphwd.graph.traits import (
     HANDLE_OPS,
     PRODUCT_OPS,
-    QUOTIENT_OPS,
     READ_OPS,
     SAME_OPS,
-    SCALAR_OPS,
     SHAPE_OPS,
     SUM_OPS,
-    WRITE_OPS,
-    CallKind,
-    Form,
-    WriteOp,
+    Trait,
+    ops_with,
 )
 
-_FIRST_ONLY = frozenset(
-    {
-        "BroadcastTo", "ExpandDims", "Gather", "GatherNd", "GatherV2", "Max", "Mean", "Min", "Pad", "Prod", "Reshape",
-        "ResourceGather", "ResourceGatherNd", "Slice", "Squeeze", "StridedSlice", "Sum", "Tile", "Transpose",
-        "UnsortedSegmentMax", "UnsortedSegmentMin", "UnsortedSegmentSum",
-    }
-)  # fmt: skip
+_FIRST_ONLY = ops_with(Trait.FIRST_OPERAND)
 """Ops whose first input says what, and all others where: a sparse gradient's indices are no part of its value."""
 
-_INDEXED = frozenset({"GatherV2", "ResourceGather", "UnsortedSegmentSum"})
-"""Ops whose second input are indices of rows."""
+_INDEXED = ops_with(Trait.INDEXED)
+_GUARDS = ops_with(Trait.GUARD)
+_MATRIX_OPS = ops_with(Trait.MATRIX)
+_OF_NUMBERS = ops_with(Trait.SCALAR, Trait.ALIAS)
+"""Ops whose output is one number where all inputs are."""
 
-_MATRIX_OPS = frozenset({"BatchMatMul", "BatchMatMulV2", "MatMul"})
-_SUMMING = frozenset({"Cast", "Select", "SelectV2", *SUM_OPS})
+_SUMMING = SUM_OPS | ops_with(Trait.CAST, Trait.SELECT)
+_GATING = ops_with(Trait.PRODUCT, Trait.DIFFERENCE, Trait.NEGATION, Trait.CAST)
 _MAX_DEPTH = 100
 
 _INTEGERS = (DTYPE_NUMBERS["int32"], DTYPE_NUMBERS["int64"])
@@ -171,7 +163,7 @@ class Flow:
 
     def _is_guard(self, tensor: str) -> bool:
         node = self.producer(tensor)
-        return node is not None and node.op in SAME_OPS and (node.op in GUARD_OPS or bool(node.controls))
+        return node is not None and node.op in SAME_OPS and (node.op in _GUARDS or bool(node.controls))
 
     def is_scalar(self, tensor: str) -> bool | None:
         """Whether a tensor holds one number: true or false where that is certain, else None."""
@@ -189,7 +181,7 @@ class Flow:
             return variable.rank == 0 if node.op == "ReadVariableOp" and variable.rank is not None else None
         if node.op in _MATRIX_OPS:
             return False
-        if node.op not in SUM_OPS | PRODUCT_OPS | QUOTIENT_OPS | SCALAR_OPS:
+        if node.op not in _OF_NUMBERS:
             return None
         known = {self.is_scalar(text) for _, text in self.inputs(node)}
         return False if False in known else None if None in known else True
@@ -568,7 +560,7 @@ class Flow:
                 continue
             if node.op == "Cast" and node.proto.attr["SrcT"].type == DTYPE_NUMBERS["bool"]:
                 return node.name
-            if node.op in PRODUCT_OPS or node.op in ("Sub", "Neg", "Cast"):
+            if node.op in _GATING:
                 waiting.extend(text for _, text in self.inputs(node))
         return None
 

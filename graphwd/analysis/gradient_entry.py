@@ -21,7 +21,8 @@ from graphwd.errors import UnclearError
 from graphwd.graph.body import Node, node_of, parse_edge
 from graphwd.graph.edge import Use
 from graphwd.graph.graph import Variable
-from graphwd.graph.ops import CALL_OPS, PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SAME_OPS, WRITE_OPS
+from graphwd.graph.ops import CALL_OPS, WRITE_OPS
+from graphwd.graph.traits import PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SCALING_OPS, SUM_OPS, Trait, ops_with
 from graphwd.messages import listed
 from graphwd.policy.globs import glob_matches
 
@@ -47,36 +48,22 @@ class Entry:
     waits: tuple[str, ...] = ()
 
 
-_ELEMENTWISE = frozenset(
-    {
-        "Abs", "Add", "AddN", "AddV2", "Cast", "Div", "Exp", "Log", "Log1p", "Maximum", "Minimum", "Mul", "MulNoNan",
-        "Neg", "Pow", "RealDiv", "Reciprocal", "Rsqrt", "Select", "SelectV2", "Sigmoid", "Sign", "Sqrt", "Square",
-        "SquaredDifference", "Sub", "Tanh",
-    }
-)  # fmt: skip
-"""Ops whose output has a row for each row of their inputs."""
-
-_SUMS = frozenset({"Add", "AddN", "AddV2", "Cast"})
-_RECIPROCALS = frozenset({"Reciprocal", "Inv", *QUOTIENT_OPS})
+_ROWWISE = ops_with(Trait.ROWWISE)
+_SUMS = ops_with(Trait.SUM, Trait.CAST)
+_RECIPROCALS = ops_with(Trait.RECIPROCAL, Trait.QUOTIENT)
 """What unscaling multiplies by; an optimizer's coefficients are none of these."""
 
+_STATISTICS = ops_with(Trait.STATISTIC)
 
-_STATISTICS = frozenset({"All", "Any", "EuclideanNorm", "L2Loss", "Max", "Mean", "Min", "Prod", "Sum"})
-"""Ops that make a number, or a few, of a whole gradient: what it is clipped by, or centred."""
-
-_PREPARATIONS = frozenset(
-    {
-        "Add", "AddN", "AddV2", "All", "Any", "BroadcastTo", "Cast", "ClipByValue", "CollectiveReduceV2",
-        "CollectiveReduceV3", "Concat", "ConcatV2", "DeepCopy", "Div", "EnsureShape", "Equal",
-        "EuclideanNorm", "ExpandDims", "Gather", "GatherNd", "GatherV2", "Greater", "GreaterEqual",
-        "IsFinite", "IsInf", "IsNan", "L2Loss", "Less", "LessEqual", "LogicalAnd", "LogicalNot", "LogicalOr",
-        "Max", "Maximum", "Mean", "Min", "Minimum", "Mul", "MulNoNan", "NcclAllReduce", "Neg", "Pack", "Pad",
-        "PadV2", "Prod", "RealDiv", "Reshape", "Select", "SelectV2", "Slice", "Split", "SplitV", "Squeeze",
-        "StridedSlice", "Sub", "Sum", "Tile", "Transpose", "Unpack", "UnsortedSegmentSum", "Where", *SAME_OPS,
-        *CALL_OPS, *READ_OPS,
-    }
-)  # fmt: skip
+_PREPARATIONS = SUM_OPS.union(
+    CALL_OPS,
+    READ_OPS,
+    SCALING_OPS,
+    ops_with(Trait.PREPARATION, Trait.CAST, Trait.NEGATION, Trait.SELECT, Trait.STATISTIC),
+)
 """Ops that sum, unscale, clip, centre, cast or rearrange a gradient; an optimizer bends it by others."""
+
+_CALLED_PREPARATIONS = _PREPARATIONS | {"Const"}
 
 
 class _State(IntEnum):
@@ -220,7 +207,7 @@ def _rows_behind(flow: Flow, use: Use, rows: str) -> str:
     node = flow.nodes[use.node]
     if node.op in WRITE_OPS:  # a slot, written so
         return _rows_of(flow, use.node)
-    if node.op in _ELEMENTWISE:
+    if node.op in _ROWWISE:
         return rows
     if node.op == "UnsortedSegmentSum" and rows == _DENSE and use.position == 0:
         return flow.origin(node.proto.input[1])
@@ -366,7 +353,7 @@ class _Entrance:
     def _operands(self, tensor: str) -> list[str]:
         """The operands of a product or quotient that carry gradient; none of any other op."""
         node = self._flow.producer(tensor)
-        if node is None or node.op not in PRODUCT_OPS | QUOTIENT_OPS or self._flow.is_source(tensor):
+        if node is None or node.op not in SCALING_OPS or self._flow.is_source(tensor):
             return []
         return [each for each in map(self._flow.origin, node.proto.input[:2]) if self._flow.carries(each)]
 
@@ -465,7 +452,7 @@ class _Entrance:
         if node.op in QUOTIENT_OPS and not self._flow.carries(self._flow.origin(node.proto.input[1])):
             return False
         product = node.op in PRODUCT_OPS and all(self._flow.carries(self._flow.origin(x)) for x in node.proto.input[:2])
-        return product or node.op not in _PREPARATIONS or self._flow.calls_more_than(node, _PREPARATIONS | {"Const"})
+        return product or node.op not in _PREPARATIONS or self._flow.calls_more_than(node, _CALLED_PREPARATIONS)
 
     def _first(self, use: Use) -> str | None:
         """What a node does to a gradient that both an optimizer and what comes before it may do; None for all else."""

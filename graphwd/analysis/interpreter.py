@@ -17,17 +17,8 @@ from graphwd.errors import GraphError
 from graphwd.graph.body import Body, Node
 from graphwd.graph.gradient_scopes import in_gradient_scope
 from graphwd.graph.graph import RECORD, Callee, Graph, Variable, call_kind, differentiable, state_count
-from graphwd.graph.ops import (
-    CALL_OPS,
-    DATA_OPS,
-    METADATA_OPS,
-    READ_OPS,
-    REFERENCE_OPS,
-    WRITE_OPS,
-    CallKind,
-    Form,
-    WriteOp,
-)
+from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form, WriteOp
+from graphwd.graph.traits import DATA_OPS, METADATA_OPS, READ_OPS, REFERENCE_OPS, Trait, ops_with
 
 _MAX_DEPTH = 64
 _MAX_NODES_VISITED = 50_000_000
@@ -35,7 +26,7 @@ _CALL = 50
 """What entering a body costs, in nodes."""
 
 
-_PYTHON_CALLS = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
+_PYTHON_CALLS = ops_with(Trait.PYTHON_CALL)
 
 
 BodyValues = Mapping[str, Sequence[Value]]
@@ -327,7 +318,7 @@ class Interpreter:
 
         state = self._until_stable(node, once, arguments[:carried])
         # What the dataset yields may depend on whatever its function computes.
-        return state if node.op == "ReduceDataset" else [combine(outputs)]
+        return state if CALL_OPS[node.op].folds else [combine(outputs)]
 
     def _until_stable(self, node: Node, once: Callable[[list[Value]], list[Value]], state: list[Value]) -> list[Value]:
         while True:

@@ -11,14 +11,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from graphwd.analysis.factors import LINEAR, Factors, number
+from graphwd.analysis.factors import Factors, number
 from graphwd.analysis.flow import Flow, sinks
 from graphwd.analysis.values import Content
 from graphwd.errors import UnclearError
 from graphwd.graph.body import Node, node_of, parse_edge
 from graphwd.graph.edge import Use
 from graphwd.graph.graph import DTYPE_NAMES
-from graphwd.graph.ops import PRODUCT_OPS, QUOTIENT_OPS, WRITE_OPS, Form
+from graphwd.graph.ops import WRITE_OPS, Form
+from graphwd.graph.traits import LINEAR_OPS, PRODUCT_OPS, QUOTIENT_OPS, SCALING_OPS, Trait, ops_with
 from graphwd.messages import listed
 from graphwd.policy.globs import glob_matches
 
@@ -51,7 +52,10 @@ _SCHEDULES = re.compile(
 _DECAY_HYPERPARAMETER = re.compile(r"(?:^|/)decay(?:_\d+)?$")
 """tf_keras legacy optimizers divide their learning rate by 1 + decay * iterations, in place."""
 
-_POSITIVE = frozenset({"Exp", "Rsqrt", "Sqrt", "Square"})
+_POSITIVE = ops_with(Trait.POSITIVE)
+_OF_CONSTANTS = _POSITIVE | ops_with(Trait.CAST) | {"Const"}
+_PROPORTIONAL = LINEAR_OPS | SCALING_OPS
+_SIGNED = ops_with(Trait.NEGATION, Trait.CAST)
 
 _POWER = re.compile(r"(?:^|/|_)beta_?\d?_power(?:_\d+)?$")
 """The variables in which v1 optimizers keep the powers that Adam's bias correction needs."""
@@ -302,11 +306,11 @@ class _Search:
             others = [
                 self._flow.origin(each) for position, each in self._flow.inputs(proto) if position != user.position
             ]
-            if proto.op in PRODUCT_OPS | QUOTIENT_OPS and not self._flow.carries(others[0]):
+            if proto.op in SCALING_OPS and not self._flow.carries(others[0]):
                 value = number(self._flow.producer(others[0]))
                 if self._flow.value(others[0]).content is Content.NONE and (value is None or abs(value) != 1):
                     return next(iter(self._users.get(user.node, {}).values()), tensor)
-            elif proto.op not in LINEAR | PRODUCT_OPS | QUOTIENT_OPS:
+            elif proto.op not in _PROPORTIONAL:
                 return None
             node = user.node
         return None
@@ -314,10 +318,10 @@ class _Search:
     def _keeps(self, use: Use) -> bool:
         """Whether a node makes of its learning rate what is still the learning rate, for weight decay."""
         node = self._flow.nodes[use.node]
-        if node.op in WRITE_OPS or node.op in LINEAR:
+        if node.op in WRITE_OPS or node.op in LINEAR_OPS:
             return True
         others = [self._flow.origin(each) for position, each in self._flow.inputs(node) if position != use.position]
-        if node.op not in PRODUCT_OPS | QUOTIENT_OPS or len(others) != 1:
+        if node.op not in SCALING_OPS or len(others) != 1:
             return False
         (other,) = others
         if self._flow.value(other).content is not Content.NONE:
@@ -384,9 +388,7 @@ class _Search:
         node = self._flow.producer(tensor)
         if node is None or node.op not in _POSITIVE:
             return False
-        return all(
-            self._flow.nodes[name].op in {"Const", *_POSITIVE, "Cast"} for name in self._flow.upstream([node.name])
-        )
+        return all(self._flow.nodes[name].op in _OF_CONSTANTS for name in self._flow.upstream([node.name]))
 
     def _leaves(self, tensor: str) -> Iterator[str]:
         """The factors of a product, '' for a divisor that is no constant."""
@@ -399,7 +401,7 @@ class _Search:
             yield from self._leaves(operands[0])
             if not self._is_constant(operands[1]):
                 yield ""
-        elif node is not None and node.op in ("Neg", "Cast"):
+        elif node is not None and node.op in _SIGNED:
             yield from self._leaves(operands[0])
         else:
             yield tensor
@@ -407,7 +409,7 @@ class _Search:
     def _uncorrected(self, tensor: str) -> str:
         """A factor without Adam's bias correction."""
         node = self._flow.producer(tensor)
-        if node is None or node.op not in PRODUCT_OPS | QUOTIENT_OPS:
+        if node is None or node.op not in SCALING_OPS:
             return tensor
         for position, each in self._flow.inputs(node):
             if self._keeps(Use(node.name, position)):

@@ -11,7 +11,8 @@ from graphwd.errors import UnclearError
 from graphwd.graph.body import parse_edge
 from graphwd.graph.edge import Use
 from graphwd.graph.graph import Variable
-from graphwd.graph.ops import CALL_OPS, SAME_OPS, SUM_OPS, WRITE_OPS
+from graphwd.graph.ops import CALL_OPS, WRITE_OPS
+from graphwd.graph.traits import SAME_OPS, SUM_OPS
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 
 from graphwd.graph.body import Body, Edge, Node
 from graphwd.graph.graph import Graph, Variable, call_kind
-from graphwd.graph.ops import CALL_OPS, METADATA_OPS, READ_OPS, SAME_OPS, WRITE_OPS, CallKind, Form
+from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form
+from graphwd.graph.traits import METADATA_OPS, READ_OPS, SAME_OPS, SIGNS, Trait, ops_with
 
 _NOT_ADDITIVE = ("Ftrl", "Proximal", "AdagradDA")
 """What the names of the Apply ops have in common that do not add their update to the weight."""
 
-_SUMS = {"Add": (1, 1), "AddV2": (1, 1), "AddN": (1, 1), "Sub": (1, -1), "Neg": (-1, -1)}
-"""The signs of the first and of the further terms of ops that add up."""
+_SUMS = SIGNS  # a cast, which is one of these too, is gone through before
 
-_PARTS = frozenset({"Mul", "MulNoNan", "RealDiv", "Div", "DivNoNan", "Select", "SelectV2"})
+_PARTS = ops_with(Trait.PRODUCT, Trait.QUOTIENT, Trait.QUOTIENT_OR_ZERO, Trait.SELECT)
 """Ops that may keep a part of the weight."""
 
 

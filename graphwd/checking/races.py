@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from graphwd.graph.body import Body, Node, is_control, parse_edge
 from graphwd.graph.graph import MARK, Graph
-from graphwd.graph.ops import METADATA_OPS, READ_OPS, WRITE_OPS
+from graphwd.graph.ops import WRITE_OPS
+from graphwd.graph.traits import METADATA_OPS, READ_OPS
 
 
 def races(graph: Graph) -> Iterator[str]:

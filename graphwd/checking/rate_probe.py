@@ -17,7 +17,8 @@ from graphwd.analysis.sites import Path
 from graphwd.checking.reference import Reference
 from graphwd.graph.body import node_of
 from graphwd.graph.graph import Graph
-from graphwd.graph.ops import CALL_OPS, SAME_OPS, CallKind
+from graphwd.graph.ops import CALL_OPS, CallKind
+from graphwd.graph.traits import SAME_OPS
 from graphwd.planning.injections import Injection
 from graphwd.steps.read import ConcreteFunction
 

@@ -12,6 +12,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from graphwd.errors import GraphError
+from graphwd.graph.traits import MERGE_OPS, Trait, ops_with
 
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
@@ -260,8 +261,9 @@ class _Order:
             raise GraphError(f"nodes of '{self._body}' wait for each other: {' -> '.join(error.args[1])}") from None
 
 
-_LOOP_HEADS = frozenset({"Merge", "RefMerge"})
+_LOOP_HEADS = MERGE_OPS
+_LOOP_ENDS = ops_with(Trait.NEXT_ITERATION)
 
 
 def _loop_ends(protos: Iterable[NodeDef]) -> set[str]:
-    return {proto.name for proto in protos if proto.op in {"NextIteration", "RefNextIteration"}}
+    return {proto.name for proto in protos if proto.op in _LOOP_ENDS}

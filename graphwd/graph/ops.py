@@ -1,4 +1,6 @@
-"""Tables of the TensorFlow ops that graphwd understands, by what they do with a variable. Data, no behaviour.
+"""Tables of the TensorFlow ops that write variables, and of those that run functions. Data, no behaviour.
+
+All other ops are rows of `graphwd.graph.traits`.
 
 The operand names are those of TensorFlow's op registry; ``tests/graph/ops_test.py`` holds every row against the
 registry of the installed TensorFlow and fails on a training op that has no row here.
@@ -138,100 +140,57 @@ _APPLY: Mapping[str, str] = {
     "SparseApplyRMSProp": "var ms mom lr rho momentum epsilon grad indices",
 }
 
-_FORMS: Mapping[str, Form] = {
-    "Add": Form.ADD,
-    "Sub": Form.SUB,
-    "Update": Form.ASSIGN,
-    "Mul": Form.OTHER,
-    "Div": Form.OTHER,
-    "Min": Form.OTHER,
-    "Max": Form.OTHER,
+_OTHERS: Mapping[str, tuple[Form, str]] = {
+    "Assign": (Form.ASSIGN, "ref value"),
+    "AssignAdd": (Form.ADD, "ref value"),
+    "AssignAddVariableOp": (Form.ADD, "resource value"),
+    "AssignSub": (Form.SUB, "ref value"),
+    "AssignSubVariableOp": (Form.SUB, "resource value"),
+    "AssignVariableOp": (Form.ASSIGN, "resource value"),
+    "ResourceScatterAdd": (Form.ADD, "resource indices updates"),
+    "ResourceScatterDiv": (Form.OTHER, "resource indices updates"),
+    "ResourceScatterMax": (Form.OTHER, "resource indices updates"),
+    "ResourceScatterMin": (Form.OTHER, "resource indices updates"),
+    "ResourceScatterMul": (Form.OTHER, "resource indices updates"),
+    "ResourceScatterSub": (Form.SUB, "resource indices updates"),
+    "ResourceScatterUpdate": (Form.ASSIGN, "resource indices updates"),
+    "ScatterAdd": (Form.ADD, "ref indices updates"),
+    "ScatterDiv": (Form.OTHER, "ref indices updates"),
+    "ScatterMax": (Form.OTHER, "ref indices updates"),
+    "ScatterMin": (Form.OTHER, "ref indices updates"),
+    "ScatterMul": (Form.OTHER, "ref indices updates"),
+    "ScatterSub": (Form.SUB, "ref indices updates"),
+    "ScatterUpdate": (Form.ASSIGN, "ref indices updates"),
+}
+
+# The indices of ScatterNd ops have a trailing axis: they are of elements or slices, not of rows.
+_PARTIAL: Mapping[str, tuple[Form, str]] = {
+    "ResourceScatterNdAdd": (Form.ADD, "ref indices updates"),
+    "ResourceScatterNdMax": (Form.OTHER, "ref indices updates"),
+    "ResourceScatterNdMin": (Form.OTHER, "ref indices updates"),
+    "ResourceScatterNdSub": (Form.SUB, "ref indices updates"),
+    "ResourceScatterNdUpdate": (Form.ASSIGN, "ref indices updates"),
+    "ResourceStridedSliceAssign": (Form.OTHER, "ref begin end strides value"),
+    "ScatterNdAdd": (Form.ADD, "ref indices updates"),
+    "ScatterNdMax": (Form.OTHER, "ref indices updates"),
+    "ScatterNdMin": (Form.OTHER, "ref indices updates"),
+    "ScatterNdSub": (Form.SUB, "ref indices updates"),
+    "ScatterNdUpdate": (Form.ASSIGN, "ref indices updates"),
+    "StridedSliceAssign": (Form.OTHER, "ref begin end strides value"),
 }
 
 
-def _write_ops() -> dict[str, WriteOp]:
-    def row(operands: str, form: Form, reference: bool, partial: bool = False) -> WriteOp:
-        return WriteOp(tuple(operands.split()), form, reference, partial)
-
-    ops = {name: row(operands, Form.APPLY, not name.startswith("Resource")) for name, operands in _APPLY.items()}
-    ops["Assign"] = row("ref value", Form.ASSIGN, True)
-    ops["AssignVariableOp"] = row("resource value", Form.ASSIGN, False)
-    ops["StridedSliceAssign"] = row("ref begin end strides value", Form.OTHER, True, True)
-    ops["ResourceStridedSliceAssign"] = row("ref begin end strides value", Form.OTHER, False, True)
-    for suffix in ("Add", "Sub"):
-        ops[f"Assign{suffix}"] = row("ref value", _FORMS[suffix], True)
-        ops[f"Assign{suffix}VariableOp"] = row("resource value", _FORMS[suffix], False)
-    for suffix, form in _FORMS.items():
-        ops[f"Scatter{suffix}"] = row("ref indices updates", form, True)
-        ops[f"ResourceScatter{suffix}"] = row("resource indices updates", form, False)
-    # ScatterNd indexes elements or slices, not rows: its indices have a trailing axis.
-    for suffix in ("Add", "Sub", "Update", "Min", "Max"):
-        ops[f"ScatterNd{suffix}"] = row("ref indices updates", _FORMS[suffix], True, True)
-        ops[f"ResourceScatterNd{suffix}"] = row("ref indices updates", _FORMS[suffix], False, True)
-    return ops
+def _write_op(name: str, form: Form, operands: str, partial: bool = False) -> WriteOp:
+    reference = not (name.startswith("Resource") or name.endswith("VariableOp"))
+    return WriteOp(tuple(operands.split()), form, reference, partial)
 
 
-WRITE_OPS: Mapping[str, WriteOp] = _write_ops()
-
-READ_OPS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd"})
-"""Ops whose output is the content of the variable that their first input is the handle of."""
-
-METADATA_OPS = frozenset({"VarIsInitializedOp", "VariableShape", "IsVariableInitialized", "DestroyResourceOp"})
-"""Ops that take a variable but neither read nor write its content."""
-
-SHAPE_OPS = frozenset({"OnesLike", "Rank", "Shape", "ShapeN", "Size", "ZerosLike"})
-"""Ops whose outputs depend on the shapes of their inputs alone."""
-
-HANDLE_OPS = frozenset({"VarHandleOp", "VariableV2", "Variable"})
-"""Ops that make a variable's handle (or v1 reference) inside the graph."""
-
-PASS_THROUGH_OPS = frozenset(
-    {
-        "Identity", "IdentityN", "RefIdentity", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot",
-        "Enter", "RefEnter", "Exit", "RefExit", "NextIteration", "RefNextIteration", "EnsureShape",
-    }
-)  # fmt: skip
-"""Ops whose output i is their input i."""
-
-SAME_OPS = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics", "Snapshot"})
-"""Those of them that are mere aliases in any body."""
-
-GUARD_OPS = frozenset({"CheckNumerics"})
-"""Those of them that raise where their input is not as it should be."""
-
-PRODUCT_OPS = frozenset({"Mul", "MulNoNan"})
-"""Ops that multiply their inputs."""
-
-QUOTIENT_OPS = frozenset({"RealDiv", "Div"})
-"""Ops that divide their first input by their second."""
-
-SUM_OPS = frozenset({"Add", "AddN", "AddV2", "Sub", *SAME_OPS})
-"""Ops that add up what they are given, with a sign."""
-
-SCALAR_OPS = frozenset(
-    {"Cast", "Exp", "Log", "Maximum", "Minimum", "Neg", "Pow", "Reciprocal", "Rsqrt", "Sqrt", "Square"}
-)
-"""Further ops that make one number of numbers."""
-
-SWITCH_OPS = frozenset({"Switch", "RefSwitch"})
-"""Ops of v1 control flow whose outputs are both their first input."""
-
-MERGE_OPS = frozenset({"Merge", "RefMerge"})
-"""Ops of v1 control flow whose first output is one of their inputs."""
-
-REFERENCE_OPS = frozenset(
-    {"RefIdentity", "RefEnter", "RefExit", "RefNextIteration", "RefSwitch", "RefMerge", "RefSelect"}
-)
-"""Ops that hand a v1 reference on, where every op but these and writes takes the content."""
-
-DATA_OPS = frozenset(
-    {
-        "IteratorGetNext", "IteratorGetNextSync", "IteratorGetNextAsOptional", "OptionalGetValue", "Placeholder",
-        "PlaceholderV2", "PlaceholderWithDefault", "QueueDequeueV2", "QueueDequeueManyV2", "QueueDequeueUpToV2",
-        "InfeedDequeue", "InfeedDequeueTuple", "MultiDeviceIteratorGetNextFromShard", "Recv",
-    }
-)  # fmt: skip
-"""Ops that bring the step's data into the graph."""
+WRITE_OPS: Mapping[str, WriteOp] = {
+    **{name: _write_op(name, Form.APPLY, operands) for name, operands in _APPLY.items()},
+    **{name: _write_op(name, *row) for name, row in _OTHERS.items()},
+    **{name: _write_op(name, *row, partial=True) for name, row in _PARTIAL.items()},
+}
+"""The ops that write variables; a further one is one row above, and the names of its slots in `_SLOTS` where new."""
 
 
 class CallKind(Enum):
@@ -252,12 +211,14 @@ class CallOp:
         attributes: the attributes that name the functions.
         skip: how many of its inputs come before the arguments.
         drop: how many of its inputs come after them.
+        folds: whether a scan gives out the state that it ends with, where others give out what each element makes.
     """
 
     kind: CallKind
     attributes: tuple[str, ...]
     skip: int = 0
     drop: int = 0
+    folds: bool = False
 
 
 CALL_OPS: Mapping[str, CallOp] = {
@@ -275,5 +236,5 @@ CALL_OPS: Mapping[str, CallOp] = {
     "StatelessWhile": CallOp(CallKind.LOOP, ("cond", "body")),
     # AutoGraph turns `for batch in dataset` inside a step into these, the loop's body being their function.
     "ScanDataset": CallOp(CallKind.SCAN, ("f",), skip=1),
-    "ReduceDataset": CallOp(CallKind.SCAN, ("f",), skip=1),
+    "ReduceDataset": CallOp(CallKind.SCAN, ("f",), skip=1, folds=True),
 }

@@ -23,7 +23,7 @@ from graphwd.errors import StepError
 from graphwd.graph.body import is_control, parse_edge
 from graphwd.graph.function_library import NewNames, original_name, rename, set_library
 from graphwd.graph.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, differentiable
-from graphwd.graph.ops import HANDLE_OPS
+from graphwd.graph.traits import HANDLE_OPS, Trait, ops_with
 from graphwd.planning.injections import After
 from graphwd.planning.planner import Decision, Outcome, Plan, make_plan
 from graphwd.policy.rules import Policy
@@ -33,6 +33,7 @@ from graphwd.rewriting.whole_plan import Pending
 TRAIN_OP = "train_op"
 """The collection that names the nodes that make a training step."""
 
+_ENTERS, _EXITS = ops_with(Trait.ENTER), ops_with(Trait.EXIT)
 _TRAINABLE = ("trainable_variables", "trainable_resource_variables")
 _FUNCTION_EDGE = re.compile(r"^(?P<node>[^:^]+):(?P<output>[a-z]\w*):(?P<index>\d+)$")
 
@@ -178,9 +179,9 @@ def _in_loops(graph: Graph) -> set[str]:
     """The nodes that run in a frame of a TensorFlow 1 while loop."""
     found: set[str] = set()
     for node in graph.root.nodes:
-        if node.op in ("Enter", "RefEnter"):
+        if node.op in _ENTERS:
             found.add(node.name)
-        elif node.op not in ("Exit", "RefExit"):
+        elif node.op not in _EXITS:
             sources = [text[1:] if is_control(text) else parse_edge(text).node for text in node.proto.input]
             if not found.isdisjoint(sources):
                 found.add(node.name)

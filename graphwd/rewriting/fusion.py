@@ -25,19 +25,20 @@ from tensorflow.python.framework import op_def_registry
 from graphwd.graph.body import is_control, parse_edge
 from graphwd.graph.gradient_scopes import in_gradient_scope
 from graphwd.graph.graph import MARK
+from graphwd.graph.ops import WRITE_OPS, Form
+from graphwd.graph.traits import Trait, ops_with
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 _READS = frozenset({"ReadVariableOp"})
-_WRITES = frozenset({"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"})
-_ELEMENTWISE = frozenset({
-    "Abs", "Add", "AddN", "AddV2", "Cast", "Const", "Div", "DivNoNan", "Equal", "Exp", "Greater", "GreaterEqual",
-    "Identity", "Inv", "Less", "LessEqual", "Log", "Log1p", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum",
-    "Minimum", "Mul", "MulNoNan", "Neg", "NotEqual", "OnesLike", "Pow", "RealDiv", "Reciprocal", "Rsqrt", "Select",
-    "SelectV2", "Sign", "Sqrt", "Square", "SquaredDifference", "Sub", "ZerosLike",
-})  # fmt: skip
+_WRITES = frozenset(
+    op
+    for op, row in WRITE_OPS.items()
+    if row.form in (Form.ASSIGN, Form.ADD, Form.SUB) and row.rows is None and not (row.partial or row.reference)
+)
+_ELEMENTWISE = ops_with(Trait.FUSIBLE)
 FUSED = b"fused"
 """The role of the call of what was outlined."""
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from graphwd.graph.fragment import Fragment, Input, Op, fragment
 from graphwd.graph.graph import MARK
-from graphwd.graph.ops import READ_OPS
+from graphwd.graph.traits import READ_OPS
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef

@@ -6,7 +6,8 @@ import pytest
 
 from graphwd.analysis.op_rules import ALIASES, ARITHMETIC
 from graphwd.analysis.values import DATA, MANY, NO_VARIABLE, NOTHING, Content, Value
-from graphwd.graph.ops import CALL_OPS, DATA_OPS, METADATA_OPS, READ_OPS, SHAPE_OPS, WRITE_OPS
+from graphwd.graph.ops import CALL_OPS, WRITE_OPS
+from graphwd.graph.traits import DATA_OPS, METADATA_OPS, READ_OPS, SHAPE_OPS
 
 WEIGHT = Value(source=0, content=Content.EXACT)
 OTHER = Value(source=1, content=Content.EXACT)

@@ -1,0 +1,246 @@
+"""What is known of the TensorFlow ops that write no variable and call no function: one row an op. Data, no behaviour.
+
+`ops_with` makes sets of ops of the rows: here those that several modules use, in a module those that it alone uses. So
+a further op is one more row, and its row says all that is known of it. A module names an op itself only where it goes
+on to the operands or attributes of just that op. ``tests/graph/ops_test.py`` holds the rows against the registry of the
+installed TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Flag, auto
+
+
+class Trait(Flag):
+    """What an op does to its inputs, or what it is to a step."""
+
+    # What has to do with variables.
+    HANDLE = auto()  # makes a variable's handle, or v1 reference, inside the graph
+    READ = auto()  # gives out content of the variable that its first input is the handle of
+    METADATA = auto()  # takes a variable but neither reads nor writes its content
+    REFERENCE = auto()  # hands a v1 reference on, where every op but these and writes takes the content
+
+    # What comes from outside.
+    DATA = auto()  # brings the step's data into the graph
+    PYTHON_CALL = auto()  # runs Python code
+
+    # What hands its inputs on.
+    ALIAS = auto()  # output i is input i, in any body
+    PASS_THROUGH = auto()  # output i is input i, but it is not a mere alias: a frame, a shape, a reference matters
+    GUARD = auto()  # an alias that raises where its input is not as it should be
+    SWITCH = auto()  # v1 control flow: both outputs are the first input
+    MERGE = auto()  # v1 control flow: the first output is one of the inputs
+    ENTER = auto()  # v1 control flow: goes into a loop
+    EXIT = auto()  # v1 control flow: comes out of a loop
+    NEXT_ITERATION = auto()  # v1 control flow: goes back to the head of a loop, which is a merge
+
+    # What computes.
+    SUM = auto()  # adds its inputs
+    DIFFERENCE = auto()  # subtracts its second input from its first
+    NEGATION = auto()  # changes the sign of its input
+    CAST = auto()  # changes the dtype of its input
+    PRODUCT = auto()  # multiplies its inputs
+    QUOTIENT = auto()  # divides its first input by its second
+    QUOTIENT_OR_ZERO = auto()  # likewise, but no analysis follows it
+    RECIPROCAL = auto()  # divides 1 by its input
+    SELECT = auto()  # takes each element from its second or its third input, as the first says
+    MATRIX = auto()  # multiplies matrices
+    SHAPE = auto()  # its outputs depend on the shapes of its inputs alone
+    STATISTIC = auto()  # makes a number, or a few, of a whole tensor: what a gradient is clipped by, or centred
+    LINEAR = auto()  # of a multiple of its first input it makes the same multiple, but for the sign
+
+    # How its output lies to its inputs.
+    SCALAR = auto()  # makes one number of numbers
+    ROWWISE = auto()  # has a row for each row of its inputs
+    FUSIBLE = auto()  # elementwise for XLA, which makes one loop of several of these
+    FIRST_OPERAND = auto()  # the first input says what, and all others where: indices, axes, shapes
+    INDEXED = auto()  # the second input are indices of rows
+
+    # What sign its output has.
+    SAME_SIGN = auto()  # that of its first input
+    MAGNITUDE = auto()  # that of no input: a statistic of squares, or so
+    POSITIVE = auto()  # never negative, where it is made of constants
+
+    # Sums, unscales, clips, centres, casts or rearranges a gradient, as optimizers do not. Not said of an op of which
+    # another trait says it.
+    PREPARATION = auto()
+
+    # What most ops of a kind are. An op that one set has and another has not is written with the single traits.
+    ELEMENTWISE = SCALAR | ROWWISE | FUSIBLE
+    CONDITION = FUSIBLE | PREPARATION  # compares, or combines what was compared
+    REARRANGEMENT = FIRST_OPERAND | PREPARATION
+    REDUCTION = FIRST_OPERAND | STATISTIC
+
+
+_TABLE: Mapping[str, Trait] = {
+    "Abs": Trait.ROWWISE | Trait.FUSIBLE | Trait.MAGNITUDE,
+    "Add": Trait.ELEMENTWISE | Trait.SUM,
+    "AddN": Trait.ELEMENTWISE | Trait.SUM,
+    "AddV2": Trait.ELEMENTWISE | Trait.SUM,
+    "All": Trait.STATISTIC,
+    "Any": Trait.STATISTIC,
+    "BatchMatMul": Trait.MATRIX,
+    "BatchMatMulV2": Trait.MATRIX,
+    "BroadcastTo": Trait.REARRANGEMENT,
+    "Cast": Trait.ELEMENTWISE | Trait.CAST | Trait.LINEAR | Trait.SAME_SIGN,
+    "CheckNumerics": Trait.ALIAS | Trait.GUARD,
+    "ClipByValue": Trait.PREPARATION,
+    "CollectiveReduceV2": Trait.PREPARATION,
+    "CollectiveReduceV3": Trait.PREPARATION,
+    "Concat": Trait.PREPARATION,
+    "ConcatV2": Trait.PREPARATION,
+    "Const": Trait.FUSIBLE,
+    "DeepCopy": Trait.PREPARATION,
+    "DestroyResourceOp": Trait.METADATA,
+    "Div": Trait.ELEMENTWISE | Trait.QUOTIENT,
+    "DivNoNan": Trait.FUSIBLE | Trait.QUOTIENT_OR_ZERO,
+    "EagerPyFunc": Trait.PYTHON_CALL,
+    "EnsureShape": Trait.PASS_THROUGH | Trait.PREPARATION,
+    "Enter": Trait.PASS_THROUGH | Trait.ENTER,
+    "Equal": Trait.CONDITION,
+    "EuclideanNorm": Trait.STATISTIC,
+    "Exit": Trait.PASS_THROUGH | Trait.EXIT,
+    "Exp": Trait.ELEMENTWISE | Trait.POSITIVE,
+    "ExpandDims": Trait.REARRANGEMENT | Trait.SAME_SIGN,
+    "Gather": Trait.REARRANGEMENT,
+    "GatherNd": Trait.REARRANGEMENT,
+    "GatherV2": Trait.REARRANGEMENT | Trait.INDEXED,
+    "Greater": Trait.CONDITION,
+    "GreaterEqual": Trait.CONDITION,
+    "Identity": Trait.ALIAS | Trait.FUSIBLE,
+    "IdentityN": Trait.ALIAS,
+    "InfeedDequeue": Trait.DATA,
+    "InfeedDequeueTuple": Trait.DATA,
+    "Inv": Trait.FUSIBLE | Trait.RECIPROCAL,
+    "IsFinite": Trait.PREPARATION,
+    "IsInf": Trait.PREPARATION,
+    "IsNan": Trait.PREPARATION,
+    "IsVariableInitialized": Trait.METADATA,
+    "IteratorGetNext": Trait.DATA,
+    "IteratorGetNextAsOptional": Trait.DATA,
+    "IteratorGetNextSync": Trait.DATA,
+    "L2Loss": Trait.STATISTIC | Trait.MAGNITUDE,
+    "Less": Trait.CONDITION,
+    "LessEqual": Trait.CONDITION,
+    "Log": Trait.ELEMENTWISE,
+    "Log1p": Trait.ROWWISE | Trait.FUSIBLE,
+    "LogicalAnd": Trait.CONDITION,
+    "LogicalNot": Trait.CONDITION,
+    "LogicalOr": Trait.CONDITION,
+    "MatMul": Trait.MATRIX,
+    "Max": Trait.REDUCTION | Trait.SAME_SIGN,
+    "Maximum": Trait.ELEMENTWISE | Trait.PREPARATION,
+    "Mean": Trait.REDUCTION | Trait.SAME_SIGN,
+    "Merge": Trait.MERGE,
+    "Min": Trait.REDUCTION,
+    "Minimum": Trait.ELEMENTWISE | Trait.PREPARATION,
+    "Mul": Trait.ELEMENTWISE | Trait.PRODUCT,
+    "MulNoNan": Trait.ELEMENTWISE | Trait.PRODUCT,
+    "MultiDeviceIteratorGetNextFromShard": Trait.DATA,
+    "NcclAllReduce": Trait.PREPARATION,
+    "Neg": Trait.ELEMENTWISE | Trait.NEGATION | Trait.LINEAR,
+    "NextIteration": Trait.PASS_THROUGH | Trait.NEXT_ITERATION,
+    "NotEqual": Trait.FUSIBLE,
+    "OnesLike": Trait.SHAPE | Trait.FUSIBLE,
+    "OptionalGetValue": Trait.DATA,
+    "Pack": Trait.PREPARATION,
+    "Pad": Trait.REARRANGEMENT,
+    "PadV2": Trait.PREPARATION,
+    "Placeholder": Trait.DATA,
+    "PlaceholderV2": Trait.DATA,
+    "PlaceholderWithDefault": Trait.DATA,
+    "Pow": Trait.ELEMENTWISE,
+    "PreventGradient": Trait.ALIAS,
+    "Prod": Trait.REDUCTION,
+    "PyFunc": Trait.PYTHON_CALL,
+    "PyFuncStateless": Trait.PYTHON_CALL,
+    "QueueDequeueManyV2": Trait.DATA,
+    "QueueDequeueUpToV2": Trait.DATA,
+    "QueueDequeueV2": Trait.DATA,
+    "Rank": Trait.SHAPE,
+    "ReadVariableOp": Trait.READ,
+    "RealDiv": Trait.ELEMENTWISE | Trait.QUOTIENT,
+    "Reciprocal": Trait.ELEMENTWISE | Trait.RECIPROCAL,
+    "Recv": Trait.DATA,
+    "RefEnter": Trait.PASS_THROUGH | Trait.ENTER | Trait.REFERENCE,
+    "RefExit": Trait.PASS_THROUGH | Trait.EXIT | Trait.REFERENCE,
+    "RefIdentity": Trait.PASS_THROUGH | Trait.REFERENCE,
+    "RefMerge": Trait.MERGE | Trait.REFERENCE,
+    "RefNextIteration": Trait.PASS_THROUGH | Trait.NEXT_ITERATION | Trait.REFERENCE,
+    "RefSelect": Trait.REFERENCE,
+    "RefSwitch": Trait.SWITCH | Trait.REFERENCE,
+    "Reshape": Trait.REARRANGEMENT | Trait.LINEAR | Trait.SAME_SIGN,
+    "ResourceGather": Trait.READ | Trait.FIRST_OPERAND | Trait.INDEXED,
+    "ResourceGatherNd": Trait.READ | Trait.FIRST_OPERAND,
+    "Rsqrt": Trait.ELEMENTWISE | Trait.POSITIVE,
+    "Select": Trait.ROWWISE | Trait.FUSIBLE | Trait.SELECT,
+    "SelectV2": Trait.ROWWISE | Trait.FUSIBLE | Trait.SELECT,
+    "Shape": Trait.SHAPE,
+    "ShapeN": Trait.SHAPE,
+    "Sigmoid": Trait.ROWWISE,
+    "Sign": Trait.ROWWISE | Trait.FUSIBLE,
+    "Size": Trait.SHAPE,
+    "Slice": Trait.REARRANGEMENT,
+    "Snapshot": Trait.ALIAS,
+    "Split": Trait.PREPARATION,
+    "SplitV": Trait.PREPARATION,
+    "Sqrt": Trait.ELEMENTWISE | Trait.MAGNITUDE | Trait.POSITIVE,
+    "Square": Trait.ELEMENTWISE | Trait.MAGNITUDE | Trait.POSITIVE,
+    "SquaredDifference": Trait.ROWWISE | Trait.FUSIBLE,
+    "Squeeze": Trait.REARRANGEMENT | Trait.SAME_SIGN,
+    "StopGradient": Trait.ALIAS,
+    "StridedSlice": Trait.REARRANGEMENT,
+    "Sub": Trait.ELEMENTWISE | Trait.DIFFERENCE,
+    "Sum": Trait.REDUCTION | Trait.SAME_SIGN,
+    "Switch": Trait.SWITCH,
+    "Tanh": Trait.ROWWISE,
+    "Tile": Trait.REARRANGEMENT,
+    "Transpose": Trait.REARRANGEMENT | Trait.SAME_SIGN,
+    "Unpack": Trait.PREPARATION,
+    "UnsortedSegmentMax": Trait.FIRST_OPERAND,
+    "UnsortedSegmentMin": Trait.FIRST_OPERAND,
+    "UnsortedSegmentSum": Trait.REARRANGEMENT | Trait.INDEXED | Trait.LINEAR | Trait.SAME_SIGN,
+    "VarHandleOp": Trait.HANDLE,
+    "VarIsInitializedOp": Trait.METADATA,
+    "Variable": Trait.HANDLE,
+    "VariableShape": Trait.METADATA,
+    "VariableV2": Trait.HANDLE,
+    "Where": Trait.PREPARATION,
+    "ZerosLike": Trait.SHAPE | Trait.FUSIBLE,
+}
+
+KNOWN_OPS = frozenset(_TABLE)
+
+
+def ops_with(*traits: Trait) -> frozenset[str]:
+    """The ops that have any of some traits. To be asked when a module is loaded, not for every node."""
+    return frozenset(op for op, row in _TABLE.items() if any(trait in row for trait in traits))
+
+
+HANDLE_OPS = ops_with(Trait.HANDLE)
+READ_OPS = ops_with(Trait.READ)
+METADATA_OPS = ops_with(Trait.METADATA)
+REFERENCE_OPS = ops_with(Trait.REFERENCE)
+DATA_OPS = ops_with(Trait.DATA)
+SHAPE_OPS = ops_with(Trait.SHAPE)
+
+SAME_OPS = ops_with(Trait.ALIAS)
+PASS_THROUGH_OPS = ops_with(Trait.ALIAS, Trait.PASS_THROUGH)
+MERGE_OPS = ops_with(Trait.MERGE)
+
+PRODUCT_OPS = ops_with(Trait.PRODUCT)
+QUOTIENT_OPS = ops_with(Trait.QUOTIENT)
+SCALING_OPS = ops_with(Trait.PRODUCT, Trait.QUOTIENT)
+ADDITIVE_OPS = ops_with(Trait.SUM, Trait.DIFFERENCE)
+SUM_OPS = ops_with(Trait.SUM, Trait.DIFFERENCE, Trait.ALIAS)
+"""Ops that add up what they are given, with a sign."""
+
+LINEAR_OPS = ops_with(Trait.LINEAR)
+
+SIGNS: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(ops_with(Trait.SUM, Trait.CAST), (1, 1)),
+    **dict.fromkeys(ops_with(Trait.DIFFERENCE), (1, -1)),
+    **dict.fromkeys(ops_with(Trait.NEGATION), (-1, -1)),
+}
+"""The signs of the first and of the further terms of ops that add up."""
