@@ -390,6 +390,8 @@ def _read(handle: tf.Tensor, injection: Injection) -> tf.Tensor:
 def _lost(weight: np.ndarray, injection: Injection, values: Mapping[str, Any]) -> np.ndarray:
     """What a weight, or rows of it, lose at this step: the rate times the formula, in float64."""
     learning_rate = injection.rate.learning_rate
+    if injection.rate.factors:
+        raise VerifyError(f"the rate of '{injection.variable.shown}' has factors from elsewhere")
     rate = injection.rate.number * (float(values[learning_rate.tensor]) if learning_rate is not None else 1.0)
     return rate * FORMULAS[injection.formula](tf.constant(weight, tf.float64)).numpy()
 

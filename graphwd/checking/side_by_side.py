@@ -174,7 +174,7 @@ class SideBySide:
         scaled = {each.variable.id: each.rule for each in self._accounts if each.scaled and each.variable and each.rule}
         injections = [each for each in self._decided.injections if each.variable.id in scaled]
         # Where the learning rate is a constant, the plan has multiplied it out.
-        constant = {each.variable.id for each in injections if each.rate.learning_rate is None}
+        constant = {each.variable.id for each in injections if each.rate.is_constant}
         numbers = {(each.variable.id, each.rate.number) for each in injections if each.variable.id in constant}
         several = {i for i, rate in numbers if any(i == j and rate != other for j, other in numbers)}
         self._numbers = {i: rate / scaled[i].weight_decay for i, rate in numbers if i not in several}

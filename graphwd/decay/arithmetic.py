@@ -33,6 +33,16 @@ def learning_rate_times(rate: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
     return _RAW.Mul(x=_cast(learning_rate, rate.dtype, "learning_rate"), y=rate, name="factor")
 
 
+def times(rate: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Returns the product of a rate and a scalar."""
+    return _RAW.Mul(x=_cast(factor, rate.dtype, "widened_factor"), y=rate, name="factor")
+
+
+def times_variable(rate: tf.Tensor, handle: tf.Tensor, *, dtype: str) -> tf.Tensor:
+    """Returns the product of a rate and the content of a scalar variable, of a dtype."""
+    return times(rate, _RAW.ReadVariableOp(resource=handle, dtype=dtype, name="read_factor"))
+
+
 def multiply(handle: tf.Tensor, factor: tf.Tensor, *, dtype: str) -> None:
     """Multiplies, w <- factor · w: reads and writes 2N bytes, and serves the formula l2 alone."""
     weight = _read(handle, dtype)

@@ -109,10 +109,10 @@ def _traced(
     numbers = {op.name: number for number, op in enumerate(made)}
 
     def source(tensor: tf.Tensor) -> Input:
+        if getattr(tensor, "graph", None) is not graph:  # an eager tensor has none
+            raise RewriteError(f"'{function.__name__}' returns a tensor that it did not compute")
         if tensor.op.name in names:
             return Input(names[tensor.op.name])
-        if tensor.graph is not graph:
-            raise RewriteError(f"'{function.__name__}' returns a tensor that it did not compute")
         return Input(numbers[tensor.op.name], *_output(tensor.op, tensor.value_index))
 
     ops = tuple(

@@ -211,11 +211,11 @@ class Graph:
         self._bodies.clear()
         vars(self).pop("root", None)
 
-    def callees(self, node: Node) -> tuple[Callee, ...]:
+    def callees(self, node: Node | NodeDef) -> tuple[Callee, ...]:
         """The functions that a node calls, as far as graphwd follows calls.
 
         Args:
-            node: a node of any body.
+            node: a node of any body, parsed or not.
 
         Returns:
             Its functions, in the order of its attributes; empty where the node calls none.
@@ -223,7 +223,8 @@ class Graph:
         call = CALL_OPS.get(node.op)
         if call is None:
             return ()
-        found = tuple(callee for attribute in call.attributes for callee in _callees(node.proto, attribute))
+        proto = node.proto if isinstance(node, Node) else node
+        found = tuple(callee for attribute in call.attributes for callee in _callees(proto, attribute))
         if len(found) < len(call.attributes):
             raise GraphError(f"the node '{node.name}' ({node.op}) does not name the functions that it calls")
         return found

@@ -212,6 +212,8 @@ class CallOp:
         skip: how many of its inputs come before the arguments.
         drop: how many of its inputs come after them.
         folds: whether a scan gives out the state that it ends with, where others give out what each element makes.
+        types: the attribute that lists the dtypes of its arguments, or of the last of them; None where they are sorted,
+            so that none can be added at the end.
     """
 
     kind: CallKind
@@ -219,6 +221,7 @@ class CallOp:
     skip: int = 0
     drop: int = 0
     folds: bool = False
+    types: str | None = "Tin"
 
 
 CALL_OPS: Mapping[str, CallOp] = {
@@ -226,15 +229,15 @@ CALL_OPS: Mapping[str, CallOp] = {
     "StatefulPartitionedCall": CallOp(CallKind.CALL, ("f",)),
     "TPUPartitionedCall": CallOp(CallKind.CALL, ("f",), drop=1),
     "RemoteCall": CallOp(CallKind.CALL, ("f",), skip=1),
-    "XlaLaunch": CallOp(CallKind.CALL, ("function",)),
-    "XlaLaunchV2": CallOp(CallKind.CALL, ("function",)),
+    "XlaLaunch": CallOp(CallKind.CALL, ("function",), types=None),
+    "XlaLaunchV2": CallOp(CallKind.CALL, ("function",), types=None),
     "If": CallOp(CallKind.BRANCH, ("then_branch", "else_branch"), skip=1),
     "StatelessIf": CallOp(CallKind.BRANCH, ("then_branch", "else_branch"), skip=1),
     "Case": CallOp(CallKind.BRANCH, ("branches",), skip=1),
     "StatelessCase": CallOp(CallKind.BRANCH, ("branches",), skip=1),
-    "While": CallOp(CallKind.LOOP, ("cond", "body")),
-    "StatelessWhile": CallOp(CallKind.LOOP, ("cond", "body")),
+    "While": CallOp(CallKind.LOOP, ("cond", "body"), types="T"),
+    "StatelessWhile": CallOp(CallKind.LOOP, ("cond", "body"), types="T"),
     # AutoGraph turns `for batch in dataset` inside a step into these, the loop's body being their function.
-    "ScanDataset": CallOp(CallKind.SCAN, ("f",), skip=1),
-    "ReduceDataset": CallOp(CallKind.SCAN, ("f",), skip=1, folds=True),
+    "ScanDataset": CallOp(CallKind.SCAN, ("f",), skip=1, types="Targuments"),
+    "ReduceDataset": CallOp(CallKind.SCAN, ("f",), skip=1, folds=True, types="Targuments"),
 }

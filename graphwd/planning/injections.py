@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from enum import Enum
 from typing import ClassVar
@@ -10,9 +10,9 @@ from typing import ClassVar
 from graphwd.analysis.gradient_entry import Entry
 from graphwd.analysis.learning_rate import LearningRate
 from graphwd.analysis.readiness import Readiness
-from graphwd.analysis.sites import Frame, Site
+from graphwd.analysis.sites import Frame, Path, Site
 from graphwd.graph.edge import Use
-from graphwd.graph.graph import Variable
+from graphwd.graph.graph import Callee, Variable
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """For every dtype that can be decayed, the distance from 1 to the next number."""
@@ -28,16 +28,61 @@ class Where(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A tensor that lies outside of the body that needs it, and is brought there by one more argument on the way.
+
+    Attributes:
+        name: what messages call it.
+        dtype: its dtype; ``resource`` for the handle of a variable.
+        path: the calls that lead to its body, the first of those that lead to the body that needs it; None for what the
+            step gets from outside, as one more capture.
+        edge: the tensor, as an edge of its body; no text for a capture.
+    """
+
+    name: str
+    dtype: str
+    path: Path | None = None
+    edge: str = ""
+
+    @property
+    def depth(self) -> int:
+        """How many calls lead to its body; -1 for a capture."""
+        return -1 if self.path is None else len(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A scalar that a rate is a multiple of, and that is not the learning rate.
+
+    Attributes:
+        name: what a user calls it.
+        dtype: its dtype.
+        tensor: where it is. The handle of a variable is read where the decay is done.
+    """
+
+    name: str
+    dtype: str
+    tensor: Elsewhere
+
+
+@dataclass(frozen=True, slots=True)
 class Rate:
-    """What the formula is multiplied by at each step: a number, times the learning rate where there is one.
+    """What the formula is multiplied by at each step: the product of a number and scalar tensors.
 
     Attributes:
         number: the number, without unit.
         learning_rate: a scalar tensor of the update's body.
+        factors: scalars from elsewhere.
     """
 
     number: float
     learning_rate: LearningRate | None = None
+    factors: tuple[Factor, ...] = ()
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is the same number at each step."""
+        return self.learning_rate is None and not self.factors
 
     def __rmul__(self, factor: float) -> Rate:
         """A multiple of it."""
@@ -81,6 +126,11 @@ class Injection:
         """The edges of its body that the decay is computed from, besides the variable and the rows."""
         if self.rate.learning_rate is not None:
             yield self.rate.learning_rate.tensor
+
+    @property
+    def elsewhere(self) -> tuple[Elsewhere, ...]:
+        """What has to be brought into its body."""
+        return tuple(factor.tensor for factor in self.rate.factors)
 
     @property
     def done(self) -> tuple[object, ...]:
@@ -183,6 +233,23 @@ class Nest:
         for frame, below in self.calls.items():
             yield frame.callee.function
             yield from below.functions()
+
+    def by_node(self) -> Mapping[str, Mapping[Callee, Nest]]:
+        """The nests below, by the node that calls and the function that it calls."""
+        found: dict[str, dict[Callee, Nest]] = {}
+        for frame, below in self.calls.items():
+            found.setdefault(frame.node, {})[frame.callee] = below
+        return found
+
+    def outside(self, depth: int = 0) -> tuple[Elsewhere, ...]:
+        """What has to be brought into this body from outside of it.
+
+        Args:
+            depth: how many calls lead to this body.
+        """
+        here = (each for injection in self.here.values() for each in injection.elsewhere)
+        below = (each for nest in self.calls.values() for each in nest.outside(depth + 1))
+        return tuple(dict.fromkeys(each for each in (*here, *below) if each.depth < depth))
 
     def signature(self) -> tuple[object, ...]:
         """What tells two rewritings of one body apart: not the variables, but what is done at which node."""

@@ -31,7 +31,7 @@ from graphwd.decay.formulas import FORMULAS, Formula, l2
 from graphwd.graph.fragment import Kind, Reference, fragment
 from graphwd.graph.graph import DTYPE_NAMES
 from graphwd.graph.ops import WRITE_OPS
-from graphwd.planning.injections import EPSILON, After, Before, InGradient, Injection, InValue
+from graphwd.planning.injections import EPSILON, After, Before, Elsewhere, InGradient, Injection, InValue
 from graphwd.rewriting.splice import Added, Splicer
 
 if TYPE_CHECKING:
@@ -50,13 +50,16 @@ There a decay only subtracts: an update that comes between its read and its writ
 class DecayWriter:
     """Adds one decay to a body."""
 
-    def __init__(self, added: Added, nodes: Mapping[str, NodeDef], injection: Injection) -> None:
+    def __init__(
+        self, added: Added, nodes: Mapping[str, NodeDef], injection: Injection, brought: Mapping[Elsewhere, str]
+    ) -> None:
         """Prepares to add; nothing is changed yet.
 
         Args:
             added: the body.
             nodes: by name, at least those of its nodes that the injection touches.
             injection: the decay.
+            brought: the edges of what was brought into the body.
         """
         write = nodes[injection.site.node]
         with_write = not isinstance(injection, InGradient)
@@ -64,6 +67,7 @@ class DecayWriter:
         self._nodes = nodes
         self._write = write
         self._injection = injection
+        self._brought = brought
         self._dtype = injection.variable.dtype
         self._served = _SERVER in place or _SERVER in injection.variable.device
         self._splicer = Splicer(added, write, place, with_write=with_write)
@@ -138,19 +142,28 @@ class DecayWriter:
         if self._served:
             return arithmetic.subtract_rows_once if rows else arithmetic.subtract, {"rate": self._rate("factor")}
         wide = arithmetic.wide(self._dtype)
-        if self._formula is l2 and rate.learning_rate is None and keeps_rate(rate.number, EPSILON[wide]):
+        if self._formula is l2 and rate.is_constant and keeps_rate(rate.number, EPSILON[wide]):
             factor = self._splicer.constant("factor", 1 - rate.number, wide)
             return arithmetic.multiply_rows if rows else arithmetic.multiply, {"factor": factor}
         return arithmetic.subtract_rows if rows else arithmetic.subtract, {"rate": self._rate("factor")}
 
     def _rate(self, role: str) -> str:
-        """The rate of this step: a number under the name of a role, or a product with the learning rate."""
+        """The rate of this step: a number under the name of a role, or a product of scalars."""
         rate, wide = self._injection.rate, arithmetic.wide(self._dtype)
-        if rate.learning_rate is None:
-            return self._splicer.constant(role, rate.number, wide)
-        kinds = {"rate": wide, "learning_rate": rate.learning_rate.dtype}
-        edges = {"rate": self._splicer.constant("rate", rate.number, wide), "learning_rate": rate.learning_rate.tensor}
-        return self._splicer.shared((rate, wide), fragment(arithmetic.learning_rate_times, kinds), edges)
+        edge = self._splicer.constant(role if rate.is_constant else "rate", rate.number, wide)
+        if rate.learning_rate is not None:
+            kinds = {"rate": wide, "learning_rate": rate.learning_rate.dtype}
+            edges = {"rate": edge, "learning_rate": rate.learning_rate.tensor}
+            edge = self._splicer.shared(fragment(arithmetic.learning_rate_times, kinds), edges)
+        for factor in rate.factors:
+            scalar = self._brought.get(factor.tensor, factor.tensor.edge)
+            if factor.tensor.dtype == "resource":
+                piece = fragment(arithmetic.times_variable, {"rate": wide, "handle": "resource"}, dtype=factor.dtype)
+                edge = self._splicer.shared(piece, {"rate": edge, "handle": scalar})
+            else:
+                piece = fragment(arithmetic.times, {"rate": wide, "factor": factor.dtype})
+                edge = self._splicer.shared(piece, {"rate": edge, "factor": scalar})
+        return edge
 
     def _handle(self) -> Mapping[str, str]:
         return {"handle": self._write.input[0]}

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphwd.analysis.interpreter import Interpreter
-from graphwd.analysis.sites import Frame, Site
+from graphwd.analysis.sites import Site
 from graphwd.errors import RewriteError
 from graphwd.graph.body import Body, Layout, is_control
-from graphwd.graph.graph import MARK, RECORD, Graph
-from graphwd.planning.injections import After, Before, Injection, Nest, Where, nested
+from graphwd.graph.graph import MARK, RECORD, Callee, Graph
+from graphwd.graph.ops import CALL_OPS, CallKind
+from graphwd.planning.injections import After, Before, Elsewhere, Injection, Nest, Where, nested
+from graphwd.rewriting.bring import add_arguments, pass_on, return_arguments, take_back
 from graphwd.rewriting.check import check_rewritten
 from graphwd.rewriting.decays import DecayWriter
 from graphwd.rewriting.fusion import FUSED, outline
@@ -44,11 +46,13 @@ class Rewritten:
         root: the step itself.
         functions: the rewritten library functions, callees before callers, each under a new name.
         unfused: where the step was to be fused, the variables whose update or decay was not.
+        captures: what the root gets by its last arguments, in order.
     """
 
     root: FunctionDef
     functions: tuple[FunctionDef, ...]
     unfused: tuple[str, ...] = ()
+    captures: tuple[Elsewhere, ...] = ()
 
 
 def inject(
@@ -77,8 +81,9 @@ def inject(
     root_layout = graph.root.layout
     graph.forget_bodies()
     writer = _Writer(graph, layouts, new_name, fuse=fuse)
-    root = writer.rewrite(graph.root_function, root_layout, nest)
-    return Rewritten(root, tuple(writer.functions), tuple(dict.fromkeys(writer.unfused)))
+    captures = nest.outside()
+    root = writer.rewrite(graph.root_function, root_layout, nest, captures, 0)
+    return Rewritten(root, tuple(writer.functions), tuple(dict.fromkeys(writer.unfused)), captures)
 
 
 def is_rewritten(function: FunctionDef) -> bool:
@@ -111,21 +116,41 @@ class _Writer:
         self._new_name = new_name
         self._fuse = fuse
         self.unfused: list[str] = []
-        self._names: dict[tuple[str, tuple[object, ...]], str] = {}
+        self._names: dict[tuple[object, ...], str] = {}
         self.functions: list[FunctionDef] = []
 
-    def rewrite(self, original: FunctionDef, layout: Layout, nest: Nest) -> FunctionDef:
-        """A copy of a function with the injections of ``nest`` in it."""
+    def rewrite(
+        self, original: FunctionDef, layout: Layout | None, nest: Nest, outside: Sequence[Elsewhere], depth: int
+    ) -> FunctionDef:
+        """A copy of a function with the injections of a nest in it.
+
+        Args:
+            original: the function.
+            layout: where its nodes are; needed unless the nest is empty.
+            nest: the injections in and below it.
+            outside: what it gets from outside, by one more argument each.
+            depth: how many calls lead to it.
+        """
         function = type(original)()
         function.CopyFrom(original)
-        for frame, below in nest.calls.items():
-            caller = function.node_def[layout.indices[frame.node]]
-            _set_callee(caller, frame, self._copy(frame.callee.function, below))
+        brought = add_arguments(function, outside)
+        if layout is None:
+            return function
+        passed: list[tuple[NodeDef, dict[Elsewhere, str]]] = []
+        for name, nests in nest.by_node().items():
+            node = function.node_def[layout.indices[name]]
+            needed = tuple(dict.fromkeys(each for below in nests.values() for each in below.outside(depth + 1)))
+            passed.append((node, {each: brought.get(each, each.edge) for each in needed}))
+            for callee in self._graph.callees(node) if needed else nests:
+                looped = CALL_OPS[node.op].kind is CallKind.LOOP and callee.attribute == "body"
+                _set_callee(node, callee, self._copy(callee, nests.get(callee, Nest()), needed, depth + 1, looped))
         if nest.here:
-            decays = _splice(function, layout, nest.here)
+            decays = _splice(function, layout, nest.here, brought)
             check_rewritten(original, function, layout, nest.here, nest.calls)
-            if self._fuse and not _is_compiled(function):
-                self._outline(function, nest.here, decays)
+        for node, edges in passed:
+            pass_on(node, edges)
+        if nest.here and self._fuse and not _is_compiled(function):
+            self._outline(function, nest.here, decays)
         return function
 
     def _outline(self, function: FunctionDef, injections: Mapping[str, Injection], decays: Mapping[str, str]) -> None:
@@ -144,11 +169,14 @@ class _Writer:
                 self.functions.append(made)
         Body(function)
 
-    def _copy(self, name: str, nest: Nest) -> str:
-        key = (name, nest.signature())
+    def _copy(self, callee: Callee, nest: Nest, outside: Sequence[Elsewhere], depth: int, looped: bool) -> str:
+        key = (callee.function, nest.signature(), outside, looped)
         if key not in self._names:
-            function = self.rewrite(self._graph.library[name], self._layouts[name], nest)
-            function.signature.name = self._new_name(name)
+            layout = self._layouts.get(callee.function)
+            function = self.rewrite(self._graph.library[callee.function], layout, nest, outside, depth)
+            if looped:
+                return_arguments(function, len(outside))
+            function.signature.name = self._new_name(callee.function)
             self._names[key] = function.signature.name
             self.functions.append(function)
         return self._names[key]
@@ -158,13 +186,15 @@ def _is_compiled(function: FunctionDef) -> bool:
     return "_XlaMustCompile" in function.attr and function.attr["_XlaMustCompile"].b
 
 
-def _set_callee(node: NodeDef, frame: Frame, function: str) -> None:
-    value = node.attr[frame.callee.attribute]
-    target = value.func if value.func.name else value.list.func[frame.callee.position]
+def _set_callee(node: NodeDef, callee: Callee, function: str) -> None:
+    value = node.attr[callee.attribute]
+    target = value.func if value.func.name else value.list.func[callee.position]
     target.name = function
 
 
-def _splice(function: FunctionDef, layout: Layout, injections: Mapping[str, Injection]) -> dict[str, str]:
+def _splice(
+    function: FunctionDef, layout: Layout, injections: Mapping[str, Injection], brought: Mapping[Elsewhere, str]
+) -> dict[str, str]:
     """Adds the decays; returns for each write the node that decays."""
     decays: dict[str, str] = {}
     needed = {name for injection in injections.values() for name in injection.touched}
@@ -174,7 +204,7 @@ def _splice(function: FunctionDef, layout: Layout, injections: Mapping[str, Inje
     last: dict[str, str] = {}
     for name, injection in injections.items():
         moved = [(*use, nodes[use.node].input[use.position]) for use in injection.uses]
-        writer = DecayWriter(added, nodes, injection)
+        writer = DecayWriter(added, nodes, injection, brought)
         decay = decays[name] = writer.add()
         if isinstance(injection, After):
             last[name] = decay
@@ -224,6 +254,7 @@ def take_out(function: FunctionDef) -> list[dict[str, Any]]:
                 original[decay] = write.name
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise RewriteError(f"'{function.signature.name}' holds a damaged record of a decay: {error}") from None
+    take_back(function)
     _redirect(function, function.node_def, original)
     kept = [node for node in function.node_def if MARK not in node.attr]
     del function.node_def[:]

@@ -94,19 +94,19 @@ class Splicer:
         """A scalar, one for all decays of the body that need the same on the same device."""
         return self._constant(fragment(_scalar, {}, value=value, dtype=dtype, role=role).ops[0])
 
-    def shared(self, key: Hashable, piece: Fragment, arguments: Mapping[str, str]) -> str:
-        """The result of a fragment that computes the same for all decays of the body on the same device.
+    def shared(self, piece: Fragment, arguments: Mapping[str, str]) -> str:
+        """The result of a fragment, computed once for all decays of the body on the same device.
 
         Args:
-            key: what tells it from others.
-            piece: the fragment; it reads no variable.
+            piece: the fragment; whenever it is computed in a step, it gives the same.
             arguments: the edges that are its parameters, by name.
         """
-        if (self._place, key) not in self._added.shared:
+        key = (self._place, id(piece), *sorted(arguments.items()))  # fragments are kept for good
+        if key not in self._added.shared:
             result = self.splice(piece, arguments)
             assert result is not None
-            self._added.shared[self._place, key] = result
-        return self._added.shared[self._place, key]
+            self._added.shared[key] = result
+        return self._added.shared[key]
 
     def copy(self, role: str, original: NodeDef, wait: str) -> str:
         """Adds a copy of a node that waits for one more; returns its name."""

@@ -26,6 +26,7 @@ Checked on TensorFlow 2.16, 2.17, 2.18, 2.19, 2.20 and 2.21 (tools/test_versions
 
 from __future__ import annotations
 
+import collections
 import functools
 import threading
 import types
@@ -42,12 +43,15 @@ from tensorflow.python.ops import handle_data_util, resource_variable_ops
 from tensorflow.python.util import tf_decorator
 
 from graphwd.garbage import collection_paused
+from graphwd.planning.injections import Elsewhere
 from graphwd.rewriting.inject import Rewritten
 from graphwd.steps.read import ConcreteFunction, options, variables_of
 
 NewName = Callable[[str], str]
 
 _SHAPES = "_output_shapes"
+_LOOPS = ("While", "StatelessWhile")
+_UNKNOWN: Any = tf.TensorShape(None)  # pyright: ignore[reportArgumentType] - the stubs know no unknown rank
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
@@ -57,14 +61,21 @@ class Emitted:
     It does not keep the step that it was made of, so that it can be kept beside that by a weak key.
     """
 
-    def __init__(self, original: ConcreteFunction, make: Callable[[NewName], Rewritten]) -> None:
+    def __init__(
+        self,
+        original: ConcreteFunction,
+        make: Callable[[NewName], Rewritten],
+        captured: Mapping[Elsewhere, tf.Variable | tf.Tensor] = types.MappingProxyType({}),
+    ) -> None:
         """Registers a rewritten body.
 
         Args:
             original: the step that is rewritten; it stays as it is.
             make: makes the rewritten bodies, given what makes new function names.
+            captured: what the rewritten step captures of graphwd's own; it is kept alive.
         """
         rewritten = make(_new_name)
+        self._own = [captured[each] for each in rewritten.captures]
         root = rewritten.root
         root.signature.name = _new_name(root.signature.name)
         runtime: Any = context.context()
@@ -75,7 +86,8 @@ class Emitted:
         runtime.add_function_def(root)
         self._make_atomic = functools.partial(
             atomic_function.AtomicFunction,
-            root.signature.name, runtime, original.function_type, children, original.inference_fn.call_options,
+            root.signature.name, runtime, _with_captures(original.function_type, rewritten.captures), children,
+            original.inference_fn.call_options,
         )  # fmt: skip
         self._atomic: Any = self._make_atomic()
         self._concrete: ConcreteFunction | None = None
@@ -96,7 +108,7 @@ class Emitted:
                 with collection_paused():
                     self._atomic._generated_graph = _view(self._atomic, original.graph)
                     concrete = ConcreteFunction(self._atomic)
-                    _bind(concrete, original)
+                    _bind(concrete, original, self._own)
                 self._concrete = concrete
         made: Any = self._concrete
         if keep_variables:
@@ -134,7 +146,7 @@ class Emitted:
         signature: Any = original.function_type
         inputs = signature.unpack_inputs(function_type_utils.canonicalize_function_inputs(args, kwargs, signature))
         with graph._override_gradient_function({"PartitionedCall": gradient, "StatefulPartitionedCall": gradient}):
-            outputs = self._call_flat([*inputs, *captures], traced)
+            outputs = self._call_flat([*inputs, *captures, *map(_capture, self._own)], traced)
         return signature.pack_output(outputs)
 
     def _call_flat(self, inputs: Sequence[Any], traced: Any) -> Sequence[Any]:
@@ -149,21 +161,39 @@ class Emitted:
             atomic._cached_graph = None
 
 
-def _bind(result: Any, original: ConcreteFunction) -> None:
-    """Gives a new concrete function what an existing one has captured."""
-    captured = list(original._captured_inputs)
+def _with_captures(signature: Any, captures: Iterable[Elsewhere]) -> Any:
+    """A function type with more captures."""
+    more = {f"graphwd_{i}": tf.TensorSpec(_UNKNOWN, each.dtype) for i, each in enumerate(captures)}
+    if not more:
+        return signature
+    every = collections.OrderedDict([*signature.captures.items(), *more.items()])
+    return type(signature)(signature.parameters.values(), every, return_annotation=signature.output)
+
+
+def _capture(value: tf.Variable | tf.Tensor) -> Any:
+    """The tensor that a function captures: of a variable its handle."""
+    return value.handle if isinstance(value, tf.Variable) else value
+
+
+def _bind(result: Any, original: ConcreteFunction, own: Sequence[tf.Variable | tf.Tensor]) -> None:
+    """Gives a new concrete function what an existing one has captured, and what graphwd captures of its own."""
+    captured = [*original._captured_inputs, *map(_capture, own)]
     result.set_external_captures(captured)
-    for tensor, old in zip(result.inputs, original.inputs, strict=True):
+    for each, tensor in zip(own, result.inputs[len(original.inputs) :], strict=True):
+        if isinstance(each, tf.Variable):
+            handle_data_util.copy_handle_data(each.handle, tensor)
+        result.graph.replace_capture(_capture(each), tensor)
+    for tensor, old in zip(result.inputs, original.inputs, strict=False):
         if tensor.dtype in (tf.resource, tf.variant):
             handle_data_util.copy_handle_data(old, tensor)
-    inputs = {id(old): new for old, new in zip(original.inputs, result.inputs, strict=True)}
+    inputs = {id(old): new for old, new in zip(original.inputs, result.inputs, strict=False)}
     for external, internal in original.graph.captures:
         result.graph.replace_capture(external, inputs[id(internal)])
     # TensorFlow wraps what it takes over here in a tuple once more, and cannot read that when a gradient needs it.
     result.graph.collective_manager_ids_used = original.inference_fn.call_options.collective_manager_ids_used
     result.graph.structured_input_signature = original.structured_input_signature
     result.graph.structured_outputs = original.structured_outputs
-    result.set_variables(list(original.graph.variables))
+    result.set_variables([*original.graph.variables, *(each for each in own if isinstance(each, tf.Variable))])
     result._arg_keywords = original._arg_keywords
     result._num_positional_args = original._num_positional_args
 
@@ -193,7 +223,8 @@ def _with_shapes(function: FunctionDef, traced: Any) -> FunctionDef:
     for node in shaped.node_def:
         operation = known.get(node.name)
         if operation is not None and operation.type == node.op and _SHAPES not in node.attr:
-            shapes = [output.shape for output in operation.outputs]
+            more = len(node.attr["T"].list.type) - len(operation.outputs) if operation.type in _LOOPS else 0
+            shapes = [*(output.shape for output in operation.outputs), *[_UNKNOWN] * more]
             if any(shape.rank is not None for shape in shapes):
                 node.attr[_SHAPES].list.shape.extend(shape.as_proto() for shape in shapes)
     return shaped
@@ -201,7 +232,7 @@ def _with_shapes(function: FunctionDef, traced: Any) -> FunctionDef:
 
 def _finish(view: Any, traced: Any, children: Iterable[Any]) -> None:
     """Gives a view what is in no function definition: what lies behind its handles, and the gradients of its calls."""
-    for old, new in zip(traced.inputs, view.inputs, strict=True):
+    for old, new in zip(traced.inputs, view.inputs, strict=False):  # what is brought comes after what was there
         if new.dtype in (tf.resource, tf.variant):
             handle_data_util.copy_handle_data(old, new)
     known = {operation.name: operation for operation in traced.get_operations()}
