@@ -98,7 +98,8 @@ def _traced(
     function: Callable[..., Any], kinds: tuple[tuple[str, Kind], ...], options: tuple[tuple[str, Any], ...]
 ) -> Fragment:
     with tf.Graph().as_default() as graph:
-        parameters = {name: _parameter(name, kind) for name, kind in kinds}
+        with tf.name_scope("parameters"):  # so that an op may have the name of a parameter
+            parameters = {name: _parameter(name, kind) for name, kind in kinds}
         result = function(**parameters, **dict(options))
     if graph.as_graph_def().library.function:
         raise RewriteError(

@@ -28,6 +28,11 @@ def test_ops_in_order_with_their_edges():
     assert {op.node.name for op in traced.ops} == {""}
 
 
+def test_an_op_may_be_called_what_a_parameter_is_called():
+    traced = fragment(lambda gradient: tf.raw_ops.Neg(x=gradient, name="gradient"), {"gradient": "float32"})
+    assert [(op.role, op.inputs) for op in traced.ops] == [("gradient", (Input("gradient"),))]
+
+
 def test_traced_once_for_the_same_arguments():
     kinds = {"first": "float32", "second": "float32"}
     assert fragment(add_and_split, kinds, parts=2) is fragment(add_and_split, dict(kinds), parts=2)
