@@ -11,7 +11,7 @@ from typing import Any
 from graphwd.analysis.updates import find_updates
 from graphwd.checking.verify import Pair
 from graphwd.errors import StepError, UsageError
-from graphwd.models.entry_points import choose
+from graphwd.models.entry_points import Exports
 from graphwd.models.export import concrete_functions, load_exported, load_function, load_model
 from graphwd.models.saved_model import is_v2, read_model
 from graphwd.policy.rules import Policy
@@ -67,7 +67,7 @@ def model_pairs(source: str, name: str | None, rewritten: str | os.PathLike[str]
             raise UsageError(f"{source}: name one signature of a TensorFlow 1 model to verify, as {source}:train")
         decayed, variables = load_function(rewritten, name)
         return [Pair(load_function(source, name)[0], decayed, variables)]
-    entries = choose(model.meta_graphs[0], None if name is None else [name])
+    entries, _, _ = Exports(model.meta_graphs[0]).choose(None if name is None else [name])
     before, after = load_model(source), load_model(rewritten)
     pairs: list[Pair] = []
     for entry, signature in dict.fromkeys((entry.name, entry.signature) for entry in entries):

@@ -156,8 +156,9 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     if policy is None and model is None:
         _policy_path(values)
     _import_tensorflow()
-    from graphwd.models.export import plan_export
+    from graphwd.models.export import PythonStep
     from graphwd.models.saved_model import describe_saved_model, plan_saved_model
+    from graphwd.models.target import plan
     from graphwd.steps.load import find_step
 
     if model is not None and policy is None:
@@ -170,7 +171,7 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     else:
         with contextlib.redirect_stdout(sys.stderr):
             found = find_step(text, values["module"].value)
-            decided = plan_export(found.step, found.name, policy)
+            decided = plan(PythonStep(found.step, found.name), policy)
     record = decided.record()
     checked = None
     if values["device"].value is not None and not decided.problems:

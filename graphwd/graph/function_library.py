@@ -43,10 +43,9 @@ def set_library(meta_graph: MetaGraphDef, functions: Iterable[FunctionDef]) -> N
     functions = list(functions)
     if not functions and not meta_graph.graph_def.HasField("library"):
         return  # a field that is merely touched would be there
-    library = type(meta_graph.graph_def.library)()
-    library.function.extend(functions)
+    # What is taken out of a field stays what it is as long as somebody holds it.
     del meta_graph.graph_def.library.function[:]
-    meta_graph.graph_def.library.function.extend(library.function)
+    meta_graph.graph_def.library.function.extend(functions)
 
 
 def rename(meta_graph: MetaGraphDef, names: Mapping[str, str]) -> None:
@@ -56,6 +55,8 @@ def rename(meta_graph: MetaGraphDef, names: Mapping[str, str]) -> None:
         meta_graph: the MetaGraphDef.
         names: the new name of each, by the old one.
     """
+    if not names:
+        return
     for function in meta_graph.graph_def.library.function:
         function.signature.name = names.get(function.signature.name, function.signature.name)
     nodes = [*meta_graph.graph_def.node]
@@ -84,9 +85,14 @@ def _rename_in_objects(meta_graph: MetaGraphDef, names: Mapping[str, str]) -> No
             aliases[new] = aliases.pop(old)
 
 
-def reachable(meta_graph: MetaGraphDef) -> set[str]:
-    """The functions that the main graph, the objects or a gradient refer to, by whatever way."""
-    library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+def reachable(meta_graph: MetaGraphDef, functions: Iterable[FunctionDef]) -> set[str]:
+    """The functions that the main graph, the objects or a gradient refer to, by whatever way.
+
+    Args:
+        meta_graph: the MetaGraphDef.
+        functions: all functions there are, be they in its library or not.
+    """
+    library = {function.signature.name: function for function in functions}
     gradients = meta_graph.graph_def.library
     waiting = [name for node in meta_graph.graph_def.node for name in _mentioned(node.attr.values(), library)]
     for node in meta_graph.object_graph_def.nodes:
@@ -107,8 +113,10 @@ def reachable(meta_graph: MetaGraphDef) -> set[str]:
 def _mentioned(values: Iterable[Any], library: dict[str, FunctionDef]) -> Iterator[str]:
     """The functions that attributes name: as functions, or, of gradients, as text."""
     for value in values:
-        if value.func.name:
+        kind = value.WhichOneof("value")
+        if kind == "func":
             yield value.func.name
-        yield from (function.name for function in value.list.func)
-        if value.s and (text := value.s.decode("utf-8", "replace")) in library:
+        elif kind == "list":
+            yield from (function.name for function in value.list.func)
+        elif kind == "s" and (text := value.s.decode("utf-8", "replace")) in library:
             yield text

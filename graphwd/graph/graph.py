@@ -144,6 +144,7 @@ class Graph:
         handles: Mapping[str, Variable],
         data: Iterable[str],
         ranks: Mapping[str, int] = MappingProxyType({}),
+        like: Graph | None = None,
     ) -> None:
         """Makes the view; bodies are parsed when they are first asked for.
 
@@ -153,10 +154,11 @@ class Graph:
             handles: the arguments of ``root`` that are variables' handles.
             data: the arguments of ``root`` that carry data.
             ranks: for those of them of which it is known, the number of dimensions.
+            like: a view of a step that calls some of the same functions: what it has parsed of them need not be again.
         """
         self.root_function = root
         self.library: Mapping[str, FunctionDef] = {function.signature.name: function for function in library}
-        self._bodies: dict[str, Body] = {}
+        self._bodies: dict[str, Body] = {} if like is None else like.bodies_of(self.library)
         self.handles = dict(handles)
         self.data = frozenset(data)
         self.ranks = dict(ranks)
@@ -205,6 +207,14 @@ class Graph:
         if function not in self._bodies:
             self._bodies[function] = Body(self.library[function])
         return self._bodies[function]
+
+    def bodies_of(self, library: Mapping[str, FunctionDef]) -> dict[str, Body]:
+        """The bodies parsed so far of functions that another library holds, too: the same, not others of their names.
+
+        Args:
+            library: its functions, by name.
+        """
+        return {name: body for name, body in self._bodies.items() if library.get(name) is self.library[name]}
 
     def forget_bodies(self) -> None:
         """Drops the parsed bodies, which take more memory than the functions do; whoever asks has them parsed again."""

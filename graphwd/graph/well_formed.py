@@ -88,9 +88,10 @@ def _check_nodes(where: str, nodes: Iterable[NodeDef]) -> None:
 
 
 def _check_attributes(where: str, node: NodeDef, op: _Op) -> None:
+    given = node.attr
     for name, field, required in op.attributes:
-        if name in node.attr:
-            found = node.attr[name].WhichOneof("value")
+        if name in given:
+            found = given[name].WhichOneof("value")
             if found not in (field, "placeholder"):
                 raise GraphError(f"the node '{node.name}' ({node.op}) of {where} has a wrong attribute '{name}'")
         elif required:
@@ -99,9 +100,11 @@ def _check_attributes(where: str, node: NodeDef, op: _Op) -> None:
 
 def _check_inputs(where: str, node: NodeDef, op: _Op) -> None:
     wanted = op.inputs
-    wanted += sum(node.attr[name].i if name in node.attr else default for name, default in op.numbers)
-    wanted += sum(len(node.attr[name].list.type) if name in node.attr else default for name, default in op.lists)
-    given = sum(not is_control(text) for text in node.input)
+    for name, default in op.numbers:
+        wanted += node.attr[name].i if name in node.attr else default
+    for name, default in op.lists:
+        wanted += len(node.attr[name].list.type) if name in node.attr else default
+    given = len([text for text in node.input if not is_control(text)])
     if given != wanted:
         raise GraphError(f"the node '{node.name}' ({node.op}) of {where} has {given} inputs; it needs {wanted}")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphwd.analysis.sites import SAVED_MODEL
-from graphwd.analysis.updates import find_updates
+from graphwd.analysis.updates import Analysis, find_updates
 from graphwd.errors import StepError
 from graphwd.graph.graph import DTYPE_NAMES, Graph, Variable, differentiable, labels
 from graphwd.graph.object_graph import ObjectGraph
@@ -52,55 +52,146 @@ class EntryPoint:
     bound: tuple[int, ...]
 
 
-def entry_points(meta_graph: MetaGraphDef) -> list[EntryPoint]:
-    """Finds every function and signature that a TF2 SavedModel exports.
+class Exports:
+    """What a TF2 SavedModel exports, read once.
 
-    Functions that save and restore single objects are none.
-
-    Args:
+    Attributes:
         meta_graph: the SavedModel's only MetaGraphDef.
-
-    Returns:
-        The entry points, functions first; a function has one for each of its traces.
-
-    Raises:
-        StepError: the object graph is malformed.
     """
-    objects = meta_graph.object_graph_def
-    paths = object_paths(objects)
-    found: dict[tuple[str, str, bool], list[int]] = {}
-    for number, path in paths.items():
-        node = objects.nodes[number]
-        kind = node.WhichOneof("kind")
-        parts = path.split(".")
-        signature = parts[0] == SIGNATURES
-        if kind == "function":
-            for function in node.function.concrete_functions:
-                found.setdefault((path, function, False), []).append(number)
-        elif kind == "bare_concrete_function":
-            function = node.bare_concrete_function.concrete_function_name
-            if signature:
-                found.setdefault((".".join(parts[1:]), function, True), []).append(number)
-            else:
-                # TensorFlow lists the traces of a function as its children, too.
-                parent = (".".join(parts[:-1]), function, False)
-                found.setdefault(parent if parent in found else (path, function, False), []).append(number)
-    entries = [
-        EntryPoint(name, function, tuple(numbers), signature, _bound(objects, function))
-        for (name, function, signature), numbers in found.items()
-    ]
-    return sorted(entries, key=lambda entry: entry.signature)
+
+    def __init__(self, meta_graph: MetaGraphDef) -> None:
+        """Reads the function library and the objects.
+
+        Args:
+            meta_graph: the SavedModel's only MetaGraphDef.
+
+        Raises:
+            StepError: the object graph is malformed, or a function has a name that graphwd keeps for itself.
+        """
+        self.meta_graph = meta_graph
+        self._library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+        if own := next(filter(is_wrapper, self._library), None):
+            raise StepError(f"the model has a function '{own}', a name that graphwd keeps for itself")
+        self._objects = _object_graph(meta_graph.object_graph_def)
+
+    def entry_points(self) -> list[EntryPoint]:
+        """Finds every function and signature.
+
+        Functions that save and restore single objects are none.
+
+        Returns:
+            The entry points, functions first; a function has one for each of its traces.
+
+        Raises:
+            StepError: the object graph is malformed.
+        """
+        objects = self.meta_graph.object_graph_def
+        found: dict[tuple[str, str, bool], list[int]] = {}
+        for number, path in self._objects.paths().items():
+            node = objects.nodes[number]
+            kind = node.WhichOneof("kind")
+            parts = path.split(".")
+            signature = parts[0] == SIGNATURES
+            if kind == "function":
+                for function in node.function.concrete_functions:
+                    found.setdefault((path, function, False), []).append(number)
+            elif kind == "bare_concrete_function":
+                function = node.bare_concrete_function.concrete_function_name
+                if signature:
+                    found.setdefault((".".join(parts[1:]), function, True), []).append(number)
+                else:
+                    # TensorFlow lists the traces of a function as its children, too.
+                    parent = (".".join(parts[:-1]), function, False)
+                    found.setdefault(parent if parent in found else (path, function, False), []).append(number)
+        entries = [
+            EntryPoint(name, function, tuple(numbers), signature, _bound(objects, function))
+            for (name, function, signature), numbers in found.items()
+        ]
+        return sorted(entries, key=lambda entry: entry.signature)
+
+    def choose(self, names: Iterable[str] | None) -> tuple[list[EntryPoint], Graph, Analysis]:
+        """Chooses the entry points to rewrite.
+
+        Args:
+            names: functions and signatures; None for all that train.
+
+        Returns:
+            The entry points, their `view`, and the updates in it.
+
+        Raises:
+            StepError: there is no such function, one asked for does not train, or none does.
+        """
+        entries = self.entry_points()
+        known = list(dict.fromkeys(entry.name for entry in entries))
+        if names is not None:
+            asked = list(names)
+            if missing := [name for name in asked if name not in known]:
+                raise StepError(f"no function or signature '{missing[0]}'; there is {listed(known, 12) or 'none'}")
+            entries = [entry for entry in entries if entry.name in asked]
+        graph = self.view(entries)
+        analysis = find_updates(graph) if entries else Analysis((), (), ())
+        training = [entries[number] for number in _training(analysis)]
+        # A function trains if one of its traces does: another may be that of ``training=False``.
+        trained = {entry.name for entry in training}
+        if names is not None and (idle := [entry.name for entry in entries if entry.name not in trained]):
+            raise StepError(f"'{idle[0]}' is not a training step: it updates no trainable variable from a gradient")
+        if not training:
+            raise StepError(f"no function or signature trains; there is {listed(known, 12) or 'none'}")
+        if training != entries:
+            # What is said of a variable depends on all that is viewed: another view, another search.
+            graph = self.view(training, graph)
+            analysis = find_updates(graph)
+        return training, graph, analysis
+
+    def view(self, entries: Sequence[EntryPoint], like: Graph | None = None) -> Graph:
+        """Views a choice of entry points as one step.
+
+        Args:
+            entries: the entry points.
+            like: a view of others of the model's entry points.
+
+        Returns:
+            A step that calls one of them. The call of entry point i is the only node of the i-th branch.
+
+        Raises:
+            StepError: an entry point does not fit its function.
+        """
+        from tensorflow.core.framework.function_pb2 import FunctionDef
+
+        root = FunctionDef()
+        root.signature.name = "graphwd_root"
+        arguments: dict[str, None] = {}
+        data: list[str] = []
+        wrappers: list[FunctionDef] = []
+        for number, entry in enumerate(entries):
+            wrapper = FunctionDef()
+            wrapper.signature.name = _WRAPPER.format(number)
+            call = wrapper.node_def.add(name=entry.name, op="StatefulPartitionedCall")
+            call.attr["f"].func.name = entry.function
+            own = _own_arguments(self._library, entry)
+            call.input.extend([*(f"data_{number}_{i}" for i in range(own)), *map(_bound_name, entry.bound)])
+            data.extend(f"data_{number}_{i}" for i in range(own))
+            arguments.update(dict.fromkeys(call.input))
+            wrappers.append(wrapper)
+        case = root.node_def.add(name=SAVED_MODEL, op="Case", input=["index", *arguments])
+        root.signature.input_arg.add(name="index")
+        for function in (root, *wrappers):
+            for argument in arguments:
+                function.signature.input_arg.add(name=argument)
+        for wrapper in wrappers:
+            case.attr["branches"].list.func.add(name=wrapper.signature.name)
+        objects, bound = self.meta_graph.object_graph_def, {number for entry in entries for number in entry.bound}
+        handles = _variables(objects, bound, self._objects)
+        constants = [number for number in sorted(bound) if objects.nodes[number].WhichOneof("kind") == "constant"]
+        data += map(_bound_name, constants)
+        return Graph(root, [*self._library.values(), *wrappers], handles, data, like=like)
 
 
-def object_paths(objects: SavedObjectGraph) -> dict[int, str]:
-    """The shortest path from the root to every function and variable, by number, in breadth-first order.
-
-    Raises:
-        StepError: a child does not exist.
-    """
-    graph = _object_graph(objects)
-    kinds = ("function", "bare_concrete_function", "variable")
-    return {number: path for number, path in graph.paths().items() if objects.nodes[number].WhichOneof("kind") in kinds}
+def _training(analysis: Analysis) -> list[int]:
+    """Which entry points of a view train."""
+    updates = [update for writes in analysis.variables for update in (*writes.updates, *writes.guesses)]
+    sites = [update.site for update in updates] + list(analysis.unresolved)
+    return sorted({site.path[0].callee.position for site in sites if site.path})
 
 
 def _object_graph(objects: SavedObjectGraph) -> ObjectGraph:
@@ -113,91 +204,6 @@ def _object_graph(objects: SavedObjectGraph) -> ObjectGraph:
             if child.local_name not in _LISTS_OF_OTHERS:
                 edges[-1].append((child.local_name, child.node_id))
     return ObjectGraph(edges)
-
-
-def choose(meta_graph: MetaGraphDef, names: Iterable[str] | None) -> list[EntryPoint]:
-    """Chooses the entry points to rewrite.
-
-    Args:
-        meta_graph: the SavedModel's only MetaGraphDef.
-        names: functions and signatures; None for all that train.
-
-    Returns:
-        The entry points.
-
-    Raises:
-        StepError: there is no such function, one asked for does not train, or none does.
-    """
-    entries = entry_points(meta_graph)
-    known = list(dict.fromkeys(entry.name for entry in entries))
-    if names is not None:
-        asked = list(names)
-        if missing := [name for name in asked if name not in known]:
-            raise StepError(f"no function or signature '{missing[0]}'; there is {listed(known, 12) or 'none'}")
-        entries = [entry for entry in entries if entry.name in asked]
-    training = _training(meta_graph, entries)
-    # A function trains if one of its traces does: another may be that of ``training=False``.
-    trained = {entry.name for entry in training}
-    if names is not None and (idle := [entry.name for entry in entries if entry.name not in trained]):
-        raise StepError(f"'{idle[0]}' is not a training step: it updates no trainable variable from a gradient")
-    if not training:
-        raise StepError(f"no function or signature trains; there is {listed(known, 12) or 'none'}")
-    return training
-
-
-def _training(meta_graph: MetaGraphDef, entries: Sequence[EntryPoint]) -> list[EntryPoint]:
-    if not entries:
-        return []
-    analysis = find_updates(view(meta_graph, entries))
-    updates = [update for writes in analysis.variables for update in (*writes.updates, *writes.guesses)]
-    sites = [update.site for update in updates] + list(analysis.unresolved)
-    return [entries[number] for number in sorted({site.path[0].callee.position for site in sites if site.path})]
-
-
-def view(meta_graph: MetaGraphDef, entries: Sequence[EntryPoint]) -> Graph:
-    """Views a choice of entry points as one step.
-
-    Args:
-        meta_graph: the SavedModel's only MetaGraphDef.
-        entries: the entry points.
-
-    Returns:
-        A step that calls one of them. The call of entry point i is the only node of the i-th branch.
-
-    Raises:
-        StepError: an entry point does not fit its function.
-    """
-    from tensorflow.core.framework.function_pb2 import FunctionDef
-
-    library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
-    if own := next(filter(is_wrapper, library), None):
-        raise StepError(f"the model has a function '{own}', a name that graphwd keeps for itself")
-    root = FunctionDef()
-    root.signature.name = "graphwd_root"
-    arguments: dict[str, None] = {}
-    data: list[str] = []
-    wrappers: list[FunctionDef] = []
-    for number, entry in enumerate(entries):
-        wrapper = FunctionDef()
-        wrapper.signature.name = _WRAPPER.format(number)
-        call = wrapper.node_def.add(name=entry.name, op="StatefulPartitionedCall")
-        call.attr["f"].func.name = entry.function
-        own = _own_arguments(library, entry)
-        call.input.extend([*(f"data_{number}_{i}" for i in range(own)), *map(_bound_name, entry.bound)])
-        data.extend(f"data_{number}_{i}" for i in range(own))
-        arguments.update(dict.fromkeys(call.input))
-        wrappers.append(wrapper)
-    case = root.node_def.add(name=SAVED_MODEL, op="Case", input=["index", *arguments])
-    root.signature.input_arg.add(name="index")
-    for function in (root, *wrappers):
-        for argument in arguments:
-            function.signature.input_arg.add(name=argument)
-    for wrapper in wrappers:
-        case.attr["branches"].list.func.add(name=wrapper.signature.name)
-    objects, bound = meta_graph.object_graph_def, {number for entry in entries for number in entry.bound}
-    handles = _variables(objects, bound)
-    data += [_bound_name(number) for number in sorted(bound) if objects.nodes[number].WhichOneof("kind") == "constant"]
-    return Graph(root, [*library.values(), *wrappers], handles, data)
 
 
 def rewritten_functions(
@@ -248,8 +254,7 @@ def _bound_name(number: int) -> str:
     return f"bound_{number}"
 
 
-def _variables(objects: SavedObjectGraph, numbers: Iterable[int]) -> dict[str, Variable]:
-    graph = _object_graph(objects)
+def _variables(objects: SavedObjectGraph, numbers: Iterable[int], graph: ObjectGraph) -> dict[str, Variable]:
     handles = {
         _bound_name(number): _variable(objects.nodes[number].variable, index, graph, number)
         for index, number in enumerate(sorted(numbers))

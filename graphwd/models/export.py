@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import tensorflow as tf
 
 from graphwd.errors import StepError
 from graphwd.models.files import new_directory, refuse_existing
+from graphwd.models.target import Output, rewrite
 from graphwd.planning.planner import Plan
 from graphwd.policy.rules import Policy
-from graphwd.rewriting.whole_plan import merged, tried
+from graphwd.rewriting.part import Prepared
 from graphwd.steps.decorator import with_weight_decay
-from graphwd.steps.pipeline import Prepared, prepare
+from graphwd.steps.pipeline import Trace, emit, prepare
 from graphwd.steps.read import ConcreteFunction, is_concrete, rooted, trace, traces, variables_of
 
 _VARIABLES = "variables_of_the_step"
@@ -46,34 +49,74 @@ def concrete_functions(step: Any, name: str) -> list[ConcreteFunction]:
     )
 
 
-def plan_export(step: Any, name: str, policy: Policy) -> Plan:
-    """Decides what `export` would do, and writes nothing.
+class PythonStep:
+    """A Python step, as a target to plan and to write.
 
-    Args:
-        step: a ``tf.function`` or a ``ConcreteFunction``.
-        name: the name under which the function would be saved.
-        policy: the policy.
-
-    Returns:
-        The plan, of all traces; where `export` would refuse, its ``problems`` say why.
-
-    Raises:
-        StepError: the arguments of the step are not known, or it does not trace.
-        RewriteError: the step is rewritten already.
+    Attributes:
+        name: its name.
     """
-    prepared = [prepare(concrete, policy) for concrete in concrete_functions(step, name)]
-    return merged([tried(each.plan) for each in prepared], _problems(prepared, name))
 
+    def __init__(self, step: Any, name: str) -> None:
+        """Takes a step, and traces nothing yet.
 
-def _problems(prepared: Sequence[Prepared], name: str) -> Iterator[str]:
-    """Why steps cannot be saved, where that can be told before."""
-    if hasattr(tf.Module, name) or name == _VARIABLES:
-        yield f"a SavedModel cannot hold a function named '{name}'; give the step another name"
-    if any(map(_captures_other_resources, (each.step for each in prepared))):
-        yield (
-            "the step uses a resource that is no variable, as a lookup table or the iterator of a dataset is, and that "
-            "it was not given; a SavedModel of the step cannot hold it: give the step what comes out of it"
-        )
+        Args:
+            step: a ``tf.function`` or a ``ConcreteFunction``.
+            name: the name under which the function is saved.
+        """
+        self.name = name
+        self._step = step
+        self._prepared: Sequence[Prepared[Trace]] = ()
+        self._holder: Any = None
+        self._signatures: dict[str, ConcreteFunction] = {}
+
+    def bounds(self) -> AbstractContextManager[None]:
+        """What it is read and written in: all that is read of it bounds itself."""
+        return contextlib.nullcontext()
+
+    def prepare(self, policy: Policy) -> Sequence[Prepared[Trace]]:
+        """Reads and plans its traces."""
+        self._prepared = [prepare(concrete, policy) for concrete in concrete_functions(self._step, self.name)]
+        return self._prepared
+
+    def problems(self) -> Iterator[str]:
+        """Why its traces cannot be saved, where that can be told before."""
+        if hasattr(tf.Module, self.name) or self.name == _VARIABLES:
+            yield f"a SavedModel cannot hold a function named '{self.name}'; give the step another name"
+        if any(_captures_other_resources(each.part.step) for each in self._prepared):
+            yield (
+                "the step uses a resource that is no variable, as a lookup table or the iterator of a dataset is, and "
+                "that it was not given; a SavedModel of the step cannot hold it: give the step what comes out of it"
+            )
+
+    def faults(self) -> Iterator[str]:
+        """Why its files cannot be written anew: it has none."""
+        return iter(())
+
+    def refuse_output(self, output: Output) -> None:
+        """Refuses a place that cannot be written."""
+        refuse_existing(output.path, None, overwrite=output.overwrite)
+
+    def replace(self, prepared: Sequence[Prepared[Trace]], policy: Policy) -> None:
+        """Makes a module of the rewritten step, with a signature for each trace."""
+        concretes = [each.part.step for each in prepared]
+        results = [emit(each).concrete(each.part.step, keep_variables=True) for each in prepared]
+        self._holder = tf.Module()
+        whole = results[0] if is_concrete(self._step) else _retraced(self._step, policy, concretes)
+        setattr(self._holder, self.name, whole)
+        self._holder.variables_of_the_step = _unique(v for concrete in concretes for v in variables_of(concrete))
+        self._signatures = {
+            self.name if i == 0 else f"{self.name}_{i}": _signature(rewritten)
+            for i, rewritten in enumerate(results)
+            if all(tensor.dtype != tf.resource for tensor in _arguments(rewritten))
+        }
+
+    def save(self, output: Output) -> None:
+        """Writes the module."""
+        with new_directory(output.path, overwrite=output.overwrite) as folder:
+            try:
+                tf.saved_model.save(self._holder, str(folder), signatures=self._signatures)
+            except (tf.errors.OpError, AssertionError, ValueError, TypeError) as error:
+                raise StepError(f"{output.path}: the rewritten step cannot be saved: {error}") from error
 
 
 def _captures_other_resources(step: ConcreteFunction) -> bool:
@@ -104,27 +147,7 @@ def export(step: Any, name: str, policy: Policy, target: str | os.PathLike[str],
         GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
         StepError: the target exists or cannot be written, or the step cannot be saved.
     """
-    target = Path(target)
-    refuse_existing(target, None, overwrite=overwrite)
-    concretes = concrete_functions(step, name)
-    prepared = [prepare(concrete, policy) for concrete in concretes]
-    plan = merged([each.plan for each in prepared], _problems(prepared, name))
-    plan.check()
-    results = [each.emit().concrete(each.step, keep_variables=True) for each in prepared]
-    holder: Any = tf.Module()
-    setattr(holder, name, results[0] if is_concrete(step) else _retraced(step, policy, concretes))
-    holder.variables_of_the_step = _unique(v for concrete in concretes for v in variables_of(concrete))
-    signatures = {
-        name if i == 0 else f"{name}_{i}": _signature(rewritten)
-        for i, rewritten in enumerate(results)
-        if all(tensor.dtype != tf.resource for tensor in _arguments(rewritten))
-    }
-    with new_directory(target, overwrite=overwrite) as folder:
-        try:
-            tf.saved_model.save(holder, str(folder), signatures=signatures)
-        except (tf.errors.OpError, AssertionError, ValueError, TypeError) as error:
-            raise StepError(f"{target}: the rewritten step cannot be saved: {error}") from error
-    return plan
+    return rewrite(PythonStep(step, name), policy, Output(Path(target), overwrite))
 
 
 def load_exported(folder: str | os.PathLike[str], name: str) -> tuple[Any, list[tf.Variable]]:

@@ -12,7 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +28,12 @@ from graphwd.errors import StepError
 from graphwd.garbage import collection_paused
 from graphwd.graph.well_formed import check_meta_graph
 from graphwd.models.files import Files, check_files, fill, new_directory, refuse_existing
-from graphwd.models.v1 import describe_main_graph, pending_main_graph, strip_main_graph, trains
-from graphwd.models.v2 import describe_functions, pending_functions, strip_functions
+from graphwd.models.target import Model, Output, describe, plan, rewrite, strip_model
+from graphwd.models.v1 import MainGraph, describe_main_graph, strip_main_graph
+from graphwd.models.v2 import TrainingFunctions, describe_functions, strip_functions
 from graphwd.planning.planner import Plan
 from graphwd.policy.rules import Policy, PolicyLike, as_policy
-from graphwd.rewriting.whole_plan import Pending, merged, tried
+from graphwd.rewriting.part import Prepared, plan_part
 
 _Proto = TypeVar("_Proto", SavedModel, MetaGraphDef)
 
@@ -48,15 +52,6 @@ def _bounded() -> Iterator[None]:
         raise StepError("the model's graph is nested too deeply to be read") from None
 
 
-def _for_files(policy: PolicyLike) -> Policy:
-    """Reads a policy for a model that is edited as a file, from which what was fused could not be taken out again."""
-    rules = as_policy(policy)
-    if rules.fuse:
-        raise StepError(f"{rules.where}: 'fuse: xla' is for Python steps; leave it out to rewrite a file")
-    return rules
-
-
-@_bounded()
 def plan_saved_model(
     source: str | os.PathLike[str], policy: PolicyLike, functions: Iterable[str] | None = None
 ) -> Plan:
@@ -73,13 +68,10 @@ def plan_saved_model(
     Raises:
         GraphwdError: the policy or the SavedModel is malformed, or there is no such function.
     """
-    source, rules = Path(source), _for_files(policy)
-    model = _read(source)
-    pending = model.pending(rules, functions)
-    return merged([tried(each.plan) for each in pending], model.problems())
+    rules = as_policy(policy)
+    return plan(open_model(source, functions), rules)
 
 
-@_bounded()
 def rewrite_saved_model(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -109,21 +101,10 @@ def rewrite_saved_model(
     Raises:
         GraphwdError: the policy does not fit the model, the model is malformed, or the target cannot be written.
     """
-    source, target, rules = Path(source), Path(target), _for_files(policy)
-    model = _read(source)
-    model.refuse_target(target, overwrite=overwrite)
-    pending = model.pending(rules, functions)
-    plan = merged([each.plan for each in pending])
-    plan.check()
-    for problem in model.problems():
-        raise StepError(problem)
-    for each in pending:
-        each.write()
-    model.write(target, overwrite=overwrite, link=link)
-    return plan
+    rules = as_policy(policy)
+    return rewrite(open_model(source, functions), rules, Output(Path(target), overwrite, link))
 
 
-@_bounded()
 def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Says what graphwd has done to a SavedModel or a MetaGraph.
 
@@ -137,12 +118,9 @@ def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]
     Raises:
         GraphwdError: the SavedModel is malformed.
     """
-    model = _read(Path(source))
-    describe = describe_functions if model.v2 else describe_main_graph
-    return [decay for meta_graph in model.meta_graphs for decay in describe(meta_graph)]
+    return describe(open_model(source))
 
 
-@_bounded()
 def strip(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -164,36 +142,93 @@ def strip(
     Raises:
         GraphwdError: there is none, the model is malformed, or the target cannot be written.
     """
-    source, target = Path(source), Path(target)
-    model = _read(source)
-    model.refuse_target(target, overwrite=overwrite)
-    take_out_of = strip_functions if model.v2 else strip_main_graph
-    count = sum(take_out_of(meta_graph) for meta_graph in model.meta_graphs)
-    if not count:
-        raise StepError(f"{source}: holds no decay of graphwd")
-    for problem in model.problems():
-        raise StepError(problem)
-    model.write(target, overwrite=overwrite, link=link)
-    return count
+    return strip_model(open_model(source), Output(Path(target), overwrite, link))
 
 
-class _Model:
-    """A SavedModel that was read, to be planned, changed in place, and written with all its other files."""
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """What is done to the graphs of one version of TensorFlow."""
 
-    def __init__(self, source: Path) -> None:
+    take_out: Callable[[MetaGraphDef], int]
+    decays: Callable[[MetaGraphDef], list[dict[str, Any]]]
+
+
+_V1 = _Version(strip_main_graph, describe_main_graph)
+_V2 = _Version(strip_functions, describe_functions)
+
+
+class _Model(ABC):
+    """A model that was read, to be planned, changed in place, and written with all its other files.
+
+    Attributes:
+        name: its path.
+    """
+
+    def __init__(self, source: Path, version: _Version, meta_graphs: Sequence[MetaGraphDef]) -> None:
+        self.name = str(source)
         self._source = source
-        self._model = read_model(source)
-        self.v2 = is_v2(self._model)
-        self.meta_graphs = list(self._model.meta_graphs)
+        self._version = version
+        self._meta_graphs = meta_graphs
 
-    def pending(self, rules: Policy, functions: Iterable[str] | None) -> list[Pending]:
-        """What is to be done, for each graph that trains or is asked for."""
-        if self.v2:
-            return [pending_functions(self.meta_graphs[0], rules, functions)]
-        graphs = _training_graphs(self._model, self._source, functions)
-        return [pending_main_graph(meta_graph, rules) for meta_graph in graphs]
+    @abstractmethod
+    def parts(self) -> Sequence[MainGraph | TrainingFunctions]:
+        """Its graphs that train or are asked for."""
+
+    @abstractmethod
+    def faults(self) -> Iterator[str]:
+        """Why its files cannot be written anew."""
+
+    @abstractmethod
+    def refuse_output(self, output: Output) -> None:
+        """Refuses a place that cannot be written."""
+
+    @abstractmethod
+    def save(self, output: Output) -> None:
+        """Writes it as it is now."""
+
+    def bounds(self) -> AbstractContextManager[None]:
+        """What it is read and written in."""
+        return _bounded()
+
+    def prepare(self, policy: Policy) -> Sequence[Prepared[MainGraph | TrainingFunctions]]:
+        """Reads and plans its graphs."""
+        if policy.fuse:  # what was fused could not be taken out again
+            raise StepError(f"{policy.where}: 'fuse: xla' is for Python steps; leave it out to rewrite a file")
+        return [plan_part(part, policy) for part in self.parts()]
 
     def problems(self) -> Iterator[str]:
+        """Why it could not be written, to be part of its plan: its graphs say that themselves."""
+        return iter(())
+
+    def replace(self, prepared: Sequence[Prepared[MainGraph | TrainingFunctions]], _policy: Policy, /) -> None:
+        """Gives its graphs weight decay."""
+        for each in prepared:
+            each.part.replace(each.inject(), each.plan)
+
+    def take_out(self) -> int:
+        """Takes graphwd's own decay out again; returns how many decays those were."""
+        return sum(map(self._version.take_out, self._meta_graphs))
+
+    def decays(self) -> list[dict[str, Any]]:
+        """Says what graphwd has done to it."""
+        return [decay for meta_graph in self._meta_graphs for decay in self._version.decays(meta_graph)]
+
+
+class _SavedModel(_Model):
+    """A SavedModel directory."""
+
+    def __init__(self, source: Path, functions: Iterable[str] | None) -> None:
+        self._model = read_model(source)
+        self._functions = functions
+        super().__init__(source, _V2 if is_v2(self._model) else _V1, self._model.meta_graphs)
+
+    def parts(self) -> Sequence[MainGraph | TrainingFunctions]:
+        """Its functions that train, or its main graphs."""
+        if self._version is _V2:
+            return [TrainingFunctions(self._meta_graphs[0], self._functions)]
+        return _training_graphs(self._meta_graphs, self._source, self._functions)
+
+    def faults(self) -> Iterator[str]:
         """Why its files cannot be written anew."""
         yield from _missing_weights(self._source / "variables")
         try:
@@ -201,49 +236,64 @@ class _Model:
         except StepError as error:
             yield str(error)
 
-    def refuse_target(self, target: Path, *, overwrite: bool) -> None:
-        refuse_existing(target, self._source, overwrite=overwrite)
+    def refuse_output(self, output: Output) -> None:
+        """Refuses a place that cannot be written."""
+        refuse_existing(output.path, self._source, overwrite=output.overwrite)
 
-    def write(self, target: Path, *, overwrite: bool, link: bool) -> None:
-        _write_model(self._model, self._source, target, overwrite=overwrite, link=link)
+    def save(self, output: Output) -> None:
+        """Writes it as it is now, with all other files of the original."""
+        source, files = self._source, Files.LINK if output.link else Files.COPY
+        content = self._model.SerializeToString(deterministic=True)
+        # Where nothing changed, the fingerprint stays, too: a new one would have another UUID.
+        changed = {} if content == (source / MODEL_FILE).read_bytes() else {MODEL_FILE: content}
+        with new_directory(output.path, overwrite=output.overwrite) as folder:
+            fill(folder, source, changed, files, keep=lambda path: not changed or path != FINGERPRINT_FILE)
+            if changed and (source / FINGERPRINT_FILE).exists():
+                # Without one TensorFlow makes do; with a wrong one it would not.
+                with contextlib.suppress(fingerprinting.FingerprintException):
+                    path: Any = os.fsencode(folder)  # a path need not be UTF-8; the stubs know no bytes
+                    made = fingerprinting.CreateFingerprintDef(path)
+                    (folder / FINGERPRINT_FILE).write_bytes(made)
 
 
-class _MetaGraph:
-    """A ``.meta`` file that was read, likewise; its other files are those of its checkpoint."""
+class _MetaGraph(_Model):
+    """A ``.meta`` file; its other files are those of its checkpoint."""
 
-    v2 = False
-
-    def __init__(self, source: Path) -> None:
-        self._source = source
+    def __init__(self, source: Path, functions: Iterable[str] | None) -> None:
         self._meta_graph = _read_proto(source, MetaGraphDef())
+        self._functions = functions
         check_meta_graph(self._meta_graph)
-        self.meta_graphs = [self._meta_graph]
+        super().__init__(source, _V1, [self._meta_graph])
 
-    def pending(self, rules: Policy, functions: Iterable[str] | None) -> list[Pending]:
-        """What is to be done."""
-        if functions is not None:
+    def parts(self) -> Sequence[MainGraph]:
+        """Its graph."""
+        if self._functions is not None:
             raise StepError(f"{self._source}: a .meta file holds one graph; name no function of it")
-        return [pending_main_graph(self._meta_graph, rules)]
+        return [MainGraph(self._meta_graph)]
 
-    def problems(self) -> Iterator[str]:
+    def faults(self) -> Iterator[str]:
         """Why its files cannot be written anew."""
         try:
             check_files(self._source.parent, self._belongs)
         except StepError as error:
             yield str(error)
 
-    def refuse_target(self, target: Path, *, overwrite: bool) -> None:
-        if Path(os.path.realpath(target)) in Path(os.path.realpath(self._source)).parents:
-            raise StepError(f"{target}: holds the file that is read, which is never modified; name another --output")
-        refuse_existing(target, None, overwrite=overwrite)
+    def refuse_output(self, output: Output) -> None:
+        """Refuses a place that cannot be written."""
+        if Path(os.path.realpath(output.path)) in Path(os.path.realpath(self._source)).parents:
+            raise StepError(
+                f"{output.path}: holds the file that is read, which is never modified; name another --output"
+            )
+        refuse_existing(output.path, None, overwrite=output.overwrite)
 
-    def write(self, target: Path, *, overwrite: bool, link: bool) -> None:
-        with new_directory(target, overwrite=overwrite) as folder:
+    def save(self, output: Output) -> None:
+        """Writes it as it is now, with its checkpoint."""
+        with new_directory(output.path, overwrite=output.overwrite) as folder:
             fill(
                 folder,
                 self._source.parent,
                 {self._source.name: self._meta_graph.SerializeToString(deterministic=True)},
-                Files.LINK if link else Files.COPY,
+                Files.LINK if output.link else Files.COPY,
                 keep=self._belongs,
             )
 
@@ -252,29 +302,24 @@ class _MetaGraph:
         return re.fullmatch(rf"{re.escape(self._source.stem)}\.(index|data-\d+-of-\d+)", path) is not None
 
 
+@_bounded()
+def open_model(source: str | os.PathLike[str], functions: Iterable[str] | None = None) -> Model:
+    """Reads a model in files, as a target to plan and to write.
+
+    Args:
+        source: a SavedModel directory, or a ``.meta`` file.
+        functions: names of exported functions or signatures, of a TensorFlow 1 SavedModel the tags of a graph; None for
+            all that train.
+
+    Raises:
+        GraphwdError: there is no model, or it is malformed.
+    """
+    return (_MetaGraph if is_meta_file(source) else _SavedModel)(Path(source), functions)
+
+
 def is_meta_file(source: str | os.PathLike[str]) -> bool:
     """Whether a path is that of a TensorFlow 1 MetaGraph, not of a SavedModel directory."""
     return os.fspath(source).endswith(".meta") and not os.path.isdir(source)
-
-
-def _read(source: Path) -> _Model | _MetaGraph:
-    return _MetaGraph(source) if is_meta_file(source) else _Model(source)
-
-
-def _write_model(model: SavedModel, source: Path, target: Path, *, overwrite: bool, link: bool) -> None:
-    """Writes a changed SavedModel with all other files of the original."""
-    files = Files.LINK if link else Files.COPY
-    content = model.SerializeToString(deterministic=True)
-    # Where nothing changed, the fingerprint stays, too: a new one would have another UUID.
-    changed = {} if content == (source / MODEL_FILE).read_bytes() else {MODEL_FILE: content}
-    with new_directory(target, overwrite=overwrite) as folder:
-        fill(folder, source, changed, files, keep=lambda path: not changed or path != FINGERPRINT_FILE)
-        if changed and (source / FINGERPRINT_FILE).exists():
-            # Without one TensorFlow makes do; with a wrong one it would not.
-            with contextlib.suppress(fingerprinting.FingerprintException):
-                path: Any = os.fsencode(folder)  # a path need not be UTF-8; the stubs know no bytes
-                made = fingerprinting.CreateFingerprintDef(path)
-                (folder / FINGERPRINT_FILE).write_bytes(made)
 
 
 def _missing_weights(folder: Path) -> Iterator[str]:
@@ -334,15 +379,15 @@ def is_v2(model: SavedModel) -> bool:
     return len(model.meta_graphs) == 1 and len(model.meta_graphs[0].object_graph_def.nodes) > 0
 
 
-def _training_graphs(model: SavedModel, source: Path, names: Iterable[str] | None) -> list[MetaGraphDef]:
-    """The MetaGraphDefs of a TensorFlow 1 SavedModel that train, or those of some tags."""
-    by_tags = {",".join(meta_graph.meta_info_def.tags): meta_graph for meta_graph in model.meta_graphs}
+def _training_graphs(meta_graphs: Iterable[MetaGraphDef], source: Path, names: Iterable[str] | None) -> list[MainGraph]:
+    """The main graphs of a TensorFlow 1 SavedModel that train, or those of some tags."""
+    by_tags = {",".join(meta_graph.meta_info_def.tags): meta_graph for meta_graph in meta_graphs}
     known = ", ".join(f"'{tags}'" for tags in by_tags)
     if names is not None:
         asked = list(names)
         if missing := [name for name in asked if name not in by_tags]:
             raise StepError(f"{source}: no graph with the tags '{missing[0]}'; there is {known}")
-        return [by_tags[name] for name in asked]
-    if training := [meta_graph for meta_graph in by_tags.values() if trains(meta_graph)]:
+        return [MainGraph(by_tags[name]) for name in asked]
+    if training := [graph for graph in map(MainGraph, by_tags.values()) if graph.trains()]:
         return training
     raise StepError(f"{source}: no graph updates a trainable variable from a gradient; there is {known}")

@@ -18,17 +18,15 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.framework.variable_pb2 import VariableDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
-from graphwd.analysis.updates import find_updates
+from graphwd.analysis.updates import Analysis, find_updates
 from graphwd.errors import StepError
-from graphwd.graph.body import is_control, parse_edge
-from graphwd.graph.function_library import NewNames, original_name, rename, set_library
+from graphwd.graph.body import node_of, parse_edge
+from graphwd.graph.function_library import original_name, rename, set_library
 from graphwd.graph.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, differentiable
 from graphwd.graph.traits import HANDLE_OPS, Trait, ops_with
 from graphwd.planning.injections import After
-from graphwd.planning.planner import Decision, Outcome, Plan, make_plan
-from graphwd.policy.rules import Policy
-from graphwd.rewriting.inject import decay_of, decay_records, inject, refuse_rewritten, take_out
-from graphwd.rewriting.whole_plan import Pending
+from graphwd.planning.planner import Decision, Outcome, Plan
+from graphwd.rewriting.inject import Rewritten, decay_of, decay_records, take_out
 
 TRAIN_OP = "train_op"
 """The collection that names the nodes that make a training step."""
@@ -54,50 +52,80 @@ def view_main_graph(meta_graph: MetaGraphDef) -> Graph:
     root = FunctionDef()
     root.signature.name = "the graph"
     handles: dict[str, Variable] = {}
+    inner: list[NodeDef] = []
     for node in meta_graph.graph_def.node:
         if node.op in HANDLE_OPS:
             root.signature.input_arg.add(name=node.name)
             handles[node.name] = _variable(node, len(handles), node.name in trainable)
         else:
-            root.node_def.add().CopyFrom(node)
+            inner.append(node)
+    root.node_def.extend(inner)
     return Graph(root, meta_graph.graph_def.library.function, handles, ())
 
 
-def trains(meta_graph: MetaGraphDef) -> bool:
-    """Whether the main graph updates a trainable variable from a gradient."""
-    analysis = find_updates(view_main_graph(meta_graph))
-    return any(writes.updates for writes in analysis.variables)
+class MainGraph:
+    """The main graph of a MetaGraphDef, as a part to plan and to write.
 
-
-def pending_main_graph(meta_graph: MetaGraphDef, policy: Policy) -> Pending:
-    """Plans weight decay for the main graph.
-
-    Args:
+    Attributes:
         meta_graph: the MetaGraphDef.
-        policy: the policy.
-
-    Returns:
-        The rewrite, which is done in place; where it would be refused, the plan has problems.
-
-    Raises:
-        GraphwdError: the graph is malformed, or rewritten already.
+        graph: its view.
     """
-    graph = view_main_graph(meta_graph)
-    refuse_rewritten(graph)
-    plan = _without_loops(make_plan(find_updates(graph), policy), _in_loops(graph))
 
-    def write() -> None:
-        plan.check()
-        _write(meta_graph, graph, plan)
+    def __init__(self, meta_graph: MetaGraphDef) -> None:
+        """Views the main graph.
 
-    return Pending(plan, write)
+        Args:
+            meta_graph: the MetaGraphDef.
+
+        Raises:
+            StepError: a collection is malformed.
+        """
+        self.meta_graph = meta_graph
+        self.graph = view_main_graph(meta_graph)
+        self._found: Analysis | None = None
+
+    def trains(self) -> bool:
+        """Whether it updates a trainable variable from a gradient."""
+        self._found = find_updates(self.graph)
+        return any(writes.updates for writes in self._found.variables)
+
+    def find_updates(self) -> Analysis:
+        """Finds every update of every trainable variable."""
+        found, self._found = self._found, None
+        return found or find_updates(self.graph)
+
+    def limited(self, plan: Plan) -> Plan:
+        """The plan, which refuses what is updated in a frame of a TensorFlow 1 while loop."""
+        return _without_loops(plan, _in_loops(self.graph))
+
+    def replace(self, rewritten: Rewritten, plan: Plan) -> None:
+        """Gives the main graph weight decay, in place.
+
+        Args:
+            rewritten: what was made of the view.
+            plan: what it was made by.
+        """
+        meta_graph, root = self.meta_graph, rewritten.root
+        count = len(self.graph.root_function.node_def)
+        references = {
+            injection.site.node
+            for injection in plan.injections
+            if injection.variable.reference and not injection.site.path and isinstance(injection, After)
+        }
+        moved = {write: decay for decay, write in _decayed_writes(root.node_def[count:]).items()}
+        # Whatever takes the reference that a write returns takes the one that its decay returns.
+        _take_from(root.node_def[:count], {write: moved[write] for write in references})
+        _put_back(meta_graph, root)
+        if rewritten.functions:
+            set_library(meta_graph, [*meta_graph.graph_def.library.function, *rewritten.functions])
+        _fetch_instead(meta_graph, moved)
 
 
 def _without_loops(plan: Plan, looping: Collection[str]) -> Plan:
     """A plan that refuses what is updated in a frame of a TensorFlow 1 while loop."""
     problems: list[str] = []
     decisions: list[Decision] = []
-    for decision in plan.decisions:
+    for decision in plan.decisions if looping else ():
         sites = [each.site for each in decision.injections if not each.site.path and each.site.node in looping]
         if sites:
             decision = replace(decision, outcome=Outcome.REFUSED, injections=())
@@ -106,21 +134,7 @@ def _without_loops(plan: Plan, looping: Collection[str]) -> Plan:
                 "which is not supported; write 'weight_decay: 0' for it"
             )
         decisions.append(decision)
-    return replace(plan, decisions=tuple(decisions), problems=(*plan.problems, *problems))
-
-
-def _write(meta_graph: MetaGraphDef, graph: Graph, plan: Plan) -> None:
-    """Gives the main graph weight decay, in place."""
-    references = {
-        injection.site.node
-        for injection in plan.injections
-        if injection.variable.reference and not injection.site.path and isinstance(injection, After)
-    }
-    rewritten = inject(graph, plan.injections, NewNames(graph.library))
-    moved = _lead_on(rewritten.root, references)
-    _put_back(meta_graph, rewritten.root)
-    set_library(meta_graph, [*meta_graph.graph_def.library.function, *rewritten.functions])
-    _fetch_instead(meta_graph, moved)
+    return replace(plan, decisions=tuple(decisions), problems=(*plan.problems, *problems)) if problems else plan
 
 
 def strip_main_graph(meta_graph: MetaGraphDef) -> int:
@@ -136,12 +150,15 @@ def strip_main_graph(meta_graph: MetaGraphDef) -> int:
         RewriteError: the record of one is damaged.
     """
     root = view_main_graph(meta_graph).root_function
-    records = [decay_of(node) for node in root.node_def if RECORD in node.attr]
-    back = {record["decay"]: record["write"] for record in records if record["where"] == "after"}
-    _take_from(root, back)
+    back = _decayed_writes(root.node_def)
+    _take_from(root.node_def, back)
     count = len(take_out(root))
     functions = list(meta_graph.graph_def.library.function)
     count += sum(len(take_out(function)) for function in functions)
+    nodes = meta_graph.graph_def.node
+    kept = [node for node in nodes if node.op in HANDLE_OPS or MARK not in node.attr]
+    del nodes[:]
+    nodes.extend(kept)
     _put_back(meta_graph, root)
     copies = {f.signature.name for f in functions if original_name(f.signature.name) != f.signature.name}
     set_library(meta_graph, [function for function in functions if function.signature.name not in copies])
@@ -177,51 +194,46 @@ def _variable(node: NodeDef, index: int, trainable: bool) -> Variable:
 
 def _in_loops(graph: Graph) -> set[str]:
     """The nodes that run in a frame of a TensorFlow 1 while loop."""
-    found: set[str] = set()
-    for node in graph.root.nodes:
-        if node.op in _ENTERS:
+    found = {node.name for node in graph.root.nodes if node.op in _ENTERS}
+    for node in graph.root.nodes if found else ():
+        sources = (*(edge.node for edge in node.inputs), *node.controls)
+        if node.op not in _EXITS and not found.isdisjoint(sources):
             found.add(node.name)
-        elif node.op not in _EXITS:
-            sources = [text[1:] if is_control(text) else parse_edge(text).node for text in node.proto.input]
-            if not found.isdisjoint(sources):
-                found.add(node.name)
     return found
 
 
-def _lead_on(root: FunctionDef, references: Iterable[str]) -> dict[str, str]:
-    """Lets what takes the reference that a write returns take the one that its decay returns.
-
-    Returns:
-        The node of the decay, by that of the write, for every decay after a write.
-    """
-    records = [decay_of(node) for node in root.node_def if RECORD in node.attr]
-    moved = {record["write"]: record["decay"] for record in records if record["where"] == "after"}
-    _take_from(root, {write: moved[write] for write in references})
-    return moved
+def _decayed_writes(nodes: Iterable[NodeDef]) -> dict[str, str]:
+    """The node of the write, by that of its decay, for every decay after a write that is recorded in some nodes."""
+    records = [decay_of(node) for node in nodes if RECORD in node.attr]
+    return {record["decay"]: record["write"] for record in records if record["where"] == "after"}
 
 
-def _take_from(root: FunctionDef, sources: Mapping[str, str]) -> None:
+def _take_from(nodes: Iterable[NodeDef], sources: Mapping[str, str]) -> None:
     """Lets the original nodes take the first output of other nodes than they do."""
-    for node in root.node_def:
-        if MARK not in node.attr:
-            for position, text in enumerate(node.input):
-                if not is_control(text) and parse_edge(text).node in sources:
-                    node.input[position] = sources[parse_edge(text).node]
+    for node in nodes if sources else ():
+        for position, text in enumerate(node.input):
+            if node_of(text) in sources and MARK not in node.attr:
+                node.input[position] = sources[node_of(text)]
 
 
 def _put_back(meta_graph: MetaGraphDef, root: FunctionDef) -> None:
     """Lets the main graph have the nodes of a body, its variables where they were and new nodes at the end."""
-    nodes = {node.name: node for node in root.node_def}
-    kept = [
-        nodes.pop(node.name, node) for node in meta_graph.graph_def.node if node.op in HANDLE_OPS or node.name in nodes
-    ]
-    graph_def = type(meta_graph.graph_def)()
-    graph_def.node.extend([*kept, *nodes.values()])
-    for node in graph_def.node:
-        for position, text in enumerate(node.input):
-            node.input[position] = _graph_edge(text)
-    del meta_graph.graph_def.node[:]
-    meta_graph.graph_def.node.extend(graph_def.node)
+    nodes = meta_graph.graph_def.node
+    others = [node for node in nodes if node.op not in HANDLE_OPS]
+    for old, new in zip(others, root.node_def, strict=False):
+        if old != new:
+            _copy(new, old)
+    for new in root.node_def[len(others) :]:
+        _copy(new, nodes.add())
+
+
+def _copy(node: NodeDef, target: NodeDef) -> None:
+    """Copies a node of a body into a graph."""
+    target.CopyFrom(node)
+    for position, text in enumerate(node.input):
+        edge = _graph_edge(text)
+        if edge != text:
+            target.input[position] = edge
 
 
 def _graph_edge(text: str) -> str:

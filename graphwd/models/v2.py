@@ -11,51 +11,77 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
-from graphwd.analysis.updates import find_updates
-from graphwd.graph.function_library import NewNames, original_name, reachable, rename, set_library
+from graphwd.analysis.updates import Analysis, find_updates
+from graphwd.graph.function_library import original_name, reachable, rename, set_library
 from graphwd.graph.graph import RECORD
-from graphwd.models.entry_points import (
-    EntryPoint,
-    choose,
-    entry_points,
-    is_wrapper,
-    rewritten_functions,
-    signature_call,
-    view,
-)
-from graphwd.planning.planner import make_plan
-from graphwd.policy.rules import Policy
-from graphwd.rewriting.inject import Rewritten, decay_records, inject, refuse_rewritten, take_out
-from graphwd.rewriting.whole_plan import Pending
+from graphwd.models.entry_points import EntryPoint, Exports, is_wrapper, rewritten_functions, signature_call
+from graphwd.planning.planner import Plan
+from graphwd.rewriting.inject import Rewritten, decay_records, refuse_rewritten, take_out
 
 
-def pending_functions(meta_graph: MetaGraphDef, policy: Policy, functions: Iterable[str] | None) -> Pending:
-    """Plans weight decay for functions and signatures.
+class TrainingFunctions:
+    """The functions and signatures of a SavedModel that train, as a part to plan and to write.
 
-    Args:
-        meta_graph: the SavedModel's only MetaGraphDef.
-        policy: the policy.
-        functions: names of exported functions or signatures; None for all that train.
-
-    Returns:
-        The rewrite, which is done in place; where it would be refused, the plan has problems.
-
-    Raises:
-        GraphwdError: the model is malformed or rewritten already, or there is no such function.
+    Attributes:
+        graph: a view of them.
     """
-    refuse_rewritten(view(meta_graph, ()))
-    entries = choose(meta_graph, functions)
-    graph = view(meta_graph, entries)
-    plan = make_plan(find_updates(graph), policy)
-    decayed = {injection.site.path[0].callee.position for injection in plan.injections}
-    problems = filter(None, (_signature_problem(meta_graph, entries[number]) for number in sorted(decayed)))
-    plan = replace(plan, problems=(*plan.problems, *itertools.islice(problems, 1)))
 
-    def write() -> None:
-        plan.check()
-        _replace(meta_graph, entries, inject(graph, plan.injections, NewNames(graph.library)))
+    def __init__(self, meta_graph: MetaGraphDef, functions: Iterable[str] | None) -> None:
+        """Chooses and views the functions.
 
-    return Pending(plan, write)
+        Args:
+            meta_graph: the SavedModel's only MetaGraphDef.
+            functions: names of exported functions or signatures; None for all that train.
+
+        Raises:
+            GraphwdError: the model is malformed or rewritten already, or there is no such function.
+        """
+        self._meta_graph = meta_graph
+        exports = Exports(meta_graph)
+        # Before the search, as in all parts: but here it is by a search that the functions are chosen.
+        refuse_rewritten(exports.view(()))
+        self._entries, self.graph, found = exports.choose(functions)
+        self._found: Analysis | None = found
+
+    def find_updates(self) -> Analysis:
+        """Finds every update of every trainable variable."""
+        found, self._found = self._found, None
+        return found or find_updates(self.graph)
+
+    def limited(self, plan: Plan) -> Plan:
+        """The plan, which refuses a signature that another function than its own runs."""
+        decayed = sorted({injection.site.path[0].callee.position for injection in plan.injections})
+        problems = (_signature_problem(self._meta_graph, self._entries[number]) for number in decayed)
+        first = itertools.islice(filter(None, problems), 1)
+        return replace(plan, problems=(*plan.problems, *first))
+
+    def replace(self, rewritten: Rewritten, _plan: Plan) -> None:
+        """Gives the functions weight decay, in place, and takes out those that nothing refers to any more.
+
+        Args:
+            rewritten: what was made of the view.
+        """
+        meta_graph = self._meta_graph
+        called = rewritten_functions(rewritten.root, rewritten.functions, self._entries)
+        copies: dict[str, list[FunctionDef]] = {}
+        for function in rewritten.functions:
+            if not is_wrapper(function.signature.name):
+                copies.setdefault(original_name(function.signature.name), []).append(function)
+        # Beside the original, so that taking the decay out again gives the library in its order.
+        library = [
+            each
+            for function in meta_graph.graph_def.library.function
+            for each in (function, *copies.get(function.signature.name, ()))
+        ]
+        for entry, name in zip(self._entries, called, strict=True):
+            if name != entry.function:
+                _refer_to(meta_graph, entry, name)
+        # What a copy does not refer to as its original did has a copy itself.
+        lost = copies.keys() - reachable(meta_graph, library) if copies else set[str]()
+        set_library(meta_graph, [function for function in library if function.signature.name not in lost])
+        for name in lost:
+            meta_graph.object_graph_def.concrete_functions.pop(name, None)
+            meta_graph.meta_info_def.function_aliases.pop(name, None)
 
 
 def _signature_problem(meta_graph: MetaGraphDef, entry: EntryPoint) -> str | None:
@@ -91,29 +117,8 @@ def describe_functions(meta_graph: MetaGraphDef) -> list[dict[str, Any]]:
     """Says what graphwd has done to the model: as `describe_saved_model` does."""
     if not any(RECORD in node.attr for f in meta_graph.graph_def.library.function for node in f.node_def):
         return []
-    return decay_records(view(meta_graph, entry_points(meta_graph)))
-
-
-def _replace(meta_graph: MetaGraphDef, entries: list[EntryPoint], rewritten: Rewritten) -> None:
-    """Puts the rewritten functions into the model, and takes out those that nothing refers to any more."""
-    before = reachable(meta_graph)
-    called = rewritten_functions(rewritten.root, rewritten.functions, entries)
-    library = meta_graph.graph_def.library.function
-    copies: dict[str, list[FunctionDef]] = {}
-    for function in rewritten.functions:
-        if not is_wrapper(function.signature.name):
-            copies.setdefault(original_name(function.signature.name), []).append(function)
-    # Beside the original, so that taking the decay out again gives the library in its order.
-    together = [each for function in library for each in (function, *copies.get(function.signature.name, ()))]
-    set_library(meta_graph, together)
-    for entry, name in zip(entries, called, strict=True):
-        if name != entry.function:
-            _refer_to(meta_graph, entry, name)
-    lost = before - reachable(meta_graph)
-    set_library(meta_graph, [function for function in library if function.signature.name not in lost])
-    for name in lost:
-        meta_graph.object_graph_def.concrete_functions.pop(name, None)
-        meta_graph.meta_info_def.function_aliases.pop(name, None)
+    exports = Exports(meta_graph)
+    return decay_records(exports.view(exports.entry_points()))
 
 
 def _refer_to(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from graphwd.analysis.updates import find_updates
+from graphwd.analysis.updates import Analysis, find_updates
 from graphwd.errors import StepError
 from graphwd.garbage import collection_paused
 from graphwd.graph.graph import Graph
-from graphwd.planning.planner import Plan, make_plan
+from graphwd.planning.planner import Plan
 from graphwd.policy.rules import Policy, PolicyLike, as_policy
-from graphwd.rewriting.inject import Rewritten, inject, refuse_rewritten
-from graphwd.rewriting.whole_plan import merged, tried, unfused_notes
+from graphwd.rewriting.inject import Rewritten
+from graphwd.rewriting.part import Prepared, plan_part, unfused_notes, whole_plan
 from graphwd.steps.emit import Emitted
 from graphwd.steps.read import (
     ConcreteFunction,
@@ -52,7 +52,7 @@ def plan(step: Any, policy: PolicyLike, /, *args: Any, **kwargs: Any) -> Plan:
     loaded = as_policy(policy)
     concretes = _traces(undecorated(step), args, kwargs)
     with collection_paused():
-        return merged([tried(prepare(each, loaded).plan) for each in concretes])
+        return whole_plan(prepare(each, loaded) for each in concretes)
 
 
 def _traces(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[ConcreteFunction]:
@@ -70,40 +70,27 @@ def _traces(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A traced step that was read and planned.
+class Trace:
+    """A traced step, as a part to plan and to write.
 
     Attributes:
         step: the trace; it stays as it is.
         graph: what was read.
-        plan: what is to be done.
     """
 
     step: ConcreteFunction
     graph: Graph
-    plan: Plan
 
-    def emit(self) -> Emitted:
-        """Registers the body with weight decay, to be called or made a concrete function; it logs the plan's notes.
+    def find_updates(self) -> Analysis:
+        """Finds every update of every trainable variable."""
+        return find_updates(self.graph)
 
-        Raises:
-            GraphwdError: the step cannot be rewritten.
-        """
-        self.plan.check()
-        for note in self.plan.notes:
-            _LOG.warning("%s", note)
-
-        def make(new_name: Callable[[str], str]) -> Rewritten:
-            with collection_paused():
-                made = inject(self.graph, self.plan.injections, new_name, fuse=self.plan.fuse)
-            for note in unfused_notes(made.unfused):
-                _LOG.warning("%s", note)
-            return made
-
-        return Emitted(self.step, make)
+    def limited(self, plan: Plan) -> Plan:
+        """The plan: a trace takes all that is planned."""
+        return plan
 
 
-def prepare(step: ConcreteFunction, policy: Policy) -> Prepared:
+def prepare(step: ConcreteFunction, policy: Policy) -> Prepared[Trace]:
     """Reads a concrete function and plans its weight decay.
 
     Args:
@@ -117,10 +104,30 @@ def prepare(step: ConcreteFunction, policy: Policy) -> Prepared:
         GraphwdError: the step cannot be read, or is rewritten already.
     """
     with collection_paused():
-        graph = read(step)
-        # Before the search: it would take graphwd's own decay for one that the step has of itself.
-        refuse_rewritten(graph)
-        return Prepared(step, graph, make_plan(find_updates(graph), policy))
+        return plan_part(Trace(step, read(step)), policy)
+
+
+def emit(prepared: Prepared[Trace]) -> Emitted:
+    """Registers a body with weight decay, to be called or made a concrete function; it logs the plan's notes.
+
+    Args:
+        prepared: the trace and its plan.
+
+    Raises:
+        GraphwdError: the step cannot be rewritten.
+    """
+    prepared.plan.check()
+    for note in prepared.plan.notes:
+        _LOG.warning("%s", note)
+
+    def make(new_name: Callable[[str], str]) -> Rewritten:
+        with collection_paused():
+            made = prepared.inject(new_name)
+        for note in unfused_notes(made.unfused):
+            _LOG.warning("%s", note)
+        return made
+
+    return Emitted(prepared.part.step, make)
 
 
 def rewrite_concrete(step: ConcreteFunction, policy: Policy) -> tuple[ConcreteFunction, Plan]:
@@ -155,7 +162,7 @@ def emit_rewritten(step: ConcreteFunction, policy: Policy) -> tuple[Emitted, Pla
         GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
     """
     prepared = prepare(step, policy)
-    return prepared.emit(), prepared.plan
+    return emit(prepared), prepared.plan
 
 
 def concrete(step: Any, *args: Any, **kwargs: Any) -> ConcreteFunction:

@@ -15,8 +15,9 @@ import graphwd
 from graphwd.checking import kernels
 from graphwd.cli.main import main
 from graphwd.graph.graph import DTYPE_NUMBERS, MARK
-from graphwd.models.v1 import pending_main_graph
+from graphwd.models.v1 import MainGraph
 from graphwd.rewriting.inject import inject
+from graphwd.rewriting.part import plan_part
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 MEANINGS = ["decoupled", "tfa", "adamw", "l2"]
@@ -152,7 +153,7 @@ def reference_plan(dtype, semantics, *, sparse):
         v1.add_to_collection("train_op", v1.train.GradientDescentOptimizer(0.5).minimize(tf.reduce_sum(used)))
         meta_graph = v1.train.export_meta_graph(graph=graph)
     rules = [{"weight_decay": 0.25, "semantics": semantics}]
-    return pending_main_graph(meta_graph, graphwd.Policy.from_dict({"version": 1, "rules": rules})).plan
+    return plan_part(MainGraph(meta_graph), graphwd.Policy.from_dict({"version": 1, "rules": rules})).plan
 
 
 def test_reference_variables_of_tensorflow_1():

@@ -30,10 +30,9 @@ DENSE = [
 BY_ROWS = ["graphwd decoupled, all rows", "assign loop, rows touched"]
 
 
-def run(*arguments):
+def run(*arguments, program=(str(BENCH), "--quick", "--rounds", "3")):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(BENCH), "--quick", "--rounds", "3", *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, *program, *arguments], env=env, capture_output=True, text=True, check=False)
 
 
 def measured(tmp_path, only):
@@ -161,6 +160,13 @@ def contenders(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.fixture
+def rewriter(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    yield importlib.import_module("rewriter")
+    sys.modules.pop("rewriter", None)
+
+
 def test_which_optimizers_write_only_the_rows_that_are_touched(contenders):
     """What the table's note says: the ops that write the table or its slot variables."""
     workloads = sys.modules["workloads"]
@@ -183,3 +189,28 @@ def test_which_optimizers_write_only_the_rows_that_are_touched(contenders):
         "keras.Adam": True,
         "legacy.Adam": True,
     }
+
+
+def test_files_beside_the_python_step():
+    """Every form is measured in each round, its ratio is to the step of the same round, and the same is rewritten."""
+    ran = run("--files", "600", "20", "--rounds", "1", "--json", program=[str(BENCH / "rewriter.py")])
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads(ran.stdout)
+    assert [row["form"] for row in rows] == ["python", "meta", "v1", "v2"]
+    step = rows[0]
+    assert step["ratio"] == 1
+    for row in rows:
+        assert (row["nodes"], row["variables"]) == (601, 20)
+        assert row["ratio"] == row["us_a_node"] / step["us_a_node"] > 0
+
+
+@pytest.mark.parametrize("form", ["meta", "v1", "v2"])
+def test_files_hold_the_graph_of_the_python_step(form, rewriter):
+    step, handles = rewriter.build(120, 10)
+    graph_def = rewriter.FORMS[form](step, handles).graph_def
+    nodes = graph_def.library.function[0].node_def if form == "v2" else graph_def.node
+    others = [node for node in nodes if node.op not in ("VarHandleOp", "Placeholder")]
+    assert [(node.name, node.op, node.attr) for node in others] == [(n.name, n.op, n.attr) for n in step.node_def]
+    assert [[text.split(":")[0] for text in n.input] for n in others] == [
+        [text.split(":")[0] for text in n.input] for n in step.node_def
+    ]

@@ -7,6 +7,11 @@ the memory of the last time, and a large one would not. Printed are, of each, th
 serializing the proto and of the rewrite, of microseconds a node, and of the peak of memory over that before the parse
 as a multiple of what the parsed proto takes; then the exponent of growth, by least squares over the sizes from 10,000
 nodes up.
+
+With --files, the same graph is rewritten as a Python step is and as a model in a file, which is read, checked,
+rewritten and written: as a TensorFlow 1 MetaGraph, as a SavedModel of TensorFlow 1, and as a function of a SavedModel
+of TensorFlow 2. Each in a process of its own, in turn. Printed are the medians of CPU microseconds for each node of the
+step, and of the ratio to the Python step of the same round. The models have no weights: none are read.
 """
 
 from __future__ import annotations
@@ -15,22 +20,30 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.framework.variable_pb2 import VariableDef
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from graphwd.analysis.updates import find_updates
 from graphwd.garbage import collection_paused
+from graphwd.graph.body import node_of
 from graphwd.graph.graph import DTYPE_NUMBERS, Graph, Variable
+from graphwd.models.saved_model import rewrite_saved_model
 from graphwd.planning.planner import make_plan
 from graphwd.policy.rules import Policy
 from graphwd.rewriting.inject import inject
@@ -49,6 +62,7 @@ _FLOAT = DTYPE_NUMBERS["float32"]
 _RESOURCE = DTYPE_NUMBERS["resource"]
 _WARM_UP = (1_000, 10)
 """The size of what is rewritten first, so that what Python does once is not counted."""
+_QUIET = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 _FIXED = 6
 """Nodes of a variable besides the elementwise ones: its read, two products forward and back, and its update."""
 
@@ -81,6 +95,9 @@ def build(nodes: int, variables: int) -> tuple[FunctionDef, dict[str, Variable]]
             tensor = f"{layer}/Tanh_{each}:y:0"
     gradient = tensor
     add("learning_rate", "Const", [], "dtype")
+    value = step.node_def[-1].attr["value"].tensor
+    value.dtype = _FLOAT  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
+    value.float_val.append(0.1)
     for number in reversed(range(variables)):
         layer, scope = f"net/layer_{number}", f"gradient_tape/net/layer_{number}"
         for each in reversed(range(elementwise)):
@@ -136,6 +153,94 @@ def measure(nodes: int, variables: int, semantics: str, *, fuse: bool = False) -
     }
 
 
+def measure_in_file(nodes: int, variables: int, semantics: str, form: str) -> dict[str, float]:
+    """Measures one size in a file, in this process, which must have done nothing of the kind before.
+
+    Args:
+        nodes: the nodes of the step.
+        variables: its variables.
+        semantics: what decay means.
+        form: one of `FORMS`.
+    """
+    policy = {"version": 1, "rules": [{"weight_decay": 0.01, "semantics": semantics}]}
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as maker:
+        rewriting, counts = 0.0, (0, 0)
+        for name, size in (("warm", _WARM_UP), ("one", (nodes, variables))):
+            count = maker.submit(_write, *size, form, Path(folder, name)).result()
+            source = Path(folder, name, "step.meta" if form == "meta" else "")
+            rewriting, plan = _timed(lambda source=source: rewrite_saved_model(source, f"{source}_decayed", policy))
+            counts = count, len(plan.injections)
+    assert counts[1] == variables
+    return {
+        "nodes": counts[0],
+        "variables": variables,
+        "rewrite_s": rewriting,
+        "us_a_node": rewriting / counts[0] * 1e6,
+    }
+
+
+def _write(nodes: int, variables: int, form: str, folder: Path) -> int:
+    """Writes the step as a model; returns the number of its nodes."""
+    step, handles = build(nodes, variables)
+    (folder / "variables").mkdir(parents=True)
+    for name in ("variables.index", "variables.data-00000-of-00001"):
+        (folder / "variables" / name).touch()
+    meta_graph = FORMS[form](step, handles)
+    if form == "meta":
+        (folder / "step.meta").write_bytes(meta_graph.SerializeToString())
+    else:
+        model = SavedModel(saved_model_schema_version=1, meta_graphs=[meta_graph])
+        (folder / "saved_model.pb").write_bytes(model.SerializeToString())
+    return len(step.node_def)
+
+
+def as_main_graph(step: FunctionDef, handles: Mapping[str, Variable]) -> MetaGraphDef:
+    """A step as TensorFlow 1 has it: the nodes of a graph, among them the variables."""
+    made = MetaGraphDef()
+    graph = made.graph_def.node
+    graph.add(name="inputs", op="Placeholder").attr["dtype"].type = _FLOAT  # pyright: ignore[reportAttributeAccessIssue]
+    trainable = made.collection_def["trainable_variables"].bytes_list.value
+    for handle, variable in handles.items():
+        node = graph.add(name=handle, op="VarHandleOp")
+        node.attr["dtype"].type = _FLOAT  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
+        for size in variable.shape or ():
+            node.attr["shape"].shape.dim.add(size=size)
+        trainable.append(VariableDef(variable_name=f"{handle}:0", trainable=True).SerializeToString())
+    for node in step.node_def:
+        copied = graph.add()
+        copied.CopyFrom(node)
+        copied.input[:] = [node_of(text) for text in node.input]
+    return made
+
+
+def as_function(step: FunctionDef, handles: Mapping[str, Variable]) -> MetaGraphDef:
+    """A step as TensorFlow 2 has it: a function that an object holds, bound to other objects, the variables."""
+    made = MetaGraphDef()
+    made.graph_def.library.function.append(step)
+    objects = made.object_graph_def
+    root = objects.nodes.add()
+    root.user_object.identifier = "_generic_user_object"
+    for number, variable in enumerate(handles.values(), start=1):
+        root.children.add(node_id=number, local_name=f"weight_{number}")
+        saved = objects.nodes.add().variable
+        saved.name, saved.trainable = variable.name, True
+        saved.dtype = _FLOAT  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
+        for size in variable.shape or ():
+            saved.shape.dim.add(size=size)
+    root.children.add(node_id=len(objects.nodes), local_name="step")
+    objects.nodes.add().function.concrete_functions.append(step.signature.name)
+    objects.concrete_functions[step.signature.name].bound_inputs.extend(range(1, 1 + len(handles)))
+    return made
+
+
+FORMS: Mapping[str, Callable[[FunctionDef, Mapping[str, Variable]], MetaGraphDef]] = {
+    "meta": as_main_graph,
+    "v1": as_main_graph,
+    "v2": as_function,
+}
+"""What the graph can be in a file: a TensorFlow 1 MetaGraph, a SavedModel of TensorFlow 1 or one of TensorFlow 2."""
+
+
 def _timed(call: Callable[[], _Result]) -> tuple[float, _Result]:
     """CPU seconds of this process, of which other processes of the machine take few; and the result."""
     start = time.process_time()
@@ -159,6 +264,32 @@ def growth(rows: list[Mapping[str, float]]) -> float:
     return statistics.linear_regression(nodes, seconds).slope
 
 
+def files_beside_step(size: tuple[int, int], semantics: str, rounds: int) -> list[dict[str, Any]]:
+    """Measures one size as a Python step and in each form of file, in turn, several rounds of them."""
+    measured: dict[str, list[float]] = {"python": [], **{form: [] for form in FORMS}}
+    rows = [_in_process([*map(str, size), "--semantics", semantics, "--as", form]) for form in [*measured] * rounds]
+    for form, row in zip([*measured] * rounds, rows, strict=True):
+        measured[form].append(row["us_a_node"])
+    return [
+        {
+            "form": form,
+            "nodes": rows[0]["nodes"],
+            "variables": rows[0]["variables"],
+            "us_a_node": statistics.median(times),
+            "ratio": statistics.median(one / step for one, step in zip(times, measured["python"], strict=True)),
+        }
+        for form, times in measured.items()
+    ]
+
+
+def _in_process(arguments: Sequence[str]) -> dict[str, float]:
+    """What this program prints of one size in a process of its own."""
+    ran = subprocess.run(
+        [sys.executable, __file__, "--one", *arguments], check=True, stdout=subprocess.PIPE, text=True, env=_QUIET
+    )
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
 def in_processes(
     sizes: Iterable[tuple[int, int]], semantics: str, rounds: int, *, fuse: bool
 ) -> list[dict[str, float]]:
@@ -167,9 +298,8 @@ def in_processes(
     rows: list[list[dict[str, float]]] = [[] for _ in sizes]
     for _ in range(rounds):
         for (nodes, variables), measured in zip(sizes, rows, strict=True):
-            one = ["--one", str(nodes), str(variables), "--semantics", semantics, *(["--fuse"] if fuse else [])]
-            ran = subprocess.run([sys.executable, __file__, *one], check=True, capture_output=True, text=True)
-            measured.append(json.loads(ran.stdout.splitlines()[-1]))
+            one = [str(nodes), str(variables), "--semantics", semantics, *(["--fuse"] if fuse else [])]
+            measured.append(_in_process(one))
     return [_together(measured) for measured in rows]
 
 
@@ -180,19 +310,33 @@ def _together(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints a table a meaning and shape, or all of it as JSON."""
+    """Prints a table a meaning and shape, or one of files beside a step, or all of it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=1_000_000, help="the largest graph, in nodes (%(default)s)")
     parser.add_argument("--semantics", choices=SEMANTICS, help="one meaning; by default all")
     parser.add_argument("--rounds", type=int, default=5, help="times that each size is run (%(default)s)")
     parser.add_argument("--one", type=int, nargs=2, metavar=("NODES", "VARIABLES"), help="one size, as JSON")
+    parser.add_argument(
+        "--files", type=int, nargs=2, metavar=("NODES", "VARIABLES"), help="one size in files, beside it"
+    )
+    parser.add_argument("--as", dest="form", choices=["python", *FORMS], default="python", help=argparse.SUPPRESS)
     parser.add_argument("--fuse", action="store_true", help="outline the updates, as 'fuse: xla' does (XLA is not run)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.one:
         nodes, variables = options.one
         semantics = options.semantics or "decoupled"
-        print(json.dumps(measure(nodes, variables, semantics, fuse=options.fuse)))
+        in_file = options.form in FORMS
+        measured = (
+            measure_in_file(nodes, variables, semantics, options.form)
+            if in_file
+            else measure(nodes, variables, semantics, fuse=options.fuse)
+        )
+        print(json.dumps(measured))
+        return
+    if options.files:
+        rows = files_beside_step(tuple(options.files), options.semantics or "decoupled", options.rounds)
+        print(json.dumps(rows, indent=2)) if options.json else show_files(rows)
         return
     results: list[dict[str, Any]] = []
     for semantics in [options.semantics] if options.semantics else SEMANTICS:
@@ -230,6 +374,16 @@ def show(result: Mapping[str, Any]) -> None:
             f"{row['least_us_a_node']:.1f}", f"{row['most_us_a_node']:.1f}",
             _or_unknown(row["peak_over_proto"], "{:.1f}"),
         )  # fmt: skip
+    Console(width=110).print(table)
+
+
+def show_files(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the table of files beside a Python step."""
+    table = Table(title=f"{rows[0]['nodes']:,.0f} nodes, {rows[0]['variables']:,.0f} variables")
+    for column in ("as", "us a node", "of the Python step"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row["form"], f"{row['us_a_node']:.1f}", f"{row['ratio']:.2f}")
     Console(width=110).print(table)
 
 

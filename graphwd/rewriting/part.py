@@ -1,0 +1,147 @@
+"""One way to plan and to write a step, wherever its graphs live: each graph of it is a `Part`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from graphwd.analysis.updates import Analysis
+from graphwd.errors import GraphError, RewriteError
+from graphwd.graph.function_library import NewNames
+from graphwd.graph.graph import Graph
+from graphwd.planning.planner import Decision, Plan, make_plan
+from graphwd.policy.rules import Policy
+from graphwd.rewriting.inject import Rewritten, inject, refuse_rewritten
+
+
+class Part(Protocol):
+    """One graph of a step: a trace of a Python step, a main graph, or the functions of a SavedModel that train."""
+
+    @property
+    def graph(self) -> Graph:
+        """How it is viewed."""
+        ...
+
+    def find_updates(self) -> Analysis:
+        """Finds every update of every trainable variable; to be asked once, for what is found takes memory."""
+        ...
+
+    def limited(self, plan: Plan) -> Plan:
+        """A plan for it with what cannot be written into a part of this kind as problems."""
+        ...
+
+
+_Part = TypeVar("_Part", bound=Part)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared(Generic[_Part]):
+    """A part that was read and planned.
+
+    Attributes:
+        part: the part; it stays as it is.
+        plan: what is to be done.
+    """
+
+    part: _Part
+    plan: Plan
+
+    def inject(self, new_name: Callable[[str], str] | None = None) -> Rewritten:
+        """Makes a copy of its graph with weight decay in it.
+
+        Args:
+            new_name: makes a name for a rewritten copy of a function; None for names that the library has not.
+
+        Raises:
+            GraphwdError: the plan has problems, or the graph cannot be rewritten.
+        """
+        self.plan.check()
+        graph = self.part.graph
+        return inject(graph, self.plan.injections, new_name or NewNames(graph.library), fuse=self.plan.fuse)
+
+
+def plan_part(part: _Part, policy: Policy) -> Prepared[_Part]:
+    """Plans weight decay for a part.
+
+    Args:
+        part: the part.
+        policy: the policy.
+
+    Returns:
+        The part and its plan, which may have problems.
+
+    Raises:
+        GraphwdError: the graph is malformed, or rewritten already.
+    """
+    # Before the search: it would take graphwd's own decay for one that the step has of itself.
+    refuse_rewritten(part.graph)
+    return Prepared(part, part.limited(make_plan(part.find_updates(), policy)))
+
+
+def whole_plan(prepared: Iterable[Prepared[Any]], problems: Iterable[str] = ()) -> Plan:
+    """Makes one plan of those of several parts, which says also what only writing can tell.
+
+    Args:
+        prepared: at least one.
+        problems: why the whole would be refused, beside what the plans say.
+    """
+    return merged([_tried(each) for each in prepared], problems)
+
+
+def merged(plans: Sequence[Plan], problems: Iterable[str] = ()) -> Plan:
+    """Makes one plan of those of several parts.
+
+    Args:
+        plans: at least one.
+        problems: why the whole would be refused, beside what the plans say.
+
+    Returns:
+        The decisions of the first, then of each other those that differ from all before; every problem and note once.
+    """
+    return Plan(
+        tuple(plans[0].decisions if len(plans) == 1 else _different(plans)),
+        tuple(dict.fromkeys([*itertools.chain.from_iterable(plan.problems for plan in plans), *problems])),
+        tuple(dict.fromkeys(itertools.chain.from_iterable(plan.notes for plan in plans))),
+        plans[0].graph if len(plans) == 1 else None,
+        plans[0].fuse,
+        tuple(plans) if len(plans) > 1 else plans[0].parts,
+    )
+
+
+def _different(plans: Sequence[Plan]) -> list[Decision]:
+    """The decisions of the first plan, then of each other those that are shown unlike all of the plans before."""
+    decisions: list[Decision] = []
+    seen: set[str] = set()
+    for plan in plans:
+        records = [repr(record) for record in plan.record()["variables"]]  # which cannot be hashed themselves
+        decisions += [decision for decision, record in zip(plan.decisions, records, strict=True) if record not in seen]
+        seen.update(records)
+    return decisions
+
+
+def _tried(prepared: Prepared[Any]) -> Plan:
+    """The plan with what only writing it can tell: that the result is refused, or is not all fused."""
+    plan = prepared.plan
+    if plan.problems:
+        return plan
+    try:
+        made = prepared.inject()
+    except (RewriteError, GraphError) as error:
+        return replace(plan, problems=(str(error),))
+    return replace(plan, notes=(*plan.notes, *unfused_notes(made.unfused)))
+
+
+def unfused_notes(names: Sequence[str]) -> list[str]:
+    """What is to be said of variables whose update or decay was to be fused, and was not.
+
+    Args:
+        names: the variables.
+    """
+    if not names:
+        return []
+    return [
+        f"fuse: xla: not all of what updates and decays {', '.join(names)} is fused: optimizer ops, sparse updates and "
+        "what is not elementwise stay as they are"
+    ]
