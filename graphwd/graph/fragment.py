@@ -16,6 +16,8 @@ import tensorflow as tf
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from graphwd.errors import RewriteError
+from graphwd.graph.graph import MARK
+from graphwd.graph.traits import READ_OPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +41,19 @@ class Op:
 
     Attributes:
         role: what it is for: the name that the function gave it.
-        node: its type and attributes, those at their defaults left out; without name, inputs and device.
+        node: its type and attributes, those at their defaults left out, and the mark; without name, inputs and device.
         inputs: its data inputs, in order.
         waits: the numbers of the ops that the function makes it wait for besides.
+        reads: whether it reads the variable that is the parameter ``handle``.
+        constant: of a constant, what tells it from others.
     """
 
     role: str
     node: NodeDef
     inputs: tuple[Input, ...]
     waits: tuple[int, ...]
+    reads: bool = False
+    constant: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,9 @@ class Reference:
 
     dtype: str
 
+
+_READS = READ_OPS | {"Identity", "Gather"}
+"""Ops that read a variable; the last two read a v1 reference."""
 
 _UNKNOWN: Any = tf.TensorShape(None)  # pyright: ignore[reportArgumentType] - the stubs know no unknown rank
 
@@ -116,15 +125,17 @@ def _traced(
             return Input(names[tensor.op.name])
         return Input(numbers[tensor.op.name], *_output(tensor.op, tensor.value_index))
 
-    ops = tuple(
-        Op(
-            op.name,
-            _plain(op),
-            tuple(map(source, op.inputs)),
-            tuple(numbers[before.name] for before in op.control_inputs),
-        )
-        for op in made
-    )
+    def piece(op: tf.Operation) -> Op:
+        inputs = tuple(map(source, op.inputs))
+        waits = tuple(numbers[before.name] for before in op.control_inputs)
+        node = _plain(op)
+        constant = node.SerializeToString(deterministic=True) if op.type == "Const" else None
+        role = op.name.replace("/", "_")
+        node.attr[MARK].s = role.encode()
+        reads = op.type in _READS and any(each.source == "handle" for each in inputs)
+        return Op(role, node, inputs, waits, reads, constant)
+
+    ops = tuple(map(piece, made))
     return Fragment(ops, None if result is None else source(result))
 
 

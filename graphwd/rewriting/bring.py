@@ -34,8 +34,10 @@ def add_arguments(function: FunctionDef, outside: Sequence[Elsewhere]) -> dict[E
     Returns:
         The edges of the new arguments.
     """
-    taken = {argument.name for argument in function.signature.input_arg} | {node.name for node in function.node_def}
     edges: dict[Elsewhere, str] = {}
+    if not outside:
+        return edges
+    taken = {argument.name for argument in function.signature.input_arg} | {node.name for node in function.node_def}
     for each in outside:
         edges[each] = name = _free("graphwd_argument", taken)
         taken.add(name)

@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from graphwd.graph.fragment import Fragment, Input, Op, fragment
 from graphwd.graph.graph import MARK
-from graphwd.graph.traits import READ_OPS
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
@@ -57,6 +56,8 @@ class Splicer:
         self._write = write
         self._place = place
         self._with_write = with_write
+        self._location = f"loc:@{write.name}".encode()
+        self._scope, self._leaf = _split(write.name)
         self.nodes: dict[str, NodeDef] = {}
         """What was added, by role; the last of each."""
 
@@ -71,28 +72,23 @@ class Splicer:
         Returns:
             The edge of its result; None where it has none.
         """
-        names: list[str] = []
-
-        def edge(source: Input) -> str:
-            if isinstance(source.source, str):
-                return arguments[source.source]
-            text = names[source.source]
-            return text if ":" in text else f"{text}:{source.output}:{source.index}"
-
+        sources: list[str] = []  # of each op its name; of a constant its edge
         for op in piece.ops:
-            if op.node.op == "Const":
-                names.append(self._constant(op))
+            if op.constant is not None:
+                sources.append(self._constant(op, op.constant))
                 continue
-            inputs = [*map(edge, op.inputs), *(f"^{names[number]}" for number in op.waits)]
-            takes_variable = any(each.source == "handle" for each in op.inputs)
-            if takes_variable and (op.node.op in READ_OPS or op.node.op in _REFERENCE_READS):
+            inputs = [_edge(each, arguments, sources) for each in op.inputs]
+            inputs += [f"^{sources[number]}" for number in op.waits]
+            if op.reads:
                 inputs += [f"^{name}" for name in waits]
-            names.append(self._add(op, inputs).name)
-        return None if piece.result is None else edge(piece.result)
+            sources.append(self._add(op, inputs).name)
+        return None if piece.result is None else _edge(piece.result, arguments, sources)
 
     def constant(self, role: str, value: float, dtype: str) -> str:
         """A scalar, one for all decays of the body that need the same on the same device."""
-        return self._constant(fragment(_scalar, {}, value=value, dtype=dtype, role=role).ops[0])
+        (op,) = fragment(_scalar, {}, value=value, dtype=dtype, role=role).ops
+        assert op.constant is not None
+        return self._constant(op, op.constant)
 
     def shared(self, piece: Fragment, arguments: Mapping[str, str]) -> str:
         """The result of a fragment, computed once for all decays of the body on the same device.
@@ -117,31 +113,28 @@ class Splicer:
         node.attr[MARK].s = role.encode()
         return node.name
 
-    def _constant(self, op: Op) -> str:
+    def _constant(self, op: Op, content: bytes) -> str:
         """The edge of a constant."""
-        key = (self._place, op.node.SerializeToString(deterministic=True))
+        key = (self._place, content)
         if key not in self._added.shared:
             self._added.shared[key] = f"{self._add(op, []).name}:output:0"
         return self._added.shared[key]
 
     def _add(self, op: Op, inputs: Sequence[str]) -> NodeDef:
-        role = op.role.replace("/", "_")
         node = self._added.function.node_def.add()
         node.CopyFrom(op.node)
-        node.name = self._name(role)
+        node.name = self._name(op.role)
         node.input.extend(inputs)
         if self._with_write:
             # No device: TensorFlow overrules one of the update that is not its variable's, but not that of a Const.
-            node.attr["_class"].list.s.append(f"loc:@{self._write.name}".encode())
+            node.attr["_class"].list.s.append(self._location)
         else:
             node.device = self._write.device
-        node.attr[MARK].s = role.encode()
-        self.nodes[role] = node
+        self.nodes[op.role] = node
         return node
 
     def _name(self, role: str) -> str:
-        scope, slash, leaf = self._write.name.rpartition("/")
-        base = name = f"{scope}{slash}graphwd/{role}_{leaf}"
+        base = name = f"{self._scope}graphwd/{role}_{self._leaf}"
         number = 0
         while name in self._added.taken or name in self._added.present:
             number += 1
@@ -150,8 +143,18 @@ class Splicer:
         return name
 
 
-_REFERENCE_READS = frozenset({"Identity", "Gather"})
-"""The ops that read a v1 reference variable."""
+def _split(name: str) -> tuple[str, str]:
+    """The scope of a node, with a slash, and its name there."""
+    scope, slash, leaf = name.rpartition("/")
+    return scope + slash, leaf
+
+
+def _edge(source: Input, arguments: Mapping[str, str], sources: Sequence[str]) -> str:
+    """The edge of a body that an input of a fragment becomes."""
+    if isinstance(source.source, str):
+        return arguments[source.source]
+    text = sources[source.source]
+    return text if ":" in text else f"{text}:{source.output}:{source.index}"
 
 
 def _scalar(*, value: float, dtype: str, role: str) -> Any:

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from graphwd.errors import RewriteError
 from graphwd.graph.fragment import Input, Reference, fragment
+from graphwd.graph.graph import MARK
 
 
 def add_and_split(first, second, *, parts):
@@ -44,14 +45,14 @@ def test_defaults_are_left_out_and_dtypes_are_said():
         tf.raw_ops.AssignVariableOp(resource=handle, value=value)
 
     (op,) = fragment(assign, {"handle": "resource", "value": "float16"}).ops
-    assert dict(op.node.attr).keys() == {"dtype"}  # not validate_shape
+    assert dict(op.node.attr).keys() == {"dtype", MARK}  # not validate_shape
     assert op.node.attr["dtype"].type == tf.float16.as_datatype_enum
 
     def shape(value):
         return tf.raw_ops.Shape(input=value, out_type=tf.int32)
 
     (op,) = fragment(shape, {"value": "float32"}).ops
-    assert dict(op.node.attr).keys() == {"T", "out_type"}  # though int32 is the default
+    assert dict(op.node.attr).keys() == {"T", "out_type", MARK}  # though int32 is the default
 
 
 def test_a_reference_variable_is_assigned_as_such():
