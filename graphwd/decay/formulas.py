@@ -6,17 +6,31 @@ the gradient of a penalty, in the same shape and dtype. Its other arguments are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import tensorflow as tf
 
 Formula = Callable[..., tf.Tensor]
 
-
-def l2(weight: tf.Tensor) -> tf.Tensor:
-    """The gradient of ‖w‖²/2: w itself."""
-    return weight
-
-
-FORMULAS: Mapping[str, Formula] = {"l2": l2}
+FORMULAS: dict[str, Formula] = {}
 """Every formula, by the word that a policy uses for it."""
+
+
+def formula(name: str) -> Callable[[Formula], Formula]:
+    """Registers a formula.
+
+    Args:
+        name: the word for it.
+    """
+
+    def register(function: Formula) -> Formula:
+        FORMULAS[name] = function
+        return function
+
+    return register
+
+
+@formula("l2")
+def l2(weight: tf.Tensor) -> tf.Tensor:
+    """Returns w, the gradient of ‖w‖²/2."""
+    return weight
