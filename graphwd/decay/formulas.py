@@ -34,9 +34,3 @@ def formula(name: str) -> Callable[[Formula], Formula]:
 def l2(weight: tf.Tensor) -> tf.Tensor:
     """Returns w, the gradient of ‖w‖²/2."""
     return weight
-
-
-@formula("l1")
-def l1(weight: tf.Tensor) -> tf.Tensor:
-    """Returns sign(w), the gradient of ‖w‖₁ (the lasso)."""
-    return tf.sign(weight)
