@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from graphwd.analysis.interpreter import BodyValues
 from graphwd.analysis.sites import Frame, Path, Site, Write
 from graphwd.analysis.values import MANY, NO_VARIABLE, NOTHING, Value
-from graphwd.graph.body import Body, Edge, Node, node_of, parse_edge
-from graphwd.graph.edge import Use
+from graphwd.graph.body import Body, Node
+from graphwd.graph.edge import Edge, Use, node_of, output_edge, parse_edge
 from graphwd.graph.graph import DTYPE_NUMBERS, Callee, Graph, Variable, state_count
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form, WriteOp
 from graphwd.graph.traits import (
@@ -429,7 +429,7 @@ class Flow:
             return True
         if node.op not in CALL_OPS:
             return False
-        outputs = (f"{node.name}:output:{number}" for number in range(len(self._values.get(node.name, ()))))
+        outputs = (output_edge(node.name, "output", number) for number in range(len(self._values.get(node.name, ()))))
         return any(self.value(each).from_gradient and self.is_source(each) for each in outputs)
 
     def reads_behind(self, tensor: str, without: Collection[str] = ()) -> frozenset[int]:

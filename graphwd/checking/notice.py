@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from graphwd.graph.body import Body, Edge, Node
+from graphwd.graph.body import Body, Node
+from graphwd.graph.edge import Edge
 from graphwd.graph.graph import Graph, Variable, call_kind
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form
 from graphwd.graph.traits import METADATA_OPS, READ_OPS, SAME_OPS, SIGNS, Trait, ops_with

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from graphwd.analysis.sites import Path
 from graphwd.checking.reference import Reference
-from graphwd.graph.body import node_of
+from graphwd.graph.edge import node_of, output_edge
 from graphwd.graph.graph import Graph
 from graphwd.graph.ops import CALL_OPS, CallKind
 from graphwd.graph.traits import SAME_OPS
@@ -202,7 +202,7 @@ class Rates:
             if node.op == "Const" and not node.attr["value"].tensor.tensor_shape.dim:
                 held = tf.make_ndarray(node.attr["value"].tensor)
                 if held.dtype.kind in "fV" and np.isclose(abs(float(held)), value, rtol=1e-6, atol=0):
-                    yield path, f"{node.name}:output:0"
+                    yield path, output_edge(node.name, "output")
 
     def _source(self, path: Path, edge: str) -> Source:
         path, edge = self._origin(path, edge, casts=True)
@@ -211,7 +211,7 @@ class Rates:
             return Source(None, ((path, edge),))
         handle = self._origin(path, node.input[0])
         variable = self._graph.handles.get(handle[1]) if not handle[0] else None
-        reads = (f"{each.name}:value:0" for each in self._nodes(path) if each.op == "ReadVariableOp")
+        reads = (output_edge(each.name, "value") for each in self._nodes(path) if each.op == "ReadVariableOp")
         same = [(path, each) for each in reads if self._origin(path, self._node(path, each).input[0]) == handle]
         return Source(None if variable is None else variable.id, tuple(same))
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tensorflow.python.framework import op_def_registry
 
 from graphwd.errors import GraphError
-from graphwd.graph.body import is_control
+from graphwd.graph.edge import data_inputs
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.node_def_pb2 import NodeDef
@@ -101,7 +101,7 @@ def _check_inputs(where: str, node: NodeDef, op: _Op) -> None:
     wanted = op.inputs
     wanted += sum(node.attr[name].i if name in node.attr else default for name, default in op.numbers)
     wanted += sum(len(node.attr[name].list.type) if name in node.attr else default for name, default in op.lists)
-    given = sum(not is_control(text) for text in node.input)
+    given = len(data_inputs(node))
     if given != wanted:
         raise GraphError(f"the node '{node.name}' ({node.op}) of {where} has {given} inputs; it needs {wanted}")
 
