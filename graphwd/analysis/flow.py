@@ -660,7 +660,7 @@ class Flow:
 
 def sinks(flow: Flow, nodes: Iterable[str]) -> list[tuple[Use, str]]:
     """The tensors that the writes of an update write: the gradient of an Apply op, the value of every other."""
-    found = []
+    found: list[tuple[Use, str]] = []
     for name in nodes:
         node = flow.nodes[name]
         position = WRITE_OPS[node.op].value

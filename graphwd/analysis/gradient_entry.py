@@ -154,10 +154,10 @@ class _Named:
         rows: by its origin, how its rows are told.
     """
 
-    uses: dict[str, dict[str, list[Use]]] = field(default_factory=dict)
-    by_slots: dict[str, list[Use]] = field(default_factory=dict)
-    known: dict[str, None] = field(default_factory=dict)
-    rows: dict[str, set[str]] = field(default_factory=dict)
+    uses: dict[str, dict[str, list[Use]]] = field(default_factory=dict[str, dict[str, list[Use]]])
+    by_slots: dict[str, list[Use]] = field(default_factory=dict[str, list[Use]])
+    known: dict[str, None] = field(default_factory=dict[str, None])
+    rows: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
 
 
 def _look_for(flow: Flow, variable: Variable, writes: Sequence[str], pattern: str) -> _Named:

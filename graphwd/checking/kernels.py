@@ -1,3 +1,4 @@
+# pyright: basic
 """Holds what graphwd would inject against TensorFlow's kernel registry, for a device that need not be there.
 
 On a GPU some kernels take or give a tensor in the memory of the host, nearly always one of int32. Where one end of an

@@ -1,3 +1,4 @@
+# pyright: basic
 """Puts the learning rates of a plan to the test: where one is doubled, the update must double.
 
 A rate is followed from where the plan finds it to the variable, the argument or the node that it comes from, so that

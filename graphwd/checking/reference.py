@@ -1,3 +1,4 @@
+# pyright: basic
 """Runs a step as its plan says, without rewriting it: what a rewritten step is compared with.
 
 The bodies of the original are run in pieces, one after the other, eagerly. Between two pieces, in float64, the decay is

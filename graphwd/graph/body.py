@@ -35,7 +35,7 @@ class Node(NamedTuple):
     inputs: tuple[Edge, ...]
     controls: tuple[str, ...]
     protos: Sequence[NodeDef]
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] - nobody searches a node as a tuple
 
     @property
     def proto(self) -> NodeDef:

@@ -25,7 +25,7 @@ class Edge(NamedTuple):
     """A data input: output ``index`` of ``node``, which may be an argument of the body."""
 
     node: str
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] - nobody searches an edge as a tuple
 
 
 class Use(NamedTuple):

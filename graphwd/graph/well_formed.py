@@ -1,3 +1,4 @@
+# pyright: basic
 """Checks the nodes of a graph that nobody has loaded yet against TensorFlow's op registry.
 
 What a ConcreteFunction holds, TensorFlow has checked; a file may hold anything. Behind this check every node of a known

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ _SHARD = re.compile(r"variables\.data-\d{5}-of-(\d{5})")
 
 
 @contextlib.contextmanager
-def _bounded() -> Iterator[None]:
+def _bounded() -> Generator[None]:
     """Bounds the depth of what is read: a chain of thousands of nodes, functions or objects is refused."""
     try:
         with collection_paused():

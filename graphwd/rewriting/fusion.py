@@ -1,3 +1,4 @@
+# pyright: basic
 """Outlines an optimizer's arithmetic, decay included, into a function that XLA compiles.
 
 An optimizer that is written out in ops of its own, as those of Keras 3 are, goes through memory once an op: some twenty
