@@ -18,10 +18,10 @@ from graphwd.graph.edge import Edge, Use, node_of, output_edge, parse_edge
 from graphwd.graph.graph import DTYPE_NUMBERS, Callee, Graph, Variable, state_count
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form, WriteOp
 from graphwd.graph.traits import (
+    ALIAS_OPS,
     HANDLE_OPS,
     PRODUCT_OPS,
     READ_OPS,
-    SAME_OPS,
     SHAPE_OPS,
     SUM_OPS,
     Trait,
@@ -129,7 +129,7 @@ class Flow:
         """The tensor that this one is a mere alias of; itself where it is none."""
         if tensor not in self._origins:
             node = self.producer(tensor)
-            alias = node is not None and node.op in SAME_OPS
+            alias = node is not None and node.op in ALIAS_OPS
             self._origins[tensor] = (
                 self.origin(node.proto.input[parse_edge(tensor).index]) if node is not None and alias else tensor
             )
@@ -157,13 +157,13 @@ class Flow:
     def aliases(self, use: Use) -> list[str]:
         """The tensors from an input back to its origin."""
         chain = [self.nodes[use.node].proto.input[use.position]]
-        while (node := self.producer(chain[-1])) is not None and node.op in SAME_OPS:
+        while (node := self.producer(chain[-1])) is not None and node.op in ALIAS_OPS:
             chain.append(node.proto.input[parse_edge(chain[-1]).index])
         return chain
 
     def _is_guard(self, tensor: str) -> bool:
         node = self.producer(tensor)
-        return node is not None and node.op in SAME_OPS and (node.op in _GUARDS or bool(node.controls))
+        return node is not None and node.op in ALIAS_OPS and (node.op in _GUARDS or bool(node.controls))
 
     def is_scalar(self, tensor: str) -> bool | None:
         """Whether a tensor holds one number: true or false where that is certain, else None."""
@@ -335,7 +335,7 @@ class Flow:
             waiting = [body.results[parse_edge(tensor).index].node]
             while waiting:
                 made = nodes.get(waiting.pop())
-                if made is None or not (self._in_gradient(made.name) or made.op in SAME_OPS or made.op == "AddN"):
+                if made is None or not (self._in_gradient(made.name) or made.op in ALIAS_OPS or made.op == "AddN"):
                     return False
                 if not self._in_gradient(made.name):
                     waiting.extend(edge.node for edge in made.inputs)

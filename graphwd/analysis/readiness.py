@@ -11,7 +11,7 @@ from graphwd.errors import UnclearError
 from graphwd.graph.edge import Use, control_edge, node_of
 from graphwd.graph.graph import Variable
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS
-from graphwd.graph.traits import SAME_OPS, SUM_OPS
+from graphwd.graph.traits import ALIAS_OPS, SUM_OPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _refuse_shared(flow: Flow, reads: Mapping[str, Iterable[Use]], own: Collecti
             continue
         seen.add(name)
         for use in flow.uses(name):
-            if use is None or not (use in own or flow.nodes[use.node].op in SAME_OPS):
+            if use is None or not (use in own or flow.nodes[use.node].op in ALIAS_OPS):
                 where = "the function gives it out" if use is None else f"'{use.node}' takes it, too"
                 raise UnclearError(
                     f"its update computes '{name}' of the weight, and {where}, which would see the decay; write "

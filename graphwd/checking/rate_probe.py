@@ -19,7 +19,7 @@ from graphwd.checking.reference import Reference
 from graphwd.graph.edge import node_of, output_edge
 from graphwd.graph.graph import Graph
 from graphwd.graph.ops import CALL_OPS, CallKind
-from graphwd.graph.traits import SAME_OPS
+from graphwd.graph.traits import ALIAS_OPS
 from graphwd.planning.injections import Injection
 from graphwd.steps.read import ConcreteFunction
 
@@ -220,7 +220,7 @@ class Rates:
         """Where a tensor comes from, through aliases and through the arguments of functions that run once."""
         while True:
             node = self._node(path, edge)
-            if node is not None and (node.op in SAME_OPS - {"IdentityN"} or (casts and node.op == "Cast")):
+            if node is not None and (node.op in ALIAS_OPS - {"IdentityN"} or (casts and node.op == "Cast")):
                 edge = node.input[0]
             elif node is None and path and CALL_OPS[path[-1].op].kind in (CallKind.CALL, CallKind.BRANCH):
                 names = [each.name for each in self._function(path).signature.input_arg]
