@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 @contextlib.contextmanager
-def collection_paused() -> Iterator[None]:
+def collection_paused() -> Generator[None]:
     """Keeps Python from looking for cycles, which there are none of in what is made here.
 
     A graph of hundreds of thousands of nodes is read into millions of small tuples. All of them live until it is

@@ -1,3 +1,4 @@
+# pyright: basic
 """Weight decay under ``model.fit``, for models of Keras 3 and of tf_keras.
 
 Keras compiles what it trains with in ``make_train_function``, which runs ``train_step`` through the model's

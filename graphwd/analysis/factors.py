@@ -68,7 +68,7 @@ class Factors:
                 return frozenset()
             for _, op, value in flow.written(variable):
                 value = self._news(variable, op, value) or value
-                written = self._factors(value, slots, memo) if op.form is not Form.APPLY else frozenset()
+                written = self._factors(value, slots, memo) if op.form is not Form.APPLY else frozenset[str]()
                 slots[variable.id] = _common([slots.get(variable.id), written])
             return slots.get(variable.id, frozenset())
         inputs = [(Use(node.name, position), flow.origin(each)) for position, each in flow.inputs(node)]
@@ -163,7 +163,7 @@ def _times(first: frozenset[str], second: frozenset[str]) -> frozenset[str]:
 
 def _common(sets: Iterable[_Factors]) -> _Factors:
     known = [each for each in sets if each is not None]
-    return frozenset.intersection(*known) if known else None
+    return known[0].intersection(*known) if known else None
 
 
 def number(node: Node | None) -> float | None:

@@ -13,15 +13,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from graphwd.analysis.interpreter import BodyValues
 from graphwd.analysis.sites import Frame, Path, Site, Write
 from graphwd.analysis.values import MANY, NO_VARIABLE, NOTHING, Value
-from graphwd.graph.body import Body, Edge, Node, node_of, parse_edge
-from graphwd.graph.edge import Use
+from graphwd.graph.body import Body, Node
+from graphwd.graph.edge import Edge, Use, node_of, output_edge, parse_edge
 from graphwd.graph.graph import DTYPE_NUMBERS, Callee, Graph, Variable, state_count
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form, WriteOp
 from graphwd.graph.traits import (
+    ALIAS_OPS,
     HANDLE_OPS,
     PRODUCT_OPS,
     READ_OPS,
-    SAME_OPS,
     SHAPE_OPS,
     SUM_OPS,
     Trait,
@@ -129,7 +129,7 @@ class Flow:
         """The tensor that this one is a mere alias of; itself where it is none."""
         if tensor not in self._origins:
             node = self.producer(tensor)
-            alias = node is not None and node.op in SAME_OPS
+            alias = node is not None and node.op in ALIAS_OPS
             self._origins[tensor] = (
                 self.origin(node.proto.input[parse_edge(tensor).index]) if node is not None and alias else tensor
             )
@@ -157,13 +157,13 @@ class Flow:
     def aliases(self, use: Use) -> list[str]:
         """The tensors from an input back to its origin."""
         chain = [self.nodes[use.node].proto.input[use.position]]
-        while (node := self.producer(chain[-1])) is not None and node.op in SAME_OPS:
+        while (node := self.producer(chain[-1])) is not None and node.op in ALIAS_OPS:
             chain.append(node.proto.input[parse_edge(chain[-1]).index])
         return chain
 
     def _is_guard(self, tensor: str) -> bool:
         node = self.producer(tensor)
-        return node is not None and node.op in SAME_OPS and (node.op in _GUARDS or bool(node.controls))
+        return node is not None and node.op in ALIAS_OPS and (node.op in _GUARDS or bool(node.controls))
 
     def is_scalar(self, tensor: str) -> bool | None:
         """Whether a tensor holds one number: true or false where that is certain, else None."""
@@ -335,7 +335,7 @@ class Flow:
             waiting = [body.results[parse_edge(tensor).index].node]
             while waiting:
                 made = nodes.get(waiting.pop())
-                if made is None or not (self._in_gradient(made.name) or made.op in SAME_OPS or made.op == "AddN"):
+                if made is None or not (self._in_gradient(made.name) or made.op in ALIAS_OPS or made.op == "AddN"):
                     return False
                 if not self._in_gradient(made.name):
                     waiting.extend(edge.node for edge in made.inputs)
@@ -429,7 +429,7 @@ class Flow:
             return True
         if node.op not in CALL_OPS:
             return False
-        outputs = (f"{node.name}:output:{number}" for number in range(len(self._values.get(node.name, ()))))
+        outputs = (output_edge(node.name, "output", number) for number in range(len(self._values.get(node.name, ()))))
         return any(self.value(each).from_gradient and self.is_source(each) for each in outputs)
 
     def reads_behind(self, tensor: str, without: Collection[str] = ()) -> frozenset[int]:
@@ -660,7 +660,7 @@ class Flow:
 
 def sinks(flow: Flow, nodes: Iterable[str]) -> list[tuple[Use, str]]:
     """The tensors that the writes of an update write: the gradient of an Apply op, the value of every other."""
-    found = []
+    found: list[tuple[Use, str]] = []
     for name in nodes:
         node = flow.nodes[name]
         position = WRITE_OPS[node.op].value

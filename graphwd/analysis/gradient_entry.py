@@ -18,8 +18,8 @@ from graphwd.analysis.learning_rate import LearningRate
 from graphwd.analysis.readiness import waits_of_read
 from graphwd.analysis.values import NO_VARIABLE, Content
 from graphwd.errors import UnclearError
-from graphwd.graph.body import Node, node_of, parse_edge
-from graphwd.graph.edge import Use
+from graphwd.graph.body import Node
+from graphwd.graph.edge import Use, node_of
 from graphwd.graph.graph import Variable
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS
 from graphwd.graph.traits import PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SCALING_OPS, SUM_OPS, Trait, ops_with
@@ -154,10 +154,10 @@ class _Named:
         rows: by its origin, how its rows are told.
     """
 
-    uses: dict[str, dict[str, list[Use]]] = field(default_factory=dict)
-    by_slots: dict[str, list[Use]] = field(default_factory=dict)
-    known: dict[str, None] = field(default_factory=dict)
-    rows: dict[str, set[str]] = field(default_factory=dict)
+    uses: dict[str, dict[str, list[Use]]] = field(default_factory=dict[str, dict[str, list[Use]]])
+    by_slots: dict[str, list[Use]] = field(default_factory=dict[str, list[Use]])
+    known: dict[str, None] = field(default_factory=dict[str, None])
+    rows: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
 
 
 def _look_for(flow: Flow, variable: Variable, writes: Sequence[str], pattern: str) -> _Named:
@@ -252,7 +252,7 @@ class _Entrance:
             last = max(frontier, key=flow.order)
             frontier.remove(last)
             if flow.is_source(last):
-                places = sorted(each.partition(":")[0] for each in (last, *frontier))
+                places = sorted(node_of(each) for each in (last, *frontier))
                 raise UnclearError(
                     f"its gradient enters the optimizer's arithmetic at several places ({', '.join(places)}); write a "
                     "decoupled 'semantics'"
@@ -348,7 +348,7 @@ class _Entrance:
     def _is_made_of_rate(self, tensor: str) -> bool:
         if self._rate is None:
             return False
-        return parse_edge(self._rate).node in self._flow.upstream([parse_edge(tensor).node])
+        return node_of(self._rate) in self._flow.upstream([node_of(tensor)])
 
     def _operands(self, tensor: str) -> list[str]:
         """The operands of a product or quotient that carry gradient; none of any other op."""

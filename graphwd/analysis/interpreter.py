@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import ClassVar
 
 from graphwd.analysis.op_rules import ALIASES, ARITHMETIC
 from graphwd.analysis.sites import Frame, Path, Site, Write
 from graphwd.analysis.values import DATA, MANY, NO_VARIABLE, NOTHING, Content, Value, combine, join
 from graphwd.errors import GraphError
 from graphwd.graph.body import Body, Node
-from graphwd.graph.gradient_scopes import in_gradient_scope
 from graphwd.graph.graph import RECORD, Callee, Graph, Variable, call_kind, differentiable, state_count
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form, WriteOp
 from graphwd.graph.traits import DATA_OPS, METADATA_OPS, READ_OPS, REFERENCE_OPS, Trait, ops_with
@@ -37,7 +36,6 @@ _Run = Callable[[Node, list[Value], Path], list[Value]]
 """Runs a node, given its inputs and the calls that lead to its body, as `Interpreter._node` does."""
 
 
-@dataclass
 class Interpreter:
     """Runs the step on abstract values; every body once for each call that reaches it.
 
@@ -58,31 +56,34 @@ class Interpreter:
         injected: the nodes that carry the records of decays that graphwd injected before, and the variable of each.
     """
 
-    graph: Graph
-    told_apart: bool
-    records: bool = False
-    seen: dict[Path, BodyValues] = field(default_factory=dict)
-    memory: dict[int, Value] = field(default_factory=dict)
-    writes: dict[Site, Write] = field(default_factory=dict)
-    unresolved: dict[Site, None] = field(default_factory=dict)
-    opaque: dict[tuple[int, Site], tuple[Variable, Site]] = field(default_factory=dict)
-    python_calls: dict[Site, None] = field(default_factory=dict)
-    untrained: dict[Site, tuple[Variable, Site]] = field(default_factory=dict)
-    used_by: dict[int, set[str]] = field(default_factory=dict)
-    read: set[int] = field(default_factory=set)
-    injected: dict[Site, Variable] = field(default_factory=dict)
-    _bits: dict[tuple[Path, str], int] = field(default_factory=dict)
-    _known: dict[Value, list[Value]] = field(default_factory=dict)
-    _by_op: dict[str, _Run] = field(default_factory=dict)
-    _writing: set[Path] = field(default_factory=set)
-    _visited: int = 0
-    _references: bool = False
-    _in_gradient: Callable[[str], bool] = in_gradient_scope
+    def __init__(self, graph: Graph, *, told_apart: bool, records: bool = False) -> None:
+        """Notes whether there are v1 references at all, and which scopes are gradients'.
 
-    def __post_init__(self) -> None:
-        """Notes whether there are v1 references at all, and which scopes are gradients'."""
-        self._in_gradient = self.graph.gradient_scopes.hold
-        self._references = any(variable.reference for variable in self.graph.variables)
+        Args:
+            graph: the step.
+            told_apart: whether each gradient node has a taint bit of its own.
+            records: whether decays that graphwd injected before are looked for.
+        """
+        self.graph = graph
+        self.told_apart = told_apart
+        self.records = records
+        self.seen: dict[Path, BodyValues] = {}
+        self.memory: dict[int, Value] = {}
+        self.writes: dict[Site, Write] = {}
+        self.unresolved: dict[Site, None] = {}
+        self.opaque: dict[tuple[int, Site], tuple[Variable, Site]] = {}
+        self.python_calls: dict[Site, None] = {}
+        self.untrained: dict[Site, tuple[Variable, Site]] = {}
+        self.used_by: dict[int, set[str]] = {}
+        self.read: set[int] = set()
+        self.injected: dict[Site, Variable] = {}
+        self._bits: dict[tuple[Path, str], int] = {}
+        self._known: dict[Value, list[Value]] = {}
+        self._by_op: dict[str, _Run] = {}
+        self._writing: set[Path] = set()
+        self._visited = 0
+        self._in_gradient = graph.gradient_scopes.hold
+        self._references = any(variable.reference for variable in graph.variables)
 
     def run(self) -> Interpreter:
         """Runs the step once and returns itself."""
@@ -114,7 +115,7 @@ class Interpreter:
             raise GraphError(f"following every call of the step visits more than {_MAX_NODES_VISITED} nodes")
         values: dict[str, list[Value]] = {name: [value] for name, value in zip(body.arguments, arguments, strict=True)}
         for node in body.nodes:
-            inputs = []
+            inputs: list[Value] = []
             for source, index in node.inputs:
                 known = values.get(source)
                 if known:
@@ -152,7 +153,7 @@ class Interpreter:
         if op in READ_OPS:
             return lambda _node, inputs, _path: [self._read(op, inputs)]
         if op in METADATA_OPS:
-            return lambda *_: []
+            return lambda _node, _inputs, _path: []
         if op in ALIASES:
             alias = ALIASES[op]
             return lambda _node, inputs, _path: alias(inputs)
@@ -266,7 +267,7 @@ class Interpreter:
         call = CALL_OPS[node.op]
         arguments = inputs[call.skip : len(inputs) - call.drop]
         callees = self.graph.callees(node)
-        outputs = _CALLS[call_kind(node)](self, node, callees, arguments, path)
+        outputs = self._CALLS[call_kind(node)](self, node, callees, arguments, path)
         if self._in_gradient(node.name):
             bit = self._bit(node, path)
             return [Value(value.handle, value.taint | bit) for value in outputs]
@@ -330,6 +331,13 @@ class Interpreter:
                 return state
             state = joined
 
+    _CALLS: ClassVar = {
+        CallKind.CALL: _plain_call,
+        CallKind.BRANCH: _branches,
+        CallKind.LOOP: _loop,
+        CallKind.SCAN: _scan,
+    }
+
 
 def _joined(node: Node, first: Sequence[Value], second: Sequence[Value]) -> list[Value]:
     if len(first) != len(second):
@@ -355,11 +363,3 @@ def _refuse_function_as_op(node: Node, _inputs: list[Value], _path: Path) -> lis
     raise GraphError(
         f"the node '{node.name}' calls the function '{node.op}', which writes variables, as an op, as v1 Defun did"
     )
-
-
-_CALLS = {
-    CallKind.CALL: Interpreter._plain_call,
-    CallKind.BRANCH: Interpreter._branches,
-    CallKind.LOOP: Interpreter._loop,
-    CallKind.SCAN: Interpreter._scan,
-}

@@ -15,8 +15,8 @@ from graphwd.analysis.factors import Factors, number
 from graphwd.analysis.flow import Flow, sinks
 from graphwd.analysis.values import Content
 from graphwd.errors import UnclearError
-from graphwd.graph.body import Node, node_of, parse_edge
-from graphwd.graph.edge import Use
+from graphwd.graph.body import Node
+from graphwd.graph.edge import Use, node_of
 from graphwd.graph.graph import DTYPE_NAMES
 from graphwd.graph.ops import WRITE_OPS, Form
 from graphwd.graph.traits import LINEAR_OPS, PRODUCT_OPS, QUOTIENT_OPS, SCALING_OPS, Trait, ops_with
@@ -112,7 +112,7 @@ class _Search:
         waiting = list(reversed(self._sinks))
         while waiting:
             use, tensor = waiting.pop()
-            self._users.setdefault(parse_edge(tensor).node, {})[use] = tensor
+            self._users.setdefault(node_of(tensor), {})[use] = tensor
             self._made[tensor] = None
             if self._scope_left(use, tensor):
                 scheduled[tensor] = None
@@ -278,7 +278,7 @@ class _Search:
         last = None
         while waiting:
             tensor, changed = waiting.pop()
-            for user in self._users[parse_edge(tensor).node]:
+            for user in self._users[node_of(tensor)]:
                 made = self._users.get(user.node, {})
                 if any(map(self._meets, made.values())) or user.node in self._writes:
                     changed_here = changed or self._changed_later(user.node)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from graphwd.analysis.flow import Flow, sinks
 from graphwd.analysis.values import MANY
 from graphwd.errors import UnclearError
-from graphwd.graph.body import parse_edge
-from graphwd.graph.edge import Use
+from graphwd.graph.edge import Use, control_edge, node_of
 from graphwd.graph.graph import Variable
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS
-from graphwd.graph.traits import SAME_OPS, SUM_OPS
+from graphwd.graph.traits import ALIAS_OPS, SUM_OPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
         use, tensor = waiting.pop()
         met.add(use)
         if flow.read(tensor) == variable:
-            rereads.setdefault(parse_edge(tensor).node, []).append(use)
+            rereads.setdefault(node_of(tensor), []).append(use)
             continue
         node = flow.producer(tensor)
         if node is None and flow.value(tensor).source == variable.id:
@@ -105,7 +104,7 @@ def _refuse_shared(flow: Flow, reads: Mapping[str, Iterable[Use]], own: Collecti
             continue
         seen.add(name)
         for use in flow.uses(name):
-            if use is None or not (use in own or flow.nodes[use.node].op in SAME_OPS):
+            if use is None or not (use in own or flow.nodes[use.node].op in ALIAS_OPS):
                 where = "the function gives it out" if use is None else f"'{use.node}' takes it, too"
                 raise UnclearError(
                     f"its update computes '{name}' of the weight, and {where}, which would see the decay; write "
@@ -162,7 +161,7 @@ def _forward_read(flow: Flow, variable: Variable, tensor: str) -> str | None:
     """The read of a variable for the forward pass that a tensor is made of."""
     if flow.value(tensor).source not in (variable.id, MANY):
         return None
-    for name in flow.upstream([parse_edge(tensor).node]) & flow.forward:
+    for name in flow.upstream([node_of(tensor)]) & flow.forward:
         if flow.read(name) == variable:
             return name
     return None
@@ -181,4 +180,4 @@ def waits_of_read(flow: Flow, write: str, later: Collection[str]) -> tuple[str, 
 
 
 def _is_controlling(flow: Flow, write: str, need: str) -> bool:
-    return f"^{need}" in flow.nodes[write].proto.input
+    return control_edge(need) in flow.nodes[write].proto.input

@@ -69,7 +69,7 @@ class VariableWrites:
     others: tuple[Write, ...]
     used_by: frozenset[str]
     guesses: tuple[Update, ...] = ()
-    reasons: Mapping[Site, str] = field(default_factory=dict)
+    reasons: Mapping[Site, str] = field(default_factory=dict[Site, str])
     is_slot: bool = False
 
     def __repr__(self) -> str:
@@ -103,7 +103,7 @@ class Analysis:
     opaque: tuple[tuple[Variable, Site], ...]
     python_calls: tuple[Site, ...] = ()
     graph: Graph | None = None
-    values: Mapping[Path, BodyValues] = field(default_factory=dict)
+    values: Mapping[Path, BodyValues] = field(default_factory=dict[Path, BodyValues])
     untrained: tuple[tuple[Variable, Site], ...] = ()
 
     def __repr__(self) -> str:
@@ -124,12 +124,13 @@ def find_updates(graph: Graph) -> Analysis:
         GraphError: the graph cannot be followed: a dangling edge, a missing or recursive function.
     """
     slots: dict[int, VariableWrites] = {}
-    for _ in range(_MAX_ROUNDS):
-        analysis = _analyse(graph.with_slots(slots.keys()) if slots else graph, slots)
+    analysis = _analyse(graph, slots)
+    for _ in range(_MAX_ROUNDS - 1):
         found = _slots(analysis)
         if not found.keys() - slots.keys():
             break
         slots |= found
+        analysis = _analyse(graph.with_slots(slots.keys()), slots)
     return analysis
 
 

@@ -1,3 +1,4 @@
+# pyright: basic
 """Holds what graphwd would inject against TensorFlow's kernel registry, for a device that need not be there.
 
 On a GPU some kernels take or give a tensor in the memory of the host, nearly always one of int32. Where one end of an
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tensorflow.python.framework import kernels, op_def_registry
 
 from graphwd.errors import PlanError
-from graphwd.graph.body import is_control, parse_edge
+from graphwd.graph.edge import is_control, node_of, output_of, parse_edge
 from graphwd.graph.graph import DTYPE_NAMES, MARK
 from graphwd.planning.planner import Plan
 from graphwd.rewriting.inject import inject
@@ -99,7 +100,7 @@ def _problems(body: FunctionDef, device: str) -> Iterator[str]:
     copied = {edge.text for edge in edges if not edge.injected and edge.crosses}
     for edge in edges:
         if edge.injected and edge.crosses and edge.text not in copied:
-            source, node = nodes[parse_edge(edge.text).node], nodes[edge.node]
+            source, node = nodes[node_of(edge.text)], nodes[edge.node]
             places = [device, "the host"]
             yield (
                 f"{node.op} ({node.name}) takes from the memory of {places[edge.takes]} what {source.op} "
@@ -126,7 +127,7 @@ def _edges(body: FunctionDef, nodes: Mapping[str, NodeDef], kernels_of: Mapping[
     for node in body.node_def:
         kernel = kernels_of[node.name]
         for position, text in enumerate(() if kernel is None else node.input):
-            source = None if is_control(text) else nodes.get(parse_edge(text).node)
+            source = None if is_control(text) else nodes.get(node_of(text))
             giving = kernels_of[source.name] if source is not None else None
             if source is None or giving is None:
                 continue
@@ -180,5 +181,4 @@ def _operand(definitions: Sequence[Any], position: int) -> str | None:
 
 def _result(definitions: Sequence[Any], text: str) -> str | None:
     """The name of the result that an edge starts from, in either of TensorFlow's two notations."""
-    parts = text.split(":")
-    return parts[1] if len(parts) == 3 else _operand(definitions, parse_edge(text).index)
+    return output_of(text) or _operand(definitions, parse_edge(text).index)

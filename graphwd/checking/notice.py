@@ -12,13 +12,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from graphwd.graph.body import Body, Edge, Node
+from graphwd.graph.body import Body, Node
+from graphwd.graph.edge import Edge
 from graphwd.graph.graph import Graph, Variable, call_kind
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form
-from graphwd.graph.traits import METADATA_OPS, READ_OPS, SAME_OPS, SIGNS, Trait, ops_with
-
-_NOT_ADDITIVE = ("Ftrl", "Proximal", "AdagradDA")
-"""What the names of the Apply ops have in common that do not add their update to the weight."""
+from graphwd.graph.traits import ALIAS_OPS, METADATA_OPS, READ_OPS, SIGNS, Trait, ops_with
 
 _SUMS = SIGNS  # a cast, which is one of these too, is gone through before
 
@@ -107,7 +105,7 @@ class Notice:
         for node in body.nodes:
             if not any(edge in handles for edge in node.inputs):
                 continue
-            if node.op in SAME_OPS:
+            if node.op in ALIAS_OPS:
                 handles |= {Edge(node.name, index) for index, edge in enumerate(node.inputs) if edge in handles}
             elif node.op not in METADATA_OPS:
                 takers.append(node)
@@ -173,7 +171,7 @@ def _by_op(body: Body, node: Node, handles: set[Edge]) -> Writing:
     if node.inputs[0] not in handles or row.partial:
         return _UNKNOWN  # a slot variable, or a part of the variable that is not rows
     if row.form is Form.APPLY:
-        adds = not any(name in node.op for name in _NOT_ADDITIVE)
+        adds = not row.proximal
     elif row.form is Form.ASSIGN and row.rows is None:
         adds = _is_sum(body, node.inputs[row.value], handles)
     else:
@@ -201,7 +199,7 @@ def _share(node: Node | None, index: int, share: Callable[[Edge], float], handle
         return 0.0
     if node.op == "ReadVariableOp":
         return float(node.inputs[0] in handles)
-    if node.op in SAME_OPS or node.op == "Cast":
+    if node.op in ALIAS_OPS or node.op == "Cast":
         return share(node.inputs[index])
     if node.op in _SUMS:
         signs = itertools.chain((_SUMS[node.op][0],), itertools.repeat(_SUMS[node.op][1]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from graphwd.graph.body import Body, Node, is_control, parse_edge
+from graphwd.graph.body import Body, Node
+from graphwd.graph.edge import sources_of
 from graphwd.graph.graph import MARK, Graph
 from graphwd.graph.ops import WRITE_OPS
 from graphwd.graph.traits import METADATA_OPS, READ_OPS
@@ -63,8 +64,7 @@ def _reachable(body: Body, bit: dict[str, int]) -> dict[str, int]:
     before: dict[str, int] = {}
     for node in body.nodes:
         bits = 0
-        for text in node.proto.input:
-            source = text[1:] if is_control(text) else parse_edge(text).node
+        for source in sources_of(node.proto):
             bits |= before.get(source, 0) | bit.get(source, 0)
         before[node.name] = bits
     return before

@@ -1,3 +1,4 @@
+# pyright: basic
 """Puts the learning rates of a plan to the test: where one is doubled, the update must double.
 
 A rate is followed from where the plan finds it to the variable, the argument or the node that it comes from, so that
@@ -15,10 +16,10 @@ import tensorflow as tf
 
 from graphwd.analysis.sites import Path
 from graphwd.checking.reference import Reference
-from graphwd.graph.body import node_of
+from graphwd.graph.edge import node_of, output_edge
 from graphwd.graph.graph import Graph
 from graphwd.graph.ops import CALL_OPS, CallKind
-from graphwd.graph.traits import SAME_OPS
+from graphwd.graph.traits import ALIAS_OPS
 from graphwd.planning.injections import Injection
 from graphwd.steps.read import ConcreteFunction
 
@@ -202,7 +203,7 @@ class Rates:
             if node.op == "Const" and not node.attr["value"].tensor.tensor_shape.dim:
                 held = tf.make_ndarray(node.attr["value"].tensor)
                 if held.dtype.kind in "fV" and np.isclose(abs(float(held)), value, rtol=1e-6, atol=0):
-                    yield path, f"{node.name}:output:0"
+                    yield path, output_edge(node.name, "output")
 
     def _source(self, path: Path, edge: str) -> Source:
         path, edge = self._origin(path, edge, casts=True)
@@ -211,7 +212,7 @@ class Rates:
             return Source(None, ((path, edge),))
         handle = self._origin(path, node.input[0])
         variable = self._graph.handles.get(handle[1]) if not handle[0] else None
-        reads = (f"{each.name}:value:0" for each in self._nodes(path) if each.op == "ReadVariableOp")
+        reads = (output_edge(each.name, "value") for each in self._nodes(path) if each.op == "ReadVariableOp")
         same = [(path, each) for each in reads if self._origin(path, self._node(path, each).input[0]) == handle]
         return Source(None if variable is None else variable.id, tuple(same))
 
@@ -219,7 +220,7 @@ class Rates:
         """Where a tensor comes from, through aliases and through the arguments of functions that run once."""
         while True:
             node = self._node(path, edge)
-            if node is not None and (node.op in SAME_OPS - {"IdentityN"} or (casts and node.op == "Cast")):
+            if node is not None and (node.op in ALIAS_OPS - {"IdentityN"} or (casts and node.op == "Cast")):
                 edge = node.input[0]
             elif node is None and path and CALL_OPS[path[-1].op].kind in (CallKind.CALL, CallKind.BRANCH):
                 names = [each.name for each in self._function(path).signature.input_arg]

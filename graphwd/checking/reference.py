@@ -1,3 +1,4 @@
+# pyright: basic
 """Runs a step as its plan says, without rewriting it: what a rewritten step is compared with.
 
 The bodies of the original are run in pieces, one after the other, eagerly. Between two pieces, in float64, the decay is
@@ -17,8 +18,8 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from graphwd.analysis.sites import Path
 from graphwd.decay.formulas import FORMULAS
 from graphwd.errors import VerifyError
-from graphwd.graph.body import Body, Node, is_control, node_of, parse_edge
-from graphwd.graph.edge import Use
+from graphwd.graph.body import Body, Node
+from graphwd.graph.edge import Use, data_inputs, is_control, node_of, output_edge, source_of, sources_of
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind
 from graphwd.planning.injections import After, Before, InGradient, Injection, InValue, Nest, nested
 from graphwd.steps.emit import Parts
@@ -155,7 +156,7 @@ class _Compiler:
         self._types = reference._parts.dtypes(function)
         self._used_by: dict[str, set[str]] = {}
         for node in self._body.nodes:
-            for text in _data(node.proto.input):
+            for text in data_inputs(node.proto):
                 self._used_by.setdefault(text, set()).add(node.name)
         self._results = tuple(function.ret[result.name] for result in function.signature.output_arg)
         self._overrides: dict[Use, Injection] = {
@@ -166,7 +167,7 @@ class _Compiler:
             for text in self._formula(name, injection):
                 self._used_by.setdefault(text, set()).add("")  # by a formula: it must outlast the piece that makes it
                 for user in {name, *(use.node for use in injection.uses)}:
-                    self._needs.setdefault(user, []).append(parse_edge(text).node)
+                    self._needs.setdefault(user, []).append(node_of(text))
         self._watched: dict[str, list[tuple[Path, str]]] = {}  # by the node that makes them
         for watched in reference.watched_in(nest):
             self._used_by.setdefault(watched[1], set()).add("")
@@ -183,7 +184,7 @@ class _Compiler:
         yield from injection.reads
         if isinstance(injection, Before):
             for reader, _ in injection.readiness.rereads:
-                yield from _data(self._nodes[reader].proto.input)
+                yield from data_inputs(self._nodes[reader].proto)
 
     def _ordered(self) -> list[Node]:
         """The nodes in an order in which they may run, each after what the formulas of its inputs need."""
@@ -193,8 +194,7 @@ class _Compiler:
             while waiting:
                 name = waiting[-1]
                 node = self._nodes.get(name)
-                texts = node.proto.input if node is not None else ()
-                sources = [text[1:] if is_control(text) else parse_edge(text).node for text in texts]
+                sources = sources_of(node.proto) if node is not None else ()
                 missing = [
                     each
                     for each in [*sources, *self._needs.get(name, ())]
@@ -266,11 +266,11 @@ class _Compiler:
             del copy.input[:]
             for position, text in enumerate(node.proto.input):
                 if is_control(text):
-                    if text[1:] in names:
+                    if source_of(text) in names:
                         copy.input.append(text)
                 elif position in overridden:
                     copy.input.append(self._input(part, inputs, _override_name(node, position), self._types[text]))
-                elif parse_edge(text).node in names:
+                elif node_of(text) in names:
                     copy.input.append(text)
                 else:
                     copy.input.append(self._input(part, inputs, text, self._types[text]))
@@ -280,7 +280,7 @@ class _Compiler:
         outputs = [
             edge
             for edge in self._types
-            if parse_edge(edge).node in names and (self._used_by.get(edge, set()) - names or edge in self._results)
+            if node_of(edge) in names and (self._used_by.get(edge, set()) - names or edge in self._results)
         ]
         for number, edge in enumerate(outputs):
             part.signature.output_arg.add(name=f"out_{number}", type=self._types[edge])  # pyright: ignore[reportArgumentType]
@@ -301,9 +301,9 @@ class _Compiler:
 
     def _call(self, node: Node) -> _Instruction:
         def instruction(values: _Values) -> None:
-            inputs = [values[text] for text in _data(node.proto.input)]
+            inputs = [values[text] for text in data_inputs(node.proto)]
             for index, result in enumerate(self._reference.call(node, self._nest, inputs)):
-                values[f"{node.name}:output:{index}"] = result
+                values[output_edge(node.name, "output", index)] = result
 
         return instruction
 
@@ -362,7 +362,7 @@ class _Compiler:
         write = self._nodes[injection.site.node]
         rows = WRITE_OPS[write.op].rows if injection.rows else None
         reader = next(name for name, uses in injection.readiness.rereads if Use(node.name, position) in uses)
-        inputs = _data(self._nodes[reader].proto.input)
+        inputs = data_inputs(self._nodes[reader].proto)
 
         def instruction(values: _Values) -> None:
             decayed = values.get(f"{write.name} decayed")
@@ -373,10 +373,6 @@ class _Compiler:
             values[_override_name(node, position)] = gathered
 
         return instruction
-
-
-def _data(inputs: Iterable[str]) -> list[str]:
-    return [text for text in inputs if not is_control(text)]
 
 
 def _override_name(node: Node, position: int) -> str:

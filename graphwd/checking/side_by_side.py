@@ -1,3 +1,4 @@
+# pyright: basic
 """Runs one trace of a step and its rewritten form from the same states, and holds one against the other.
 
 The original is run as a whole. A decoupled decay is a formula of the weight before that run and after it, and what no

@@ -61,19 +61,6 @@ class Checked:
     reason: str = ""
     function: str = ""
 
-    @property
-    def _problem(self) -> str:
-        where = f" of {self.function}" if self.function else ""
-        if self.reason:
-            return f"'{self.name}'{where}: {self.reason}"
-        if not self.decayed:
-            what = "from what it must be; no rule decays it"
-            return f"'{self.name}'{where} is {self.error:.4g} units in the last place {what}"
-        return (
-            f"'{self.name}'{where} is {self.error:.4g} units in the last place from what the policy says, "
-            f"where its decay is {self.decay:.4g}"
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -109,7 +96,7 @@ class Verification:
         """
         wrong = [each for each in (*self.variables, *self.outputs) if each.verdict is Verdict.WRONG]
         if wrong or self.races:
-            raise VerifyError("\n".join([*(each._problem for each in wrong), *self.races]))
+            raise VerifyError("\n".join([*(_problem(each) for each in wrong), *self.races]))
 
     def __str__(self) -> str:
         """The findings as a table."""
@@ -135,3 +122,16 @@ class Verification:
     def _summary(self) -> str:
         verdict = "right" if self.ok else "WRONG"
         return f"{verdict} in {self.runs} runs; largest error {self.largest_error:.4g} ulp"
+
+
+def _problem(checked: Checked) -> str:
+    where = f" of {checked.function}" if checked.function else ""
+    if checked.reason:
+        return f"'{checked.name}'{where}: {checked.reason}"
+    if not checked.decayed:
+        what = "from what it must be; no rule decays it"
+        return f"'{checked.name}'{where} is {checked.error:.4g} units in the last place {what}"
+    return (
+        f"'{checked.name}'{where} is {checked.error:.4g} units in the last place from what the policy says, "
+        f"where its decay is {checked.decay:.4g}"
+    )

@@ -1,3 +1,4 @@
+# pyright: basic
 """Verifies a step: its rewritten form is held against the original, run as a whole from the same states."""
 
 from __future__ import annotations

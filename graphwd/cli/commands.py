@@ -7,7 +7,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,9 +107,15 @@ def _as_files(text: str, values: flags.FlagValues) -> tuple[str, str | None] | N
         model = path, name
     else:
         return None
-    if "module" in values and values["module"].value is not None:
-        raise UsageError(f"{text} says itself where it is; leave --module {values['module'].value} out")
+    if "module" in values and _value(values, "module") is not None:
+        raise UsageError(f"{text} says itself where it is; leave --module {_value(values, 'module')} out")
     return model
+
+
+def _value(values: flags.FlagValues, name: str) -> Any:
+    """What a flag is set to."""
+    flag: flags.Flag[Any] = values[name]  # pyright: ignore[reportUnknownVariableType] - of any type
+    return flag.value
 
 
 def _stem(path: str) -> str:
@@ -117,7 +123,7 @@ def _stem(path: str) -> str:
 
 
 def _policy_path(values: flags.FlagValues) -> str:
-    path: str | None = values["policy"].value
+    path: str | None = _value(values, "policy")
     if path is None:
         raise UsageError("--policy is missing; write --policy policy.yaml")
     return path
@@ -127,9 +133,9 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
     policy = load_policy(_policy_path(values))
     model = _as_files(text, values)
-    if model is None and values["link"].value:
+    if model is None and _value(values, "link"):
         raise UsageError("--link is for the files of a SavedModel; a Python step is saved anew: leave --link out")
-    options = {"overwrite": bool(values["overwrite"].value), "link": bool(values["link"].value)}
+    options = {"overwrite": bool(_value(values, "overwrite")), "link": bool(_value(values, "link"))}
     # Only now, with the command line and the policy known to be sound, wait for TensorFlow.
     _import_tensorflow()
     from graphwd.models.export import export
@@ -138,12 +144,12 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
     if model is not None:
         path, name = model
-        target = values["output"].value or f"{_stem(path)}_decayed"
+        target = _value(values, "output") or f"{_stem(path)}_decayed"
         plan = rewrite_saved_model(path, target, policy, None if name is None else [name], **options)
     else:
         with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
-            found = find_step(text, values["module"].value)
-            target = values["output"].value or f"{found.name}_decayed"
+            found = find_step(text, _value(values, "module"))
+            target = _value(values, "output") or f"{found.name}_decayed"
             plan = export(found.step, found.name, policy, target, overwrite=options["overwrite"])
     print(as_table(plan.record()))
     print(f"wrote {target}")
@@ -151,7 +157,7 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
 def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
-    policy = load_policy(values["policy"].value) if values["policy"].value is not None else None
+    policy = load_policy(_value(values, "policy")) if _value(values, "policy") is not None else None
     model = _as_files(text, values)
     if policy is None and model is None:
         _policy_path(values)
@@ -170,18 +176,18 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
         decided = plan_saved_model(path, policy, None if name is None else [name])
     else:
         with contextlib.redirect_stdout(sys.stderr):
-            found = find_step(text, values["module"].value)
+            found = find_step(text, _value(values, "module"))
             decided = plan(PythonStep(found.step, found.name), policy)
     record = decided.record()
     checked = None
-    if values["device"].value is not None and not decided.problems:
+    if _value(values, "device") is not None and not decided.problems:
         from graphwd.checking.kernels import check_device
 
-        checked = check_device(decided, str(values["device"].value))
+        checked = check_device(decided, str(_value(values, "device")))
         record["device"] = checked.record()
-    if values["format"].value == "table":
+    if _value(values, "format") == "table":
         record["problems"] = []  # they go to standard error, below
-    print(_FORMATS[str(values["format"].value)](record))
+    print(_FORMATS[str(_value(values, "format"))](record))
     decided.check()
     if checked is not None:
         checked.check()
@@ -191,9 +197,9 @@ def _describe(values: flags.FlagValues, decays: Sequence[Mapping[str, Any]]) -> 
     """Says what graphwd has done to a model."""
     if not decays:
         _policy_path(values)
-    if values["device"].value is not None:
+    if _value(values, "device") is not None:
         raise UsageError("--device checks a plan: give --policy, and a model that graphwd has not rewritten")
-    print(_DESCRIPTIONS[str(values["format"].value)](decays))
+    print(_DESCRIPTIONS[str(_value(values, "format"))](decays))
 
 
 def _strip(values: flags.FlagValues, positional: Sequence[str]) -> None:
@@ -201,15 +207,15 @@ def _strip(values: flags.FlagValues, positional: Sequence[str]) -> None:
     _import_tensorflow()
     from graphwd.models.saved_model import strip
 
-    target = values["output"].value or f"{_stem(text)}_stripped"
-    count = strip(text, target, overwrite=bool(values["overwrite"].value), link=bool(values["link"].value))
+    target = _value(values, "output") or f"{_stem(text)}_stripped"
+    count = strip(text, target, overwrite=bool(_value(values, "overwrite")), link=bool(_value(values, "link")))
     print(f"took {count} decay{'' if count == 1 else 's'} out")
     print(f"wrote {target}")
 
 
 def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
-    if values["rewritten"].value is None:
+    if _value(values, "rewritten") is None:
         raise UsageError("--rewritten is missing; write --rewritten DIR with the SavedModel that rewrite wrote")
     policy = load_policy(_policy_path(values))
     _import_tensorflow()
@@ -222,13 +228,13 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
         if model is not None:
             if model[0].endswith(".meta"):
                 raise UsageError(f"{text}: a .meta file cannot be verified; verify a SavedModel of the graph")
-            pairs = model_pairs(*model, values["rewritten"].value)
+            pairs = model_pairs(*model, _value(values, "rewritten"))
             policy = for_some(policy) if len(pairs) > 1 else policy
         else:
-            found = find_step(text, values["module"].value)
-            pairs = step_pairs(found.step, found.name, values["rewritten"].value)
+            found = find_step(text, _value(values, "module"))
+            pairs = step_pairs(found.step, found.name, _value(values, "rewritten"))
         verification = verify_pairs(
-            pairs, policy, runs=int(values["runs"].value or 1), tolerance=float(values["tolerance"].value or 0)
+            pairs, policy, runs=int(_value(values, "runs") or 1), tolerance=float(_value(values, "tolerance") or 0)
         )
     print(verification)
     verification.check()
@@ -254,7 +260,7 @@ def _import_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def _redirected(descriptor: int, target: int) -> Iterator[None]:
+def _redirected(descriptor: int, target: int) -> Generator[None]:
     saved = os.dup(descriptor)
     try:
         os.dup2(target, descriptor)

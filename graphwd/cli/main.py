@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import TextIO
+from typing import Any, TextIO
 
 from absl import flags
 
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - it is where descriptor 1 was closed
         return _ended("standard output is closed, so there is nobody to tell the result to", 1)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
+        # Names may hold what the terminal cannot show.
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportUnknownMemberType] - no matter of what
     told = io.StringIO()
     message, status = "", 0
     try:
@@ -140,9 +141,9 @@ def _overview() -> str:
 
 
 def _flags_help(values: flags.FlagValues) -> str:
-    lines = []
+    lines: list[str] = []
     for name in sorted(values):
-        flag = values[name]
+        flag: flags.Flag[Any] = values[name]  # pyright: ignore[reportUnknownVariableType] - of any type
         choices = getattr(flag.parser, "enum_values", None)
         kind = "" if flag.boolean else " " + ("|".join(choices) if choices else "VALUE")
         default = "" if flag.default is None or flag.boolean else f" (default: {flag.default})"

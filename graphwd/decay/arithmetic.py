@@ -1,3 +1,4 @@
+# pyright: basic
 """Decays as TensorFlow code: each way in which a decay enters an update is one function of tensors.
 
 graphwd traces each function once for each dtype and splices the trace into bodies. Parameters are wired by their names:

@@ -1,7 +1,4 @@
-"""A function body: its nodes, sorted, and their edges.
-
-This module alone knows how edges are written (``node:output:index``, ``node:index``, ``argument``, ``^node``).
-"""
+"""A function body: its nodes, sorted, and their edges."""
 
 from __future__ import annotations
 
@@ -12,23 +9,13 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from graphwd.errors import GraphError
+from graphwd.graph.edge import Edge, is_control, parse_edge, source_of
 from graphwd.graph.traits import MERGE_OPS, Trait, ops_with
 
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
     from tensorflow.core.framework.function_pb2 import FunctionDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
-
-
-_MAX_DIGITS = 10
-"""Of the number of an output: more than any node has."""
-
-
-class Edge(NamedTuple):
-    """A data input: output ``index`` of ``node``, which may be an argument of the body."""
-
-    node: str
-    index: int
 
 
 class Node(NamedTuple):
@@ -48,43 +35,12 @@ class Node(NamedTuple):
     inputs: tuple[Edge, ...]
     controls: tuple[str, ...]
     protos: Sequence[NodeDef]
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] - nobody searches a node as a tuple
 
     @property
     def proto(self) -> NodeDef:
         """The node as TensorFlow keeps it; not held, for of most nodes nobody asks for it again."""
         return self.protos[self.index]
-
-
-def parse_edge(text: str) -> Edge:
-    """Reads a data edge in either of TensorFlow's two notations.
-
-    Args:
-        text: ``node:output:index`` or ``argument`` (functions), ``node:index`` or ``node`` (graphs).
-
-    Returns:
-        The node and the number at the end; 0 where none is written.
-
-    Raises:
-        GraphError: the number is none that a node could have.
-    """
-    node, colon, rest = text.partition(":")
-    if not colon:
-        return Edge(text, 0)
-    digits = rest.rpartition(":")[2]
-    if len(digits) > _MAX_DIGITS:
-        raise GraphError(f"'{node}' has no output of number {digits[:_MAX_DIGITS]}...")
-    return Edge(node, int(digits) if digits.isdecimal() else 0)
-
-
-def node_of(text: str) -> str:
-    """The node, or argument, that a data edge comes from."""
-    return text.partition(":")[0]
-
-
-def is_control(text: str) -> bool:
-    """Whether an input is a control dependency."""
-    return text.startswith("^")
 
 
 class Layout(NamedTuple):
@@ -150,11 +106,6 @@ def _results(function: FunctionDef, known: Container[str]) -> Iterator[Edge]:
         raise GraphError(f"the function '{body}' waits for '{missing[0]}', which does not exist")
 
 
-def sources_of(proto: NodeDef) -> list[str]:
-    """The names of all that a node waits for, by data or control."""
-    return [text[1:] if is_control(text) else node_of(text) for text in proto.input]
-
-
 def _in_order(body: str, arguments: Iterable[str], protos: RepeatedCompositeFieldContainer[NodeDef]) -> _Order:
     """Parses nodes and orders them, each after all that it waits for.
 
@@ -211,7 +162,7 @@ class _Order:
                 first = not output or output.endswith(":0") or output == "0"
                 inputs.append(edge if first else Edge(edge.node, parse_edge(text).index))
             elif is_control(text):
-                source = text[1:]
+                source = source_of(text)
                 edge = known.get(source)
                 controls.append(source if edge is None else edge.node)
             else:

@@ -1,8 +1,31 @@
-"""The edges of a body."""
+"""The edges of a body, as text and parsed.
+
+This module alone knows how edges are written: ``node:output:index`` or ``argument`` in functions, ``node:index`` or
+``node`` in graphs, and ``^node`` for a control dependency in both. Only the parser of `graphwd.graph.body`, which goes
+through all edges of a step, takes a shorter way to the same.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from graphwd.errors import GraphError
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+_MAX_DIGITS = 10
+"""Of the number of an output: more than any node has."""
+
+_NAMED_OUTPUT = re.compile(r"[^:^]+:(?P<output>[a-z]\w*):\d+")
+
+
+class Edge(NamedTuple):
+    """A data input: output ``index`` of ``node``, which may be an argument of the body."""
+
+    node: str
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] - nobody searches an edge as a tuple
 
 
 class Use(NamedTuple):
@@ -10,3 +33,84 @@ class Use(NamedTuple):
 
     node: str
     position: int
+
+
+def parse_edge(text: str) -> Edge:
+    """Reads a data edge in either of TensorFlow's two notations.
+
+    Args:
+        text: ``node:output:index`` or ``argument`` (functions), ``node:index`` or ``node`` (graphs).
+
+    Returns:
+        The node and the number at the end; 0 where none is written.
+
+    Raises:
+        GraphError: the number is none that a node could have.
+    """
+    node, colon, rest = text.partition(":")
+    if not colon:
+        return Edge(text, 0)
+    digits = rest.rpartition(":")[2]
+    if len(digits) > _MAX_DIGITS:
+        raise GraphError(f"'{node}' has no output of number {digits[:_MAX_DIGITS]}...")
+    return Edge(node, int(digits) if digits.isdecimal() else 0)
+
+
+def is_control(text: str) -> bool:
+    """Whether an input is a control dependency."""
+    return text.startswith("^")
+
+
+def node_of(text: str) -> str:
+    """The node, or argument, that a data edge comes from."""
+    return text.partition(":")[0]
+
+
+def source_of(text: str) -> str:
+    """The node, or argument, that an input comes from, by data or control."""
+    return text[1:] if is_control(text) else node_of(text)
+
+
+def output_of(text: str) -> str | None:
+    """The name of the output that a data edge comes from; None for an argument, and in the notation of graphs."""
+    match = _NAMED_OUTPUT.fullmatch(text)
+    return match and match["output"]
+
+
+def output_edge(node: str, output: str, index: int = 0) -> str:
+    """The data edge from an output of a node of a function.
+
+    Args:
+        node: the node.
+        output: the name of the output.
+        index: the number within it.
+    """
+    return f"{node}:{output}:{index}"
+
+
+def graph_edge(node: str, index: int) -> str:
+    """The data edge from an output of a node of a graph, outputs being counted through."""
+    return f"{node}:{index}" if index else node
+
+
+def control_edge(node: str) -> str:
+    """The input that makes a node wait for another."""
+    return f"^{node}"
+
+
+def with_node(text: str, node: str) -> str:
+    """The same output of another node; of a control dependency, the one on that node."""
+    if is_control(text):
+        return control_edge(node)
+    _, colon, output = text.partition(":")
+    return f"{node}{colon}{output}"
+
+
+def data_inputs(proto: NodeDef) -> list[str]:
+    """The inputs of a node that are data, in order."""
+    return [text for text in proto.input if not is_control(text)]
+
+
+def sources_of(proto: NodeDef) -> list[str]:
+    """The names of all that a node waits for, by data or control."""
+    return [source_of(text) for text in proto.input]

@@ -1,3 +1,4 @@
+# pyright: basic
 """Traced Python functions of tensors, as pieces of graph that can be spliced into bodies.
 
 A function is traced in a graph of its own: nothing of the surroundings gets in, no automatic control edges are added,

@@ -57,6 +57,15 @@ class WriteOp:
         return next((i for i, name in enumerate(self.operands) if name in names), None)
 
     @property
+    def proximal(self) -> bool:
+        """Whether an Apply op ends in a proximal step, the soft threshold of an L1 penalty.
+
+        What such an op writes is not the weight plus something made of the gradient: the Proximal ops cut that sum off
+        at the threshold, FTRL and AdagradDA compute the weight from their slot variables.
+        """
+        return "l1" in self.operands
+
+    @property
     def slots(self) -> tuple[int, ...]:
         """Positions of the slot variables that an Apply op reads and writes besides its variable."""
         return tuple(i for i, name in enumerate(self.operands) if i and name in _SLOTS)

@@ -225,7 +225,7 @@ REFERENCE_OPS = ops_with(Trait.REFERENCE)
 DATA_OPS = ops_with(Trait.DATA)
 SHAPE_OPS = ops_with(Trait.SHAPE)
 
-SAME_OPS = ops_with(Trait.ALIAS)
+ALIAS_OPS = ops_with(Trait.ALIAS)
 PASS_THROUGH_OPS = ops_with(Trait.ALIAS, Trait.PASS_THROUGH)
 MERGE_OPS = ops_with(Trait.MERGE)
 

@@ -1,3 +1,4 @@
+# pyright: basic
 """Checks the nodes of a graph that nobody has loaded yet against TensorFlow's op registry.
 
 What a ConcreteFunction holds, TensorFlow has checked; a file may hold anything. Behind this check every node of a known
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tensorflow.python.framework import op_def_registry
 
 from graphwd.errors import GraphError
-from graphwd.graph.body import is_control
+from graphwd.graph.edge import data_inputs
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.node_def_pb2 import NodeDef
@@ -104,7 +105,7 @@ def _check_inputs(where: str, node: NodeDef, op: _Op) -> None:
         wanted += node.attr[name].i if name in node.attr else default
     for name, default in op.lists:
         wanted += len(node.attr[name].list.type) if name in node.attr else default
-    given = len([text for text in node.input if not is_control(text)])
+    given = len(data_inputs(node))
     if given != wanted:
         raise GraphError(f"the node '{node.name}' ({node.op}) of {where} has {given} inputs; it needs {wanted}")
 

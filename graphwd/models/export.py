@@ -1,3 +1,4 @@
+# pyright: basic
 """Writes a rewritten Python step as a SavedModel that trains wherever TensorFlow runs."""
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from enum import Enum
 from io import FileIO
 from pathlib import Path
@@ -79,7 +79,7 @@ def _exists(target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_directory(target: Path, *, overwrite: bool = False) -> Generator[Path]:
     """A directory to fill, which takes the place of the target when the block ends without an error.
 
     Args:
@@ -234,7 +234,7 @@ def _read(reader: FileIO, source: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def _progress(total: int) -> Generator[Callable[[int], None]]:
     """A progress bar on standard error, where there is much to copy and somebody to see it."""
     with Progress(disable=total < _LARGE, transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task("copying", total=total)

@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ _SHARD = re.compile(r"variables\.data-\d{5}-of-(\d{5})")
 
 
 @contextlib.contextmanager
-def _bounded() -> Iterator[None]:
+def _bounded() -> Generator[None]:
     """Bounds the depth of what is read: a chain of thousands of nodes, functions or objects is refused."""
     try:
         with collection_paused():

@@ -7,7 +7,6 @@ signatures and in the collection ``train_op``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 from graphwd.analysis.updates import Analysis, find_updates
 from graphwd.errors import StepError
-from graphwd.graph.body import node_of, parse_edge
+from graphwd.graph.edge import graph_edge, node_of, output_of, parse_edge, with_node
 from graphwd.graph.function_library import original_name, rename, set_library
 from graphwd.graph.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, differentiable
 from graphwd.graph.traits import HANDLE_OPS, Trait, ops_with
@@ -33,7 +32,6 @@ TRAIN_OP = "train_op"
 
 _ENTERS, _EXITS = ops_with(Trait.ENTER), ops_with(Trait.EXIT)
 _TRAINABLE = ("trainable_variables", "trainable_resource_variables")
-_FUNCTION_EDGE = re.compile(r"^(?P<node>[^:^]+):(?P<output>[a-z]\w*):(?P<index>\d+)$")
 
 
 def view_main_graph(meta_graph: MetaGraphDef) -> Graph:
@@ -238,10 +236,10 @@ def _copy(node: NodeDef, target: NodeDef) -> None:
 
 def _graph_edge(text: str) -> str:
     """An edge as a graph writes it. Of the ops that are injected only ``Unique`` has a second output."""
-    match = _FUNCTION_EDGE.match(text)
-    if match is None:
+    output = output_of(text)
+    if output is None:
         return text
-    return f"{match['node']}:1" if match["output"] == "idx" else match["node"]
+    return graph_edge(node_of(text), 1 if output == "idx" else 0)
 
 
 def _fetch_instead(meta_graph: MetaGraphDef, targets: Mapping[str, str]) -> None:
@@ -249,9 +247,13 @@ def _fetch_instead(meta_graph: MetaGraphDef, targets: Mapping[str, str]) -> None
     if TRAIN_OP in meta_graph.collection_def:
         names = meta_graph.collection_def[TRAIN_OP].node_list.value
         for position, name in enumerate(names):
-            node, colon, rest = name.partition(":")
-            names[position] = targets.get(node, node) + colon + rest
+            names[position] = _led_on(name, targets)
     for signature in meta_graph.signature_def.values():
         for info in signature.outputs.values():
-            node, colon, rest = info.name.partition(":")
-            info.name = targets.get(node, node) + colon + rest
+            info.name = _led_on(info.name, targets)
+
+
+def _led_on(name: str, targets: Mapping[str, str]) -> str:
+    """What is fetched, a tensor or a node, of the node that another one stands for."""
+    node = node_of(name)
+    return with_node(name, targets[node]) if node in targets else name

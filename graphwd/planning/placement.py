@@ -14,8 +14,7 @@ from graphwd.analysis.readiness import find_readiness, refuse_forward_reads, whe
 from graphwd.analysis.sites import STRONG, Evidence, Site, Write
 from graphwd.analysis.updates import Update, VariableWrites, group_writes, is_whole, may_continue
 from graphwd.errors import UnclearError
-from graphwd.graph.body import node_of
-from graphwd.graph.edge import Use
+from graphwd.graph.edge import Use, node_of
 from graphwd.graph.graph import DTYPE_NUMBERS
 from graphwd.graph.ops import Form
 from graphwd.planning.injections import EPSILON, After, Before, InGradient, Injection, InValue, Rate

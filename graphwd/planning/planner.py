@@ -22,6 +22,7 @@ from graphwd.analysis.updates import (
 )
 from graphwd.analysis.values import MANY
 from graphwd.errors import PlanError
+from graphwd.graph.edge import node_of
 from graphwd.graph.graph import Graph, Variable
 from graphwd.graph.ops import CALL_OPS, CallKind, Form
 from graphwd.messages import listed
@@ -244,7 +245,7 @@ def _decay_record(injection: Injection) -> dict[str, Any]:
         "where": injection.where.value,
         "rate": injection.rate.number,
         "learning_rate": learning_rate and learning_rate.name,
-        "gradient": entry and entry.tensor.partition(":")[0],
+        "gradient": entry and node_of(entry.tensor),
         "gradient_after": entry and entry.after,
     }
 

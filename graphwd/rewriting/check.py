@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from graphwd.analysis.sites import Frame
 from graphwd.errors import RewriteError
-from graphwd.graph.body import Body, Layout, is_control, sources_of
-from graphwd.graph.edge import Use
+from graphwd.graph.body import Body, Layout
+from graphwd.graph.edge import Use, control_edge, is_control, source_of, sources_of
 from graphwd.graph.graph import MARK
 from graphwd.planning.injections import After, Before, Injection
 
@@ -36,7 +36,7 @@ def check_rewritten(
     """
     name = before.signature.name
     count = len(before.node_def)
-    decays = _decays(before, after, injections)
+    waits = {control_edge(decay) for decay in _decays(before, after, injections)}
     moved = {use for injection in injections.values() for use in injection.uses}
     delayed = {write for write, injection in injections.items() if isinstance(injection, Before)}
     led_on: dict[str, set[str]] = defaultdict(set)
@@ -44,17 +44,17 @@ def check_rewritten(
         led_on[frame.node].add(frame.callee.attribute)
     unchanged = {*(use.node for use in moved), *delayed, *led_on}
     changed: list[tuple[int, NodeDef]] = []
-    undecayed = {f"^{write}" for write, injection in injections.items() if isinstance(injection, After)}
+    undecayed = {control_edge(write) for write, injection in injections.items() if isinstance(injection, After)}
     for place, old, new in zip(layout.places, before.node_def, after.node_def, strict=False):
         inputs = new.input if undecayed else ()
         # What a node waits for comes after what it takes.
         if inputs and is_control(inputs[-1]) and (early := undecayed.intersection(inputs)):
-            raise RewriteError(f"rewriting '{name}' left something to wait for {min(early)[1:]} undecayed")
+            raise RewriteError(f"rewriting '{name}' left something to wait for {source_of(min(early))} undecayed")
         if old == new:
             continue
         unchanged.discard(old.name)
         _check_changed(old, new, led_on.get(old.name, ()), moved, name)
-        if old.name in delayed and new.input[-1][1:] not in decays:
+        if old.name in delayed and new.input[-1] not in waits:
             raise RewriteError(f"rewriting '{name}' left {old.name} not to wait for its decay")
         changed.append((place, new))
     if unchanged:

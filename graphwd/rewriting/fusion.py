@@ -1,3 +1,4 @@
+# pyright: basic
 """Outlines an optimizer's arithmetic, decay included, into a function that XLA compiles.
 
 An optimizer that is written out in ops of its own, as those of Keras 3 are, goes through memory once an op: some twenty
@@ -22,7 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 from tensorflow.python.framework import op_def_registry
 
-from graphwd.graph.body import is_control, parse_edge
+from graphwd.graph.edge import (
+    control_edge,
+    data_inputs,
+    is_control,
+    node_of,
+    output_edge,
+    output_of,
+    parse_edge,
+    source_of,
+    sources_of,
+)
 from graphwd.graph.gradient_scopes import in_gradient_scope
 from graphwd.graph.graph import MARK
 from graphwd.graph.ops import WRITE_OPS, Form
@@ -77,7 +88,7 @@ def _behind(writes: Iterable[str], nodes: Mapping[str, NodeDef]) -> set[str]:
             continue
         chosen.add(name)
         for text in nodes[name].input:
-            source = nodes.get(text[1:] if is_control(text) else parse_edge(text).node)
+            source = nodes.get(source_of(text))
             if source is None or in_gradient_scope(source.name):
                 continue
             if source.op in _WRITES or (not is_control(text) and source.op in _ELEMENTWISE | _READS):
@@ -102,8 +113,7 @@ def _convex(chosen: set[str], nodes: Mapping[str, NodeDef]) -> set[str]:
     successors: dict[str, list[str]] = defaultdict(list)
     predecessors: dict[str, list[str]] = {}
     for node in nodes.values():
-        sources = [text[1:] if is_control(text) else parse_edge(text).node for text in node.input]
-        predecessors[node.name] = [source for source in sources if source in nodes]
+        predecessors[node.name] = [source for source in sources_of(node) if source in nodes]
         for source in predecessors[node.name]:
             successors[source].append(node.name)
     kept = set(chosen)
@@ -162,8 +172,8 @@ class _Outline:
         del node.input[:]
         for text in original.input:
             if not is_control(text):
-                node.input.append(text if parse_edge(text).node in self._chosen else self._input(text))
-            elif text[1:] in self._chosen:
+                node.input.append(text if node_of(text) in self._chosen else self._input(text))
+            elif source_of(text) in self._chosen:
                 node.input.append(text)
             else:
                 yield text
@@ -185,20 +195,22 @@ class _Outline:
 
     def _led_on(self, text: str, call: str) -> str:
         """A data edge, from the call where it came from a node that was moved."""
-        if parse_edge(text).node not in self._chosen:
+        if node_of(text) not in self._chosen:
             return text
         if text not in self._outputs:
             number = self._outputs[text] = len(self._outputs)
             result = self._made.signature.output_arg.add(name=f"output_{number}")
             result.type = self._dtype(text)
             self._made.ret[result.name] = text
-        return f"{call}:output:{self._outputs[text]}"
+        return output_edge(call, "output", self._outputs[text])
 
     def _lead_on(self, node: NodeDef, call: str) -> None:
         """Lets a node that stays take from the call what it took from nodes that were moved."""
         texts = list(node.input)
-        data = [self._led_on(text, call) for text in texts if not is_control(text)]
-        control = [f"^{call}" if text[1:] in self._chosen else text for text in texts if is_control(text)]
+        data = [self._led_on(text, call) for text in data_inputs(node)]
+        control = [
+            control_edge(call) if source_of(text) in self._chosen else text for text in texts if is_control(text)
+        ]
         new = [*data, *dict.fromkeys(control)]
         if new != texts:
             del node.input[:]
@@ -231,13 +243,12 @@ class _Outline:
 
     def _dtype(self, text: str) -> Any:
         """The dtype of a tensor of the body, as a number."""
-        name, _, rest = text.partition(":")
+        name = node_of(text)
         if name not in self._nodes:
             return self._arguments[name]
         node = self._nodes[name]
-        result, _, index = rest.partition(":")
         definition: Any = op_def_registry.get(node.op)
-        output = next(each for each in definition.output_arg if each.name == result)
+        output = next(each for each in definition.output_arg if each.name == output_of(text))
         if output.type_list_attr:
-            return node.attr[output.type_list_attr].list.type[int(index)]
+            return node.attr[output.type_list_attr].list.type[parse_edge(text).index]
         return node.attr[output.type_attr].type if output.type_attr else output.type

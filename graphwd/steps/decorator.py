@@ -52,7 +52,8 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
         if is_concrete(step):
             raise StepError("with_weight_decay takes a function; use graphwd.rewrite for a ConcreteFunction")
         if isinstance(step, (classmethod, staticmethod)):
-            raise StepError(f"with_weight_decay goes below @{type(step).__name__}, not above it")
+            above = type(step).__name__  # pyright: ignore[reportUnknownArgumentType] - no matter of what
+            raise StepError(f"with_weight_decay goes below @{above}, not above it")
         tell_frozen_state(step)
         return _decayed(as_function(step), loaded)
 

@@ -1,3 +1,4 @@
+# pyright: basic
 """Finds what holds the variables of a Python step: the Keras variables that own them, and the paths that lead to them.
 
 Keras 3 keeps a ``tf.Variable`` in a variable of its own, which knows the path and whether it is trained; the

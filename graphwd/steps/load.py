@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -85,7 +85,7 @@ def _load(container: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _imports_from(folder: Path, container: str) -> Iterator[None]:
+def _imports_from(folder: Path, container: str) -> Generator[None]:
     """Lets a user's code import what lies beside it, now and when it is traced; turns its failure into one message."""
     sys.path.insert(0, str(folder))
     try:

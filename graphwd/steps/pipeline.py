@@ -197,4 +197,4 @@ def as_function(step: Any) -> Any:
         StepError: ``step`` is neither, or is called, but is no step: a class, a Keras model.
     """
     refuse_no_step(step)
-    return step if is_polymorphic(step) else tf.function(step)
+    return step if is_polymorphic(step) else tf.function(step)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - TensorFlow's

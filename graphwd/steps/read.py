@@ -1,3 +1,4 @@
+# pyright: basic
 """Reads steps that live in this process: what a traced function does, and which variables it does it to.
 
 TensorFlow internals used here, and why there is no public way:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphwd.errors import GraphError
-from graphwd.graph.body import Body, Edge, parse_edge
+from graphwd.graph.body import Body
+from graphwd.graph.edge import Edge, parse_edge
 from graphwd.graph.graph import Callee, Graph
 from tests.helpers.graphs import function
 

@@ -106,6 +106,12 @@ def test_operands_are_those_of_the_registry(registry, name):
     assert row.partial == ("Nd" in name or "Slice" in name)
 
 
+def test_ops_with_an_l1_penalty_are_proximal():
+    named = {name for name in WRITE_OPS if any(part in name for part in ("Ftrl", "Proximal", "AdagradDA"))}
+    assert {name for name, row in WRITE_OPS.items() if row.proximal} == named
+    assert {WRITE_OPS[name].form for name in named} == {Form.APPLY}
+
+
 def test_every_op_that_is_named_exists(registry):
     named = {*CALL_OPS, *READ_OPS, *METADATA_OPS, *HANDLE_OPS, *PASS_THROUGH_OPS, *DATA_OPS}
     assert named - registry.keys() == set()

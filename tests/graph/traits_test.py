@@ -6,10 +6,10 @@ import pytest
 
 from graphwd.graph.traits import (
     ADDITIVE_OPS,
+    ALIAS_OPS,
     KNOWN_OPS,
     PASS_THROUGH_OPS,
     QUOTIENT_OPS,
-    SAME_OPS,
     SIGNS,
     SUM_OPS,
     Trait,
@@ -37,7 +37,7 @@ def test_every_trait_is_of_some_op(trait):
 
 
 def test_sets_made_of_others():
-    assert SAME_OPS < PASS_THROUGH_OPS
-    assert ADDITIVE_OPS | SAME_OPS == SUM_OPS
+    assert ALIAS_OPS < PASS_THROUGH_OPS
+    assert ADDITIVE_OPS | ALIAS_OPS == SUM_OPS
     assert SIGNS.keys() == ADDITIVE_OPS | {"Cast", "Neg"}
     assert "DivNoNan" not in QUOTIENT_OPS

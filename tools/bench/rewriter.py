@@ -41,7 +41,7 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from graphwd.analysis.updates import find_updates
 from graphwd.garbage import collection_paused
-from graphwd.graph.body import node_of
+from graphwd.graph.edge import node_of
 from graphwd.graph.graph import DTYPE_NUMBERS, Graph, Variable
 from graphwd.models.saved_model import rewrite_saved_model
 from graphwd.planning.planner import make_plan
