@@ -9,13 +9,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from graphwd.cli.sources import Files, PythonSource, source_of
 from graphwd.errors import StepError, UsageError
 from graphwd.planning.render import as_html, as_json, as_table, decays_as_html, decays_as_json, decays_as_table
 from graphwd.policy.rules import load_policy
+
+if TYPE_CHECKING:
+    from graphwd.models.target import Output, Target
 
 _STEP_FN = """\
 STEP_FN is one of
@@ -98,24 +103,6 @@ def _step_fn(positional: Sequence[str], what: str = "STEP_FN") -> str:
     return positional[0]
 
 
-def _as_files(text: str, values: flags.FlagValues) -> tuple[str, str | None] | None:
-    """The SavedModel or ``.meta`` file that a user named, and the function of it; None for a Python step."""
-    path, _, name = text.rpartition(":")
-    if os.path.isdir(text) or text.endswith(".meta"):
-        model = text, None
-    elif path and (os.path.isdir(path) or path.endswith(".meta")):
-        model = path, name
-    else:
-        return None
-    if "module" in values and values["module"].value is not None:
-        raise UsageError(f"{text} says itself where it is; leave --module {values['module'].value} out")
-    return model
-
-
-def _stem(path: str) -> str:
-    return os.path.normpath(path).removesuffix(".meta")
-
-
 def _policy_path(values: flags.FlagValues) -> str:
     path: str | None = values["policy"].value
     if path is None:
@@ -126,52 +113,44 @@ def _policy_path(values: flags.FlagValues) -> str:
 def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
     policy = load_policy(_policy_path(values))
-    model = _as_files(text, values)
-    if model is None and values["link"].value:
+    source = source_of(text, values["module"].value)
+    if values["link"].value and not isinstance(source, Files):
         raise UsageError("--link is for the files of a SavedModel; a Python step is saved anew: leave --link out")
-    options = {"overwrite": bool(values["overwrite"].value), "link": bool(values["link"].value)}
     # Only now, with the command line and the policy known to be sound, wait for TensorFlow.
     _import_tensorflow()
-    from graphwd.models.export import export
-    from graphwd.models.saved_model import rewrite_saved_model
-    from graphwd.steps.load import find_step
+    from graphwd.models.target import rewrite
 
-    if model is not None:
-        path, name = model
-        target = values["output"].value or f"{_stem(path)}_decayed"
-        plan = rewrite_saved_model(path, target, policy, None if name is None else [name], **options)
-    else:
-        with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
-            found = find_step(text, values["module"].value)
-            target = values["output"].value or f"{found.name}_decayed"
-            plan = export(found.step, found.name, policy, target, overwrite=options["overwrite"])
+    with _only_the_answer():
+        target = source.open()
+        output = values["output"].value or f"{_stem(target)}_decayed"
+        plan = rewrite(target, policy, _output(values, output))
     print(as_table(plan.record()))
-    print(f"wrote {target}")
+    print(f"wrote {output}")
+
+
+def _stem(target: Target) -> str:
+    """What the name of its default output begins with."""
+    return os.path.normpath(target.name).removesuffix(".meta")
+
+
+def _output(values: flags.FlagValues, path: str) -> Output:
+    from graphwd.models.target import Output
+
+    return Output(Path(path), bool(values["overwrite"].value), bool(values["link"].value))
 
 
 def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
     policy = load_policy(values["policy"].value) if values["policy"].value is not None else None
-    model = _as_files(text, values)
-    if policy is None and model is None:
-        _policy_path(values)
-    _import_tensorflow()
-    from graphwd.models.export import PythonStep
-    from graphwd.models.saved_model import describe_saved_model, plan_saved_model
-    from graphwd.models.target import plan
-    from graphwd.steps.load import find_step
-
-    if model is not None and policy is None:
-        _describe(values, describe_saved_model(model[0]))
+    source = source_of(text, values["module"].value)
+    if policy is None:
+        _describe(values, source)
         return
-    assert policy is not None
-    if model is not None:
-        path, name = model
-        decided = plan_saved_model(path, policy, None if name is None else [name])
-    else:
-        with contextlib.redirect_stdout(sys.stderr):
-            found = find_step(text, values["module"].value)
-            decided = plan(PythonStep(found.step, found.name), policy)
+    _import_tensorflow()
+    from graphwd.models.target import plan
+
+    with _only_the_answer():
+        decided = plan(source.open(), policy)
     record = decided.record()
     checked = None
     if values["device"].value is not None and not decided.problems:
@@ -187,8 +166,15 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
         checked.check()
 
 
-def _describe(values: flags.FlagValues, decays: Sequence[Mapping[str, Any]]) -> None:
-    """Says what graphwd has done to a model."""
+def _describe(values: flags.FlagValues, source: Files | PythonSource) -> None:
+    """Says what graphwd has done to a model; without a policy there is nothing to say of anything else."""
+    if not isinstance(source, Files):
+        _policy_path(values)
+        return
+    _import_tensorflow()
+    from graphwd.models.target import describe
+
+    decays = describe(source.open())
     if not decays:
         _policy_path(values)
     if values["device"].value is not None:
@@ -199,12 +185,13 @@ def _describe(values: flags.FlagValues, decays: Sequence[Mapping[str, Any]]) -> 
 def _strip(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional, "DIR")
     _import_tensorflow()
-    from graphwd.models.saved_model import strip
+    from graphwd.models.target import strip_model
 
-    target = values["output"].value or f"{_stem(text)}_stripped"
-    count = strip(text, target, overwrite=bool(values["overwrite"].value), link=bool(values["link"].value))
+    model = Files(text, text).open()
+    output = values["output"].value or f"{_stem(model)}_stripped"
+    count = strip_model(model, _output(values, output))
     print(f"took {count} decay{'' if count == 1 else 's'} out")
-    print(f"wrote {target}")
+    print(f"wrote {output}")
 
 
 def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
@@ -214,24 +201,19 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
     policy = load_policy(_policy_path(values))
     _import_tensorflow()
     from graphwd.checking.verify import verify_pairs
-    from graphwd.checking.verify_files import for_some, model_pairs, step_pairs
-    from graphwd.steps.load import find_step
 
-    with contextlib.redirect_stdout(sys.stderr):
-        model = _as_files(text, values)
-        if model is not None:
-            if model[0].endswith(".meta"):
-                raise UsageError(f"{text}: a .meta file cannot be verified; verify a SavedModel of the graph")
-            pairs = model_pairs(*model, values["rewritten"].value)
-            policy = for_some(policy) if len(pairs) > 1 else policy
-        else:
-            found = find_step(text, values["module"].value)
-            pairs = step_pairs(found.step, found.name, values["rewritten"].value)
+    with _only_the_answer():
+        pairs = source_of(text, values["module"].value).beside(values["rewritten"].value)
         verification = verify_pairs(
             pairs, policy, runs=int(values["runs"].value or 1), tolerance=float(values["tolerance"].value or 0)
         )
     print(verification)
     verification.check()
+
+
+def _only_the_answer() -> contextlib.AbstractContextManager[object]:
+    """Keeps what the user's code prints, which is no part of the answer, from standard output."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def _import_tensorflow() -> None:
