@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,12 +30,14 @@ class Pair(NamedTuple):
         variables: the variables of ``rewritten``, in the order of the captures of ``original``; None where they are the
             same; more may follow.
         function: what the report calls it; empty where it is the only one.
+        partial: whether the policy is that of a whole model, which need not have a variable of it for each rule.
     """
 
     original: ConcreteFunction
     rewritten: Any
     variables: Sequence[tf.Variable] | None = None
     function: str = ""
+    partial: bool = False
 
 
 def verify(
@@ -130,6 +133,8 @@ def verify_pairs(
         GraphwdError: as for `verify`.
     """
     found: list[Verification] = []
+    whole = as_policy(policy)
+    for_some = dataclasses.replace(whole, rules=tuple(dataclasses.replace(rule, optional=True) for rule in whole.rules))
     options = tf.config.optimizer.get_experimental_options()
     # Grappler would fuse and fold a whole step and its pieces differently, and round in other places.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
@@ -137,7 +142,8 @@ def verify_pairs(
         for pair in pairs:
             given = lambda random, step=pair.original: _arguments(step, args, kwargs or {}, random)  # noqa: E731
             settings = Settings(runs, tolerance, seed)
-            beside = SideBySide(pair.original, pair.rewritten, as_policy(policy), given, pair.variables, settings)
+            rules = for_some if pair.partial else whole
+            beside = SideBySide(pair.original, pair.rewritten, rules, given, pair.variables, settings)
             found.append(beside.run(pair.function))
     finally:
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False} | options)

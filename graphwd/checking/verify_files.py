@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from graphwd.errors import StepError, UsageError
 from graphwd.models.entry_points import Exports
 from graphwd.models.export import concrete_functions, load_exported, load_function, load_model
 from graphwd.models.saved_model import is_v2, read_model
-from graphwd.policy.rules import Policy
 from graphwd.steps.read import ConcreteFunction, is_concrete, read, rooted, undecorated, variables_of
 
 
@@ -82,13 +80,8 @@ def model_pairs(source: str, name: str | None, rewritten: str | os.PathLike[str]
             if _trains(trace):
                 what = f"signature {entry}" if signature else entry
                 title = what if len(traces) == 1 else f"{what}, trace {number + 1}"
-                pairs.append(Pair(trace, decayed, variables_of(decayed), title))
-    return pairs if len(pairs) > 1 else [pair._replace(function="") for pair in pairs]
-
-
-def for_some(policy: Policy) -> Policy:
-    """The policy of a whole model for one of its functions, which need not have a variable for each rule."""
-    return replace(policy, rules=tuple(replace(rule, optional=True) for rule in policy.rules))
+                pairs.append(Pair(trace, decayed, variables_of(decayed), title, partial=True))
+    return pairs if len(pairs) > 1 else [pair._replace(function="", partial=False) for pair in pairs]
 
 
 def _trains(trace: ConcreteFunction) -> bool:

@@ -9,13 +9,18 @@ import os
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from graphwd.cli.sources import Files, PythonSource, source_of
 from graphwd.errors import StepError, UsageError
 from graphwd.planning.render import as_html, as_json, as_table, decays_as_html, decays_as_json, decays_as_table
 from graphwd.policy.rules import load_policy
+
+if TYPE_CHECKING:
+    from graphwd.models.target import Output, Target
 
 _STEP_FN = """\
 STEP_FN is one of
@@ -98,28 +103,10 @@ def _step_fn(positional: Sequence[str], what: str = "STEP_FN") -> str:
     return positional[0]
 
 
-def _as_files(text: str, values: flags.FlagValues) -> tuple[str, str | None] | None:
-    """The SavedModel or ``.meta`` file that a user named, and the function of it; None for a Python step."""
-    path, _, name = text.rpartition(":")
-    if os.path.isdir(text) or text.endswith(".meta"):
-        model = text, None
-    elif path and (os.path.isdir(path) or path.endswith(".meta")):
-        model = path, name
-    else:
-        return None
-    if "module" in values and _value(values, "module") is not None:
-        raise UsageError(f"{text} says itself where it is; leave --module {_value(values, 'module')} out")
-    return model
-
-
 def _value(values: flags.FlagValues, name: str) -> Any:
     """What a flag is set to."""
     flag: flags.Flag[Any] = values[name]  # pyright: ignore[reportUnknownVariableType] - of any type
     return flag.value
-
-
-def _stem(path: str) -> str:
-    return os.path.normpath(path).removesuffix(".meta")
 
 
 def _policy_path(values: flags.FlagValues) -> str:
@@ -132,52 +119,44 @@ def _policy_path(values: flags.FlagValues) -> str:
 def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
     policy = load_policy(_policy_path(values))
-    model = _as_files(text, values)
-    if model is None and _value(values, "link"):
+    source = source_of(text, _value(values, "module"))
+    if _value(values, "link") and not isinstance(source, Files):
         raise UsageError("--link is for the files of a SavedModel; a Python step is saved anew: leave --link out")
-    options = {"overwrite": bool(_value(values, "overwrite")), "link": bool(_value(values, "link"))}
     # Only now, with the command line and the policy known to be sound, wait for TensorFlow.
     _import_tensorflow()
-    from graphwd.models.export import export
-    from graphwd.models.saved_model import rewrite_saved_model
-    from graphwd.steps.load import find_step
+    from graphwd.models.target import rewrite
 
-    if model is not None:
-        path, name = model
-        target = _value(values, "output") or f"{_stem(path)}_decayed"
-        plan = rewrite_saved_model(path, target, policy, None if name is None else [name], **options)
-    else:
-        with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
-            found = find_step(text, _value(values, "module"))
-            target = _value(values, "output") or f"{found.name}_decayed"
-            plan = export(found.step, found.name, policy, target, overwrite=options["overwrite"])
+    with _only_the_answer():
+        target = source.open()
+        output = _value(values, "output") or f"{_stem(target)}_decayed"
+        plan = rewrite(target, policy, _output(values, output))
     print(as_table(plan.record()))
-    print(f"wrote {target}")
+    print(f"wrote {output}")
+
+
+def _stem(target: Target) -> str:
+    """What the name of its default output begins with."""
+    return os.path.normpath(target.name).removesuffix(".meta")
+
+
+def _output(values: flags.FlagValues, path: str) -> Output:
+    from graphwd.models.target import Output
+
+    return Output(Path(path), bool(_value(values, "overwrite")), bool(_value(values, "link")))
 
 
 def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
     policy = load_policy(_value(values, "policy")) if _value(values, "policy") is not None else None
-    model = _as_files(text, values)
-    if policy is None and model is None:
-        _policy_path(values)
-    _import_tensorflow()
-    from graphwd.models.export import PythonStep
-    from graphwd.models.saved_model import describe_saved_model, plan_saved_model
-    from graphwd.models.target import plan
-    from graphwd.steps.load import find_step
-
-    if model is not None and policy is None:
-        _describe(values, describe_saved_model(model[0]))
+    source = source_of(text, _value(values, "module"))
+    if policy is None:
+        _describe(values, source)
         return
-    assert policy is not None
-    if model is not None:
-        path, name = model
-        decided = plan_saved_model(path, policy, None if name is None else [name])
-    else:
-        with contextlib.redirect_stdout(sys.stderr):
-            found = find_step(text, _value(values, "module"))
-            decided = plan(PythonStep(found.step, found.name), policy)
+    _import_tensorflow()
+    from graphwd.models.target import plan
+
+    with _only_the_answer():
+        decided = plan(source.open(), policy)
     record = decided.record()
     checked = None
     if _value(values, "device") is not None and not decided.problems:
@@ -193,8 +172,15 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
         checked.check()
 
 
-def _describe(values: flags.FlagValues, decays: Sequence[Mapping[str, Any]]) -> None:
-    """Says what graphwd has done to a model."""
+def _describe(values: flags.FlagValues, source: Files | PythonSource) -> None:
+    """Says what graphwd has done to a model; without a policy there is nothing to say of anything else."""
+    if not isinstance(source, Files):
+        _policy_path(values)
+        return
+    _import_tensorflow()
+    from graphwd.models.target import describe
+
+    decays = describe(source.open())
     if not decays:
         _policy_path(values)
     if _value(values, "device") is not None:
@@ -205,12 +191,13 @@ def _describe(values: flags.FlagValues, decays: Sequence[Mapping[str, Any]]) -> 
 def _strip(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional, "DIR")
     _import_tensorflow()
-    from graphwd.models.saved_model import strip
+    from graphwd.models.target import strip_model
 
-    target = _value(values, "output") or f"{_stem(text)}_stripped"
-    count = strip(text, target, overwrite=bool(_value(values, "overwrite")), link=bool(_value(values, "link")))
+    model = Files(text, text).open()
+    output = _value(values, "output") or f"{_stem(model)}_stripped"
+    count = strip_model(model, _output(values, output))
     print(f"took {count} decay{'' if count == 1 else 's'} out")
-    print(f"wrote {target}")
+    print(f"wrote {output}")
 
 
 def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
@@ -220,24 +207,19 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
     policy = load_policy(_policy_path(values))
     _import_tensorflow()
     from graphwd.checking.verify import verify_pairs
-    from graphwd.checking.verify_files import for_some, model_pairs, step_pairs
-    from graphwd.steps.load import find_step
 
-    with contextlib.redirect_stdout(sys.stderr):
-        model = _as_files(text, values)
-        if model is not None:
-            if model[0].endswith(".meta"):
-                raise UsageError(f"{text}: a .meta file cannot be verified; verify a SavedModel of the graph")
-            pairs = model_pairs(*model, _value(values, "rewritten"))
-            policy = for_some(policy) if len(pairs) > 1 else policy
-        else:
-            found = find_step(text, _value(values, "module"))
-            pairs = step_pairs(found.step, found.name, _value(values, "rewritten"))
+    with _only_the_answer():
+        pairs = source_of(text, _value(values, "module")).beside(_value(values, "rewritten"))
         verification = verify_pairs(
             pairs, policy, runs=int(_value(values, "runs") or 1), tolerance=float(_value(values, "tolerance") or 0)
         )
     print(verification)
     verification.check()
+
+
+def _only_the_answer() -> contextlib.AbstractContextManager[object]:
+    """Keeps what the user's code prints, which is no part of the answer, from standard output."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def _import_tensorflow() -> None:
