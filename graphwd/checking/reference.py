@@ -389,7 +389,17 @@ def _lost(weight: np.ndarray, injection: Injection, values: Mapping[str, Any]) -
     if injection.rate.factors:
         raise VerifyError(f"the rate of '{injection.variable.shown}' has factors from elsewhere")
     rate = injection.rate.number * (float(values[learning_rate.tensor]) if learning_rate is not None else 1.0)
-    return rate * FORMULAS[injection.formula](tf.constant(weight, tf.float64)).numpy()
+    return rate * values_of(injection.formula, weight)
+
+
+def values_of(formula: str, weight: np.ndarray) -> np.ndarray:
+    """What a formula gives for a weight, in float64.
+
+    Args:
+        formula: its name.
+        weight: of any shape and dtype.
+    """
+    return FORMULAS[formula](tf.constant(weight.astype(np.float64))).numpy()
 
 
 def _decayed(weight: tf.Tensor, injection: Injection, values: Mapping[str, Any], rows: tf.Tensor | None) -> tf.Tensor:

@@ -22,7 +22,7 @@ from graphwd.checking.measure import ulps
 from graphwd.checking.notice import Notice, Writing
 from graphwd.checking.races import races
 from graphwd.checking.rate_probe import Rates
-from graphwd.checking.reference import Reference
+from graphwd.checking.reference import Reference, values_of
 from graphwd.checking.verification import Checked, Kind, RateCheck, Verdict, Verification
 from graphwd.errors import VerifyError
 from graphwd.graph.graph import Variable
@@ -404,7 +404,7 @@ class SideBySide:
                 return plain, nothing
             rate *= run.rates[variable.id]
         source = plain if rule.semantics.order is Order.AFTER else before
-        full = plain.astype(np.float64) - rate * source.astype(np.float64)
+        full = plain.astype(np.float64) - rate * values_of(rule.formula, source)
         changed = ~((plain == before) | ((plain != plain) & (before != before)))
         writing = self._notice.writing(variable)
         assert writing is not None

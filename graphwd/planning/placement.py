@@ -45,7 +45,8 @@ def place_decay(rule: Rule, writes: VariableWrites, flows: Flows, *, leaves: boo
         updates = _certain_updates(rule, writes, leaves=leaves)
         _check_supported(rule, writes, updates)
         every = [write.site for update in updates for write in update.writes]
-        return tuple(_injection(rule, update, writes, flows, every) for update in _choose(rule, updates))
+        injections = [_injection(rule, update, writes, flows, every) for update in _choose(rule, updates)]
+        return tuple(replace(injection, formula=rule.formula) for injection in injections)
     except UnclearError as reason:
         raise RefusedError(str(reason)) from None
 

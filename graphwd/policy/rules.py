@@ -98,6 +98,7 @@ class Rule:
         where: the place of the rule, as errors print it.
         update: a glob for the writes that are the variable's update, where that cannot be told.
         gradient: a glob for the node that makes the gradient as the optimizer gets it, where that cannot be told.
+        formula: what the rate is multiplied by, by name.
         spelled: the fields that the rule, or the policy's defaults, spell out.
     """
 
@@ -112,6 +113,7 @@ class Rule:
     where: str = "policy"
     update: str | None = None
     gradient: str | None = None
+    formula: str = "l2"
     spelled: frozenset[str] = field(default=frozenset(), compare=False)
 
 
