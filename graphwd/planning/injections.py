@@ -225,8 +225,8 @@ class InGradient(Injection):
 class Nest:
     """The injections in and below one body: at its own nodes, and in the functions that its nodes call."""
 
-    here: dict[str, Injection] = field(default_factory=dict)
-    calls: dict[Frame, Nest] = field(default_factory=dict)
+    here: dict[str, Injection] = field(default_factory=dict[str, Injection])
+    calls: dict[Frame, Nest] = field(default_factory=dict["Frame", "Nest"])
 
     def functions(self) -> Iterator[str]:
         """The functions that are called on the way to any injection, each at least once."""

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphwd.decay import arithmetic
 from graphwd.decay.formulas import FORMULAS, Formula, l2
+from graphwd.graph.edge import control_edge, output_edge
 from graphwd.graph.fragment import Kind, Reference, fragment
 from graphwd.graph.graph import DTYPE_NAMES
 from graphwd.graph.ops import WRITE_OPS
@@ -102,11 +103,13 @@ class DecayWriter:
         decay = self._splicer.nodes["decay"].name
         for name, uses in before.readiness.rereads:
             reread = self._splicer.copy("reread", self._nodes[name], decay)
-            for use in uses:
-                inputs = self._nodes[use.node].input
-                inputs[use.position] = reread + inputs[use.position].removeprefix(name)
-            self._write.input.append(f"^{reread}")  # not all that is computed from it need be part of what is written
-        self._write.input.append(f"^{decay}")
+            output = "value" if self._nodes[name].op == "ReadVariableOp" else "output"
+            for use in uses:  # which may take the weight through an alias of the read
+                self._nodes[use.node].input[use.position] = output_edge(reread, output)
+            self._write.input.append(
+                control_edge(reread)
+            )  # not all that is computed from it need be part of what is written
+        self._write.input.append(control_edge(decay))
 
     def _in_gradient(self, place: InGradient) -> None:
         entry = place.entry

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from graphwd.graph.edge import control_edge, output_edge
 from graphwd.graph.fragment import Fragment, Input, Op, fragment
 from graphwd.graph.graph import MARK
 
@@ -36,8 +37,8 @@ class Added:
 
     function: FunctionDef
     present: Container[str]
-    taken: set[str] = field(default_factory=set)
-    shared: dict[Hashable, str] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set[str])
+    shared: dict[Hashable, str] = field(default_factory=dict[Hashable, str])
 
 
 class Splicer:
@@ -78,9 +79,9 @@ class Splicer:
                 sources.append(self._constant(op, op.constant))
                 continue
             inputs = [_edge(each, arguments, sources) for each in op.inputs]
-            inputs += [f"^{sources[number]}" for number in op.waits]
+            inputs += [control_edge(sources[number]) for number in op.waits]
             if op.reads:
-                inputs += [f"^{name}" for name in waits]
+                inputs += map(control_edge, waits)
             sources.append(self._add(op, inputs).name)
         return None if piece.result is None else _edge(piece.result, arguments, sources)
 
@@ -117,7 +118,7 @@ class Splicer:
         """The edge of a constant."""
         key = (self._place, content)
         if key not in self._added.shared:
-            self._added.shared[key] = f"{self._add(op, []).name}:output:0"
+            self._added.shared[key] = output_edge(self._add(op, []).name, "output")
         return self._added.shared[key]
 
     def _add(self, op: Op, inputs: Sequence[str]) -> NodeDef:
@@ -154,7 +155,7 @@ def _edge(source: Input, arguments: Mapping[str, str], sources: Sequence[str]) -
     if isinstance(source.source, str):
         return arguments[source.source]
     text = sources[source.source]
-    return text if ":" in text else f"{text}:{source.output}:{source.index}"
+    return text if ":" in text else output_edge(text, source.output, source.index)
 
 
 def _scalar(*, value: float, dtype: str, role: str) -> Any:

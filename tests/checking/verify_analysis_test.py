@@ -16,6 +16,7 @@ from graphwd.analysis.sites import Evidence
 from graphwd.checking.verify import Kind, RateCheck, Verdict, verify
 from graphwd.errors import VerifyError
 from graphwd.planning import placement
+from graphwd.planning.injections import Rate
 from graphwd.planning.planner import Outcome
 from graphwd.steps import pipeline
 from tests.helpers.graphs import variable
@@ -95,7 +96,7 @@ def test_a_decay_missing_on_one_of_two_of_one_name_is_found(semantics, outcome, 
 
 @pytest.mark.parametrize("semantics", ["decoupled", "tfa", "adamw"])
 def test_a_decay_twice_is_found(semantics, monkeypatch):
-    twice = lambda each: {"rate": 1 - (1 - each.rate) ** 2}  # noqa: E731
+    twice = lambda each: {"rate": Rate(1 - (1 - each.rate.number) ** 2)}  # noqa: E731
     mistake(monkeypatch, lambda decisions: [with_injections(decisions[0], twice), decisions[1]])
     twins = Twins()
     assert wrong_ones(verified(twins.step, policy(semantics=semantics))) == [0]
