@@ -16,7 +16,7 @@ from absl import flags
 
 from graphwd.cli.sources import Files, PythonSource, source_of
 from graphwd.errors import StepError, UsageError
-from graphwd.planning.render import as_html, as_json, as_table, decays_as_html, decays_as_json, decays_as_table
+from graphwd.planning.render import FORMATS, as_table
 from graphwd.policy.rules import load_policy
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _define_strip(values: flags.FlagValues) -> None:
 
 def _define_plan(values: flags.FlagValues) -> None:
     _define_step(values)
-    flags.DEFINE_enum("format", "table", ["table", "json", "html"], "how to show the plan", flag_values=values)
+    flags.DEFINE_enum("format", "table", list(FORMATS), "how to show the plan", flag_values=values)
     flags.DEFINE_enum(
         "device",
         None,
@@ -166,7 +166,7 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
         record["device"] = checked.record()
     if _value(values, "format") == "table":
         record["problems"] = []  # they go to standard error, below
-    print(_FORMATS[str(_value(values, "format"))](record))
+    print(FORMATS[str(_value(values, "format"))].plan(record))
     decided.check()
     if checked is not None:
         checked.check()
@@ -185,7 +185,7 @@ def _describe(values: flags.FlagValues, source: Files | PythonSource) -> None:
         _policy_path(values)
     if _value(values, "device") is not None:
         raise UsageError("--device checks a plan: give --policy, and a model that graphwd has not rewritten")
-    print(_DESCRIPTIONS[str(_value(values, "format"))](decays))
+    print(FORMATS[str(_value(values, "format"))].decays(decays))
 
 
 def _strip(values: flags.FlagValues, positional: Sequence[str]) -> None:
@@ -251,18 +251,6 @@ def _redirected(descriptor: int, target: int) -> Generator[None]:
         os.dup2(saved, descriptor)
         os.close(saved)
 
-
-_FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "table": as_table,
-    "json": as_json,
-    "html": as_html,
-}
-
-_DESCRIPTIONS: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
-    "table": decays_as_table,
-    "json": decays_as_json,
-    "html": decays_as_html,
-}
 
 STEP_COMMANDS: Mapping[str, Command] = {
     "rewrite": Command(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -175,3 +176,24 @@ def _summary(record: Mapping[str, Any]) -> str:
     fused = ", their updates fused with the decay as far as XLA can (fuse: xla)" if record["fuse"] == "xla" else ""
     where = several if len(record["steps"]) > 1 else ""
     return f"{' or '.join(counts)} trainable variable{'' if count == 1 else 's'} decayed{where}{fused}"
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A form in which records are shown.
+
+    Attributes:
+        plan: shows what `Plan.record` returns.
+        decays: shows what graphwd has done to a model.
+    """
+
+    plan: Callable[[Mapping[str, Any]], str]
+    decays: Callable[[Sequence[Mapping[str, Any]]], str]
+
+
+FORMATS: Mapping[str, Format] = {
+    "table": Format(as_table, decays_as_table),
+    "json": Format(as_json, decays_as_json),
+    "html": Format(as_html, decays_as_html),
+}
+"""Every form, by the word of the command line for it."""
