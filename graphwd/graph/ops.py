@@ -95,6 +95,7 @@ _APPLY: Mapping[str, str] = {
     "ResourceApplyAdagradV2": "var accum lr epsilon grad",
     "ResourceApplyAdam": "var m v beta1_power beta2_power lr beta1 beta2 epsilon grad",
     "ResourceApplyAdamWithAmsgrad": "var m v vhat beta1_power beta2_power lr beta1 beta2 epsilon grad",
+    "ResourceApplyAddSign": "var m lr alpha sign_decay beta grad",
     "ResourceApplyCenteredRMSProp": "var mg ms mom lr rho momentum epsilon grad",
     "ResourceApplyFtrl": "var accum linear grad lr l1 l2 lr_power",
     "ResourceApplyFtrlV2": "var accum linear grad lr l1 l2 l2_shrinkage lr_power",
