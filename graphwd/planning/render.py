@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -180,22 +178,6 @@ def _summary(record: Mapping[str, Any]) -> str:
     return f"{' or '.join(counts)} trainable variable{'' if count == 1 else 's'} decayed{where}{fused}"
 
 
-def as_csv(record: Mapping[str, Any]) -> str:
-    """The plan as comma-separated values, a line a variable."""
-    return _csv(_COLUMNS, _rows(record))
-
-
-def decays_as_csv(decays: Sequence[Mapping[str, Any]]) -> str:
-    """What graphwd has done to a model, as comma-separated values, a line a decay."""
-    return _csv(_DECAY_COLUMNS, map(_decay_row, decays))
-
-
-def _csv(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows([columns, *rows])
-    return text.getvalue().rstrip()
-
-
 @dataclass(frozen=True, slots=True)
 class Format:
     """A form in which records are shown.
@@ -213,6 +195,5 @@ FORMATS: Mapping[str, Format] = {
     "table": Format(as_table, decays_as_table),
     "json": Format(as_json, decays_as_json),
     "html": Format(as_html, decays_as_html),
-    "csv": Format(as_csv, decays_as_csv),
 }
 """Every form, by the word of the command line for it."""
