@@ -18,7 +18,7 @@ from graphwd.errors import VerifyError
 from graphwd.planning import placement
 from graphwd.planning.injections import Rate
 from graphwd.planning.planner import Outcome
-from graphwd.steps import pipeline
+from graphwd.rewriting import part
 from tests.helpers.graphs import variable
 
 RATE = 0.25
@@ -44,13 +44,13 @@ def wrong_ones(verification):
 
 def mistake(monkeypatch, change):
     """Makes every plan another one: the rewriting and the verification get the same."""
-    original = pipeline.make_plan
+    original = part.make_plan
 
     def make_plan(analysis, rules):
         made = original(analysis, rules)
         return replace(made, decisions=tuple(change(list(made.decisions))))
 
-    monkeypatch.setattr(pipeline, "make_plan", make_plan)
+    monkeypatch.setattr(part, "make_plan", make_plan)
 
 
 def with_injections(decision, change):

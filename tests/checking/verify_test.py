@@ -14,8 +14,7 @@ import graphwd
 from graphwd.checking.verify import Verdict, ulps, verify
 from graphwd.errors import VerifyError
 from graphwd.planning.injections import After, Rate
-from graphwd.rewriting import inject
-from graphwd.steps import pipeline
+from graphwd.rewriting import inject, part
 from tests.helpers import steps
 from tests.helpers.graphs import gradient_of, variable
 from tests.helpers.lockstep import policy_for
@@ -101,7 +100,7 @@ def mutate(monkeypatch, change):
     """Makes the pipeline inject something else than was planned."""
     original = inject.inject
     monkeypatch.setattr(
-        pipeline,
+        part,
         "inject",
         lambda graph, injections, *rest, **options: original(graph, change(list(injections)), *rest, **options),
     )
@@ -111,8 +110,8 @@ def drop(monkeypatch, role, edge):
     """Makes the rewriter drop a control edge: from a node that the write's decay waits for, or the reverse."""
     splice = inject._splice
 
-    def spliced(function, layout, injections):
-        splice(function, layout, injections)
+    def spliced(function, *rest):
+        splice(function, *rest)
         for node in function.node_def:
             if role(node):
                 kept = [text for text in node.input if not edge(text)]
