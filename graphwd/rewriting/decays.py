@@ -106,9 +106,8 @@ class DecayWriter:
             output = "value" if self._nodes[name].op == "ReadVariableOp" else "output"
             for use in uses:  # which may take the weight through an alias of the read
                 self._nodes[use.node].input[use.position] = output_edge(reread, output)
-            self._write.input.append(
-                control_edge(reread)
-            )  # not all that is computed from it need be part of what is written
+            # Not all that is computed from it need be part of what is written.
+            self._write.input.append(control_edge(reread))
         self._write.input.append(control_edge(decay))
 
     def _in_gradient(self, place: InGradient) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from graphwd.graph.edge import control_edge, output_edge
+from graphwd.graph.edge import control_edge, output_edge, source_of
 from graphwd.graph.fragment import Fragment, Input, Op, fragment
 from graphwd.graph.graph import MARK
 
@@ -79,7 +79,7 @@ class Splicer:
                 sources.append(self._constant(op, op.constant))
                 continue
             inputs = [_edge(each, arguments, sources) for each in op.inputs]
-            inputs += [control_edge(sources[number]) for number in op.waits]
+            inputs += [control_edge(source_of(sources[number])) for number in op.waits]
             if op.reads:
                 inputs += map(control_edge, waits)
             sources.append(self._add(op, inputs).name)
@@ -110,7 +110,7 @@ class Splicer:
         node = self._added.function.node_def.add()
         node.CopyFrom(original)
         node.name = self._name(role)
-        node.input.append(f"^{wait}")
+        node.input.append(control_edge(wait))
         node.attr[MARK].s = role.encode()
         return node.name
 
