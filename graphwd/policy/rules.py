@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any
 
 from graphwd.errors import PolicyError
-from graphwd.policy import schema as policy_schema
+from graphwd.policy import schema
 from graphwd.policy.cuda_convnet import read_layer_parameters
 from graphwd.policy.selectors import Selectors, Subject
 from graphwd.policy.yaml_source import Located, from_mapping, read_yaml
@@ -243,7 +243,7 @@ def as_policy(policy: PolicyLike) -> Policy:
 
 
 def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Policy:
-    fields = policy_schema.fields(document, policy_schema.POLICY_FIELDS, "a policy")
+    fields = schema.fields(document, schema.POLICY_FIELDS, "a policy")
     if "version" not in fields:
         raise PolicyError(f"{document.where}: 'version' is missing; write 'version: 1'")
     defaults = fields.get("defaults", {})
@@ -260,7 +260,7 @@ def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Poli
 
 
 def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> Rule:
-    own = policy_schema.fields(item, policy_schema.RULE_FIELDS, "a rule")
+    own = schema.fields(item, schema.RULE_FIELDS, "a rule")
     fields = defaults | own
     if "weight_decay" not in fields:
         raise PolicyError(f"{item.where}: the rule has no 'weight_decay'; write 'weight_decay: 0' for none")
@@ -273,7 +273,7 @@ def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> 
             f"1 - weight_decay, got {rate:g}; write 0.01 for 1 %"
         )
     return Rule(
-        selectors=Selectors(**{key: own[key] for key in policy_schema.SELECTOR_FIELDS if key in own}),
+        selectors=Selectors(**{key: own[key] for key in schema.SELECTOR_FIELDS if key in own}),
         weight_decay=rate,
         semantics=semantics,
         sparse=Sparse(fields.get("sparse", "touched")),

@@ -85,6 +85,8 @@ class DecayWriter:
                 self._lead_on(self._splice(arithmetic.in_value, edges, formula=self._formula))
             case InGradient() as place:
                 self._in_gradient(place)
+            case other:
+                raise AssertionError(f"{type(other).__name__} is no type of place")
         return self._splicer.nodes["decay"].name
 
     @property
@@ -185,7 +187,8 @@ class DecayWriter:
                 return arithmetic.wide(self._dtype)
             case "indices":
                 return self._index_dtype()
-        return self._dtype
+            case _:
+                return self._dtype
 
     def _index_dtype(self) -> str:
         if isinstance(self._injection, InGradient):

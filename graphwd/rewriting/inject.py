@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from graphwd.analysis.interpreter import Interpreter
 from graphwd.analysis.sites import Site
@@ -144,12 +144,13 @@ class _Writer:
             for callee in self._graph.callees(node) if needed else nests:
                 looped = CALL_OPS[node.op].kind is CallKind.LOOP and callee.attribute == "body"
                 _set_callee(node, callee, self._copy(callee, nests.get(callee, Nest()), needed, depth + 1, looped))
+        decays: dict[str, str] = {}
         if nest.here:
             decays = _splice(function, layout, nest.here, brought)
             check_rewritten(original, function, layout, nest.here, nest.calls)
         for node, edges in passed:
             pass_on(node, edges)
-        if nest.here and self._fuse and not _is_compiled(function):
+        if decays and self._fuse and not _is_compiled(function):
             self._outline(function, nest.here, decays)
         return function
 
@@ -280,15 +281,16 @@ def _read_record(record: object, node: str) -> dict[str, Any]:
     """What is known of a record; nothing where it is none."""
     if not isinstance(record, dict):
         return {}
-    version = record.get("version", 1)
+    keys = cast("dict[str, Any]", record)
+    version = keys.get("version", 1)
     if type(version) is int and version > RECORD_VERSION:
         raise RewriteError(
             f"'{node}' was written by a newer graphwd: its record of a decay has version {version}, and this one reads "
             f"versions up to {RECORD_VERSION}; install the newer one"
         )
-    if type(version) is not int or version < 1 or not _RECORD_TYPES.keys() <= record.keys():
+    if type(version) is not int or version < 1 or not _RECORD_TYPES.keys() <= keys.keys():
         return {}
-    return {key: record[key] for key in _RECORD_TYPES}
+    return {key: keys[key] for key in _RECORD_TYPES}
 
 
 _RECORD_TYPES: Mapping[str, tuple[type, ...]] = {

@@ -1,3 +1,4 @@
+# pyright: basic
 """Makes functions that run a rewritten body where a traced one runs the original.
 
 TensorFlow internals used here, and why there is no public way:

@@ -37,7 +37,7 @@ INJECTED = {
     *("ReadVariableOp", "Reshape", "ResourceGather", "ResourceScatterUpdate", "Shape", "Size", "Sub"),
     *("TensorScatterAdd", "Unique", "UnsortedSegmentMin"),
 }
-"""Every op of `decay_nodes` for resource variables."""
+"""Every op of `decay.arithmetic` for resource variables."""
 
 
 def sgd_step(dtype, index):
