@@ -94,7 +94,7 @@ def reachable(meta_graph: MetaGraphDef, functions: Iterable[FunctionDef]) -> set
     """
     library = {function.signature.name: function for function in functions}
     gradients = meta_graph.graph_def.library
-    waiting = [name for node in meta_graph.graph_def.node for name in _mentioned(node.attr.values(), library)]
+    waiting = [name for node in meta_graph.graph_def.node for name in _mentioned(node.attr, library)]
     for node in meta_graph.object_graph_def.nodes:
         waiting += [*node.function.concrete_functions, node.bare_concrete_function.concrete_function_name]
     waiting += [gradient.gradient_func for gradient in gradients.gradient]
@@ -105,14 +105,15 @@ def reachable(meta_graph: MetaGraphDef, functions: Iterable[FunctionDef]) -> set
         if name in library and name not in found:
             found.add(name)
             function = library[name]
-            waiting += _mentioned(function.attr.values(), library)
-            waiting += [other for node in function.node_def for other in _mentioned(node.attr.values(), library)]
+            waiting += _mentioned(function.attr, library)
+            waiting += [other for node in function.node_def for other in _mentioned(node.attr, library)]
     return found
 
 
-def _mentioned(values: Iterable[Any], library: dict[str, FunctionDef]) -> Iterator[str]:
+def _mentioned(attributes: Mapping[str, Any], library: dict[str, FunctionDef]) -> Iterator[str]:
     """The functions that attributes name: as functions, or, of gradients, as text."""
-    for value in values:
+    for name in attributes:  # which is much faster than by values()
+        value = attributes[name]
         kind = value.WhichOneof("value")
         if kind == "func":
             yield value.func.name

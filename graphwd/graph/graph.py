@@ -181,6 +181,12 @@ class Graph:
         return view
 
     @functools.cached_property
+    def is_rewritten(self) -> bool:
+        """Whether it, or any function of the library, holds nodes that graphwd injected."""
+        functions = (self.root_function, *self.library.values())
+        return any(MARK in node.attr for function in functions for node in function.node_def)
+
+    @functools.cached_property
     def gradient_scopes(self) -> GradientScopes:
         """The name scopes in which gradients are computed, as far as names can say it."""
         return GradientScopes((self.root_function, *self.library.values()))

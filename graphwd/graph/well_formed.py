@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensorflow.python.framework import op_def_registry
 
@@ -92,8 +92,8 @@ def _check_attributes(where: str, node: NodeDef, op: _Op) -> None:
     given = node.attr
     for name, field, required in op.attributes:
         if name in given:
-            found = given[name].WhichOneof("value")
-            if found not in (field, "placeholder"):
+            value: Any = given[name]  # the stubs know fields by their names alone
+            if not value.HasField(field) and not value.HasField("placeholder"):
                 raise GraphError(f"the node '{node.name}' ({node.op}) of {where} has a wrong attribute '{name}'")
         elif required:
             raise GraphError(f"the node '{node.name}' ({node.op}) of {where} has no attribute '{name}'")

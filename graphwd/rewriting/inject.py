@@ -86,11 +86,6 @@ def inject(
     return Rewritten(root, tuple(writer.functions), tuple(dict.fromkeys(writer.unfused)), captures)
 
 
-def is_rewritten(function: FunctionDef) -> bool:
-    """Whether a function holds nodes that graphwd injected."""
-    return any(MARK in node.attr for node in function.node_def)
-
-
 def refuse_rewritten(graph: Graph) -> None:
     """Refuses a step that graphwd has rewritten.
 
@@ -100,7 +95,7 @@ def refuse_rewritten(graph: Graph) -> None:
     Raises:
         RewriteError: it holds injected nodes.
     """
-    if any(map(is_rewritten, (graph.root_function, *graph.library.values()))):
+    if graph.is_rewritten:
         raise RewriteError(
             "this step was rewritten by graphwd before, or is decorated with with_weight_decay; a second pass "
             "would decay twice. Take the original; of a SavedModel 'graphwd strip' gives it back"

@@ -8,10 +8,11 @@ serializing the proto and of the rewrite, of microseconds a node, and of the pea
 as a multiple of what the parsed proto takes; then the exponent of growth, by least squares over the sizes from 10,000
 nodes up.
 
-With --files, the same graph is rewritten as a Python step is and as a model in a file, which is read, checked,
-rewritten and written: as a TensorFlow 1 MetaGraph, as a SavedModel of TensorFlow 1, and as a function of a SavedModel
-of TensorFlow 2. Each in a process of its own, in turn. Printed are the medians of CPU microseconds for each node of the
-step, and of the ratio to the Python step of the same round. The models have no weights: none are read.
+With --files, the same graph is rewritten in memory, as above ("passes"); as a traced Python step, which is read from
+TensorFlow, rewritten and registered there ("python"); and as a model in a file, which is read, checked, rewritten and
+written: as a TensorFlow 1 MetaGraph, as a SavedModel of TensorFlow 1, and as a function of a SavedModel of TensorFlow
+2. Each in a process of its own, in turn. Printed are the medians of CPU microseconds for each node of the step, and of
+the ratios to the first two in the same round. The models have no weights: none are read.
 """
 
 from __future__ import annotations
@@ -179,6 +180,38 @@ def measure_in_file(nodes: int, variables: int, semantics: str, form: str) -> di
     }
 
 
+def measure_python(nodes: int, variables: int, semantics: str) -> dict[str, float]:
+    """Measures one size as a traced step, in this process, which must have done nothing of the kind before."""
+    from graphwd.steps.pipeline import emit_rewritten
+
+    policy = Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.01, "semantics": semantics}]})
+    rewriting, injected, count = 0.0, 0, 0
+    for size in (_WARM_UP, (nodes, variables)):
+        step, handles = build(*size)
+        traced, weights = _traced(step, handles)
+        rewriting, (_, plan) = _timed(lambda traced=traced: emit_rewritten(traced, policy))
+        injected, count = len(plan.injections), len(step.node_def)
+        del weights  # which a trace does not keep
+    assert injected == variables
+    return {"nodes": count, "variables": variables, "rewrite_s": rewriting, "us_a_node": rewriting / count * 1e6}
+
+
+def _traced(step: FunctionDef, handles: Mapping[str, Variable]) -> tuple[Any, Any]:
+    """A trace of the step, and its variables."""
+    import tensorflow as tf
+
+    graph_def = as_main_graph(step, handles).graph_def
+    weights = {handle: tf.Variable(tf.zeros(each.shape or ()), name=each.name) for handle, each in handles.items()}
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([4, 4])])
+    def imported(inputs: Any) -> None:
+        graph: Any = tf.compat.v1.get_default_graph()
+        captured = {handle: graph.capture(weight.handle) for handle, weight in weights.items()}
+        tf.graph_util.import_graph_def(graph_def, {"inputs": inputs, **captured}, name="")
+
+    return imported.get_concrete_function(), weights
+
+
 def _write(nodes: int, variables: int, form: str, folder: Path) -> int:
     """Writes the step as a model; returns the number of its nodes."""
     step, handles = build(nodes, variables)
@@ -265,21 +298,27 @@ def growth(rows: list[Mapping[str, float]]) -> float:
 
 
 def files_beside_step(size: tuple[int, int], semantics: str, rounds: int) -> list[dict[str, Any]]:
-    """Measures one size as a Python step and in each form of file, in turn, several rounds of them."""
-    measured: dict[str, list[float]] = {"python": [], **{form: [] for form in FORMS}}
-    rows = [_in_process([*map(str, size), "--semantics", semantics, "--as", form]) for form in [*measured] * rounds]
-    for form, row in zip([*measured] * rounds, rows, strict=True):
-        measured[form].append(row["us_a_node"])
+    """Measures one size in memory, as a Python step and in each form of file, in turn, several rounds of them."""
+    measured: dict[str, list[dict[str, float]]] = {"passes": [], "python": [], **{form: [] for form in FORMS}}
+    for form in [*measured] * rounds:
+        measured[form].append(_in_process([*map(str, size), "--semantics", semantics, "--as", form]))
+    times = {form: [row["us_a_node"] for row in rows] for form, rows in measured.items()}
     return [
         {
             "form": form,
             "nodes": rows[0]["nodes"],
             "variables": rows[0]["variables"],
-            "us_a_node": statistics.median(times),
-            "ratio": statistics.median(one / step for one, step in zip(times, measured["python"], strict=True)),
+            "us_a_node": statistics.median(times[form]),
+            "of_passes": _median_ratio(times[form], times["passes"]),
+            "of_python": _median_ratio(times[form], times["python"]),
         }
-        for form, times in measured.items()
+        for form, rows in measured.items()
     ]
+
+
+def _median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """The median of the ratios in each round."""
+    return statistics.median(one / other for one, other in zip(times, others, strict=True))
 
 
 def _in_process(arguments: Sequence[str]) -> dict[str, float]:
@@ -319,19 +358,21 @@ def main() -> None:
     parser.add_argument(
         "--files", type=int, nargs=2, metavar=("NODES", "VARIABLES"), help="one size in files, beside it"
     )
-    parser.add_argument("--as", dest="form", choices=["python", *FORMS], default="python", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--as", dest="form", choices=["passes", "python", *FORMS], default="passes", help=argparse.SUPPRESS
+    )
     parser.add_argument("--fuse", action="store_true", help="outline the updates, as 'fuse: xla' does (XLA is not run)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.one:
         nodes, variables = options.one
         semantics = options.semantics or "decoupled"
-        in_file = options.form in FORMS
-        measured = (
-            measure_in_file(nodes, variables, semantics, options.form)
-            if in_file
-            else measure(nodes, variables, semantics, fuse=options.fuse)
-        )
+        if options.form in FORMS:
+            measured = measure_in_file(nodes, variables, semantics, options.form)
+        elif options.form == "python":
+            measured = measure_python(nodes, variables, semantics)
+        else:
+            measured = measure(nodes, variables, semantics, fuse=options.fuse)
         print(json.dumps(measured))
         return
     if options.files:
@@ -378,12 +419,12 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def show_files(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the table of files beside a Python step."""
+    """Prints the table of files beside the step."""
     table = Table(title=f"{rows[0]['nodes']:,.0f} nodes, {rows[0]['variables']:,.0f} variables")
-    for column in ("as", "us a node", "of the Python step"):
+    for column in ("as", "us a node", "of the passes", "of the Python step"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(row["form"], f"{row['us_a_node']:.1f}", f"{row['ratio']:.2f}")
+        table.add_row(row["form"], f"{row['us_a_node']:.1f}", f"{row['of_passes']:.2f}", f"{row['of_python']:.2f}")
     Console(width=110).print(table)
 
 
