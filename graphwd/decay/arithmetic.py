@@ -31,7 +31,7 @@ def wide(dtype: str) -> str:
 
 def learning_rate_times(rate: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
     """Returns the rate of this step, where it is a multiple of the learning rate that this step uses."""
-    return _RAW.Mul(x=_cast(learning_rate, rate.dtype, "learning_rate"), y=rate, name="factor")
+    return times(rate, _cast(learning_rate, rate.dtype, "learning_rate"))
 
 
 def times(rate: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:

@@ -165,6 +165,7 @@ class Before(Injection):
     @property
     def touched(self) -> Iterator[str]:
         """The nodes of its body that it changes or copies."""
+        # Not super() alone: a dataclass with slots is another class than the one that the method was defined in.
         yield from super(Before, self).touched
         yield from (name for name, _ in self.readiness.rereads)
 
