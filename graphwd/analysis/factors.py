@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -181,14 +181,19 @@ def number(node: Node | None) -> float | None:
         return float(
             bits.view(np.float16)[0] if dtype == "float16" else (bits.astype(np.uint32) << 16).view(np.float32)[0]
         )
-    fields = {
-        "float32": tensor.float_val,
-        "float64": tensor.double_val,
-        "int32": tensor.int_val,
-        "int64": tensor.int64_val,
-    }
-    if dtype not in fields:
+    field = _NUMBER_FIELDS.get(dtype or "")
+    if field is None:
         return None
     if tensor.tensor_content:
         return float(np.frombuffer(tensor.tensor_content, dtype)[0])
-    return float(fields[dtype][0]) if fields[dtype] else 0.0
+    values = getattr(tensor, field)
+    return float(values[0]) if values else 0.0
+
+
+_NUMBER_FIELDS: Mapping[str, str] = {
+    "float32": "float_val",
+    "float64": "double_val",
+    "int32": "int_val",
+    "int64": "int64_val",
+}
+"""Where a TensorProto keeps its numbers, by dtype."""

@@ -58,7 +58,7 @@ def parse_edge(text: str) -> Edge:
 
 def is_control(text: str) -> bool:
     """Whether an input is a control dependency."""
-    return text.startswith("^")
+    return text[:1] == "^"
 
 
 def node_of(text: str) -> str:
@@ -68,7 +68,7 @@ def node_of(text: str) -> str:
 
 def source_of(text: str) -> str:
     """The node, or argument, that an input comes from, by data or control."""
-    return text[1:] if is_control(text) else node_of(text)
+    return text[1:] if text[:1] == "^" else text.partition(":")[0]
 
 
 def output_of(text: str) -> str | None:
@@ -113,4 +113,4 @@ def data_inputs(proto: NodeDef) -> list[str]:
 
 def sources_of(proto: NodeDef) -> list[str]:
     """The names of all that a node waits for, by data or control."""
-    return [source_of(text) for text in proto.input]
+    return list(map(source_of, proto.input))

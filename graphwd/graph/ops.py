@@ -8,6 +8,7 @@ registry of the installed TensorFlow and fails on a training op that has no row 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -23,7 +24,7 @@ class Form(Enum):
     OTHER = "other"  # w <- w * value, min(w, value), ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what is worked out is kept
 class WriteOp:
     """An op that writes a variable.
 
@@ -39,24 +40,24 @@ class WriteOp:
     reference: bool
     partial: bool = False
 
-    @property
+    @functools.cached_property
     def value(self) -> int:
         """Position of what is written: the gradient of an Apply op, the value of every other."""
         names = ("grad", "delta") if self.form is Form.APPLY else ("value", "updates")
         return next(i for i, name in enumerate(self.operands) if name in names)
 
-    @property
+    @functools.cached_property
     def rows(self) -> int | None:
         """Position of the indices of the rows written; None where no such list says what is."""
         return self.operands.index("indices") if "indices" in self.operands and not self.partial else None
 
-    @property
+    @functools.cached_property
     def learning_rate(self) -> int | None:
         """Position of the learning rate of an Apply op."""
         names = ("lr", "alpha") if self.value and "lr" not in self.operands else ("lr",)
         return next((i for i, name in enumerate(self.operands) if name in names), None)
 
-    @property
+    @functools.cached_property
     def proximal(self) -> bool:
         """Whether an Apply op ends in a proximal step, the soft threshold of an L1 penalty.
 
@@ -65,7 +66,7 @@ class WriteOp:
         """
         return "l1" in self.operands
 
-    @property
+    @functools.cached_property
     def slots(self) -> tuple[int, ...]:
         """Positions of the slot variables that an Apply op reads and writes besides its variable."""
         return tuple(i for i, name in enumerate(self.operands) if i and name in _SLOTS)

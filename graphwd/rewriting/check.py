@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -46,10 +47,6 @@ def check_rewritten(
     changed: list[tuple[int, NodeDef]] = []
     undecayed = {control_edge(write) for write, injection in injections.items() if isinstance(injection, After)}
     for place, old, new in zip(layout.places, before.node_def, after.node_def, strict=False):
-        inputs = new.input if undecayed else ()
-        # What a node waits for comes after what it takes.
-        if inputs and is_control(inputs[-1]) and (early := undecayed.intersection(inputs)):
-            raise RewriteError(f"rewriting '{name}' left something to wait for {source_of(min(early))} undecayed")
         if old == new:
             continue
         unchanged.discard(old.name)
@@ -57,9 +54,13 @@ def check_rewritten(
         if old.name in delayed and new.input[-1] not in waits:
             raise RewriteError(f"rewriting '{name}' left {old.name} not to wait for its decay")
         changed.append((place, new))
+    waiting = (after.node_def[index] for index in layout.waiting) if undecayed else ()
+    for node in itertools.chain(waiting, (node for _, node in changed)):
+        if early := undecayed.intersection(node.input):
+            raise RewriteError(f"rewriting '{name}' left something to wait for {source_of(min(early))} undecayed")
     if unchanged:
         raise RewriteError(f"rewriting '{name}' left '{min(unchanged)}' as it was")
-    if not _Order(after, count, layout).allows(changed):
+    if not _keeps_order(after, count, layout, changed):
         Body(after)  # raises where an edge leads nowhere or a circle was closed
 
 
@@ -94,31 +95,25 @@ def _check_changed(old: NodeDef, new: NodeDef, led_on: Iterable[str], moved: Col
             raise RewriteError(f"rewriting '{name}' changed the wrong inputs of '{old.name}'")
 
 
-class _Order:
-    """An order in which a rewritten body may run: each injected node right after the last of those it waits for."""
+def _keeps_order(after: FunctionDef, count: int, layout: Layout, changed: Iterable[tuple[int, NodeDef]]) -> bool:
+    """Whether a rewritten body may run in the order of the original, each injected node right after what it waits for.
 
-    def __init__(self, after: FunctionDef, count: int, layout: Layout) -> None:
-        """Reads what the injected nodes wait for, which come after the first ``count``."""
-        self._added = after.node_def[count:]
-        self._arguments = {argument.name for argument in after.signature.input_arg}
-        self._layout = layout
-        self._places: dict[str, int] = {}  # of the injected nodes
-
-    def allows(self, nodes: Iterable[tuple[int, NodeDef]]) -> bool:
-        """Whether each of some nodes of the original, given with its place, comes after what is injected before it."""
-        for node in self._added:
-            last = -1
-            for source in sources_of(node):
-                place = self._place(source)
-                if place is None:
-                    return False
-                last = max(last, place)
-            self._places[node.name] = last
-        return all(self._places.get(source, -1) < place for place, node in nodes for source in sources_of(node))
-
-    def _place(self, source: str) -> int | None:
-        """Where what an injected node waits for comes; None for what has not come yet."""
-        index = self._layout.indices.get(source)
-        if index is not None:
-            return self._layout.places[index]
-        return -1 if source in self._arguments else self._places.get(source)
+    Args:
+        after: the rewritten body.
+        count: how many of its nodes, the first ones, are those of the original.
+        layout: where those are.
+        changed: those of them that wait for something else than they did, each with its place.
+    """
+    places: dict[str, int] = {argument.name: -1 for argument in after.signature.input_arg}
+    of_nodes, indices = layout.places, layout.indices
+    for node in after.node_def[count:]:
+        last = -1
+        for source in sources_of(node):
+            index = indices.get(source)
+            place = places.get(source) if index is None else of_nodes[index]
+            if place is None:
+                return False
+            if place > last:
+                last = place
+        places[node.name] = last
+    return all(places.get(source, -1) < place for place, node in changed for source in sources_of(node))
