@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from graphwd.policy.rules import Policy, load_policy
     from graphwd.steps.decorator import rewrite, with_weight_decay
     from graphwd.steps.pipeline import plan
+    from graphwd.steps.state import state
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "plan",
     "rewrite",
     "rewrite_saved_model",
+    "state",
     "strip",
     "verify",
     "with_weight_decay",
@@ -59,6 +61,7 @@ _HOME = {
     "plan": "steps.pipeline",
     "rewrite": "steps.decorator",
     "rewrite_saved_model": "models.saved_model",
+    "state": "steps.state",
     "strip": "models.saved_model",
     "verify": "checking.verify",
     "with_weight_decay": "steps.decorator",

@@ -25,8 +25,9 @@ from graphwd.graph.graph import Variable
 from graphwd.planning.planner import left_over, no_rule, shadowed
 from graphwd.policy.rules import Policy, PolicyLike, Rule, as_policy
 from graphwd.policy.selectors import Subject
-from graphwd.steps.decorator import with_weight_decay
+from graphwd.steps.decorator import decorator
 from graphwd.steps.read import ROOT, held_by
+from graphwd.steps.state import STATE, State
 
 _LOG = logging.getLogger("graphwd")
 
@@ -48,6 +49,11 @@ def attach(model: Any, policy: PolicyLike) -> None:
         StepError: it is no such model, it runs eagerly, or it has weight decay attached already.
     """
     loaded = as_policy(policy)
+    _attach(model, loaded)
+
+
+def _attach(model: Any, policy: Policy, state: State | None = None) -> _Attachment:
+    """Attaches a policy, with the variables that the model's step captures of graphwd's own, or new ones."""
     _refuse_untraced(model)
     if (attached := _attachment(model)) is not None:
         by = ", by a callback in a fit that did not end" if attached.by_callback else ""
@@ -56,7 +62,12 @@ def attach(model: Any, policy: PolicyLike) -> None:
         raise StepError(
             "the model has a make_train_function of its own, which would be lost; give it to the model's class"
         )
-    _Attachment(model, loaded).begin()
+    if state is None:
+        with model.distribute_strategy.scope():
+            state = State(policy)
+    made = _Attachment(model, policy, state)
+    made.begin()
+    return made
 
 
 def detach(model: Any) -> None:
@@ -102,14 +113,13 @@ class WeightDecay(keras.callbacks.Callback):
     def __init__(self, policy: PolicyLike) -> None:
         super().__init__()
         self._policy = as_policy(policy)
+        self.state = State(self._policy)
+        """What `graphwd.state` gives of a model that it decays; it lasts from one ``fit`` to the next."""
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
         """Attaches the decay and replaces the train function, which Keras has made before it calls this."""
         model: Any = self.model
-        attach(model, self._policy)
-        attached = _attachment(model)
-        assert attached is not None
-        attached.by_callback = True
+        _attach(model, self._policy, self.state).by_callback = True
         model.make_train_function()
 
     def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002
@@ -132,7 +142,8 @@ class _Attachment:
         runs: one element for each ``run`` of a strategy, or call of ``train_step``, that is being traced.
     """
 
-    def __init__(self, model: Any, policy: Policy) -> None:
+    def __init__(self, model: Any, policy: Policy, state: State) -> None:
+        self.state = state
         self._model = model
         self._policy = policy
         self._own: dict[str, Any] = {}
@@ -156,12 +167,14 @@ class _Attachment:
             if name in vars(self._model):
                 self._own[name] = vars(self._model)[name]
             setattr(self._model, name, functools.partial(function, self))
+        vars(self._model)[STATE] = self.state  # past Keras, which would make it a part of the model
         self._model.train_function = None
 
     def end(self) -> None:
         """Gives the places back."""
         for name in ("make_train_function", "train_step", "fit", "train_on_batch", "save"):
             delattr(self._model, name)
+        del vars(self._model)[STATE]
         for name, own in self._own.items():
             setattr(self._model, name, own)
         self._model.train_function = None
@@ -216,7 +229,7 @@ class _Attachment:
             return result
 
         setattr(train_step, ROOT, weakref.ref(self._model))
-        return with_weight_decay(self._policy)(train_step)
+        return decorator(self._policy, self.state)(train_step)
 
     def warn_of_saving(self) -> None:
         """Says, once, that a model that is loaded is not decayed."""
@@ -262,7 +275,7 @@ class _Weights:
         twice = [
             f"'{each.shown}' ({self._regularized[each.id]})"
             for each, rule in zip(self._trained, deciding, strict=True)
-            if rule is not None and rule.weight_decay > 0 and each.id in self._regularized
+            if rule is not None and not rule.exempts and each.id in self._regularized
         ]
         if twice:
             yield (

@@ -7,6 +7,7 @@ done by its formula. Nothing here knows how a decay is written into a graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,12 @@ import tensorflow as tf
 from tensorflow.core.framework.function_pb2 import FunctionDef
 
 from graphwd.analysis.sites import Path
-from graphwd.decay.formulas import FORMULAS
+from graphwd.decay.formulas import Formula
 from graphwd.errors import VerifyError
 from graphwd.graph.body import Body, Node
 from graphwd.graph.edge import Use, data_inputs, is_control, node_of, output_edge, source_of, sources_of
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind
-from graphwd.planning.injections import After, Before, InGradient, Injection, InValue, Nest, nested
+from graphwd.planning.injections import After, Before, InGradient, Injection, InValue, Nest, Own, nested
 from graphwd.steps.emit import Parts
 from graphwd.steps.read import ConcreteFunction, read
 
@@ -33,16 +34,22 @@ class Reference:
     """A step with the decay of a plan, run by the plan's formulas."""
 
     def __init__(
-        self, step: ConcreteFunction, injections: Iterable[Injection], watched: Iterable[tuple[Path, str]] = ()
+        self,
+        step: ConcreteFunction,
+        injections: Iterable[Injection],
+        watched: Iterable[tuple[Path, str]] = (),
+        own: Callable[[Own], np.ndarray] | None = None,
     ) -> None:
         """Prepares to run.
 
         Args:
             step: the original.
             injections: where which decay goes.
+            own: gives what a variable of graphwd's own holds; needed where decays read such.
             watched: tensors, each by the calls that lead to its body and its edge there, whose values are kept.
         """
         self._graph = read(step)
+        self.own = own
         self._parts = Parts(step)
         captured: Any = step.captured_inputs
         self._captured: list[Any] = list(captured)
@@ -94,6 +101,7 @@ class Reference:
             self._programs[key] = _Compiler(self, function, nest).program()
         program = self._programs[key]
         values: _Values = dict(zip(program.arguments, arguments, strict=True))
+        values[OWN] = self.own
         for instruction in program.instructions:
             instruction(values)
         return [values[edge] for edge in program.results]
@@ -135,6 +143,9 @@ class Reference:
 
 
 _NOTHING = Nest()
+
+OWN = "variables of graphwd's own"
+"""The key, which is no edge, of what gives the content of such."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +226,7 @@ class _Compiler:
             self._observe(argument)
         pending: list[Node] = []
         calling = {frame.node for frame in self._nest.calls}
+        early = self._early()
         for node in self._ordered():
             overridden = {
                 position: self._overrides[Use(node.name, position)]
@@ -222,7 +234,7 @@ class _Compiler:
                 if Use(node.name, position) in self._overrides
             }
             injection = self._nest.here.get(node.name)
-            if not (overridden or injection or node.name in calling):
+            if not (overridden or injection or node.name in calling | early.keys()):
                 pending.append(node)
                 if node.name in self._watched:
                     self._part(pending)
@@ -237,6 +249,7 @@ class _Compiler:
                 continue
             for position, each in overridden.items():
                 self._instructions.append(self._override(node, position, each))
+            self._instructions.extend(map(self._remember, early.get(node.name, ())))
             if isinstance(injection, Before):
                 self._instructions.append(self._decay(node, injection))
             self._part([node], overridden)
@@ -245,6 +258,14 @@ class _Compiler:
                 self._instructions.append(self._decay(node, injection))
         self._part(pending)
         return _Program(self._body.arguments, tuple(self._instructions), self._results)
+
+    def _early(self) -> Mapping[str, Sequence[After]]:
+        """By the first write of an update, the decays that ask for the weight before it."""
+        early: dict[str, list[After]] = {}
+        for injection in self._nest.here.values():
+            if isinstance(injection, After) and injection.early is not None:
+                early.setdefault(injection.early.write, []).append(injection)
+        return early
 
     def _observe(self, node: str) -> None:
         """Shows the reference what is watched of a node or an argument."""
@@ -307,6 +328,15 @@ class _Compiler:
 
         return instruction
 
+    def _remember(self, injection: After) -> _Instruction:
+        """Keeps the weight before its update."""
+        handle = self._nodes[injection.site.node].proto.input[0]
+
+        def instruction(values: _Values) -> None:
+            values[f"{injection.site.node} before"] = _read(values[handle], injection).numpy()
+
+        return instruction
+
     def _decay(self, write: Node, injection: Injection) -> _Instruction:
         """Multiplies the weight, or the rows that the write is of."""
         rows = WRITE_OPS[write.op].rows
@@ -315,7 +345,7 @@ class _Compiler:
             handle = values[write.proto.input[0]]
             weight = tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
             which = values[write.proto.input[rows]] if injection.rows and rows is not None else None
-            decayed = _decayed(weight, injection, values, which)
+            decayed = _decayed(weight, injection, values, which, values.get(f"{write.name} before"))
             values[f"{write.name} decayed"] = decayed  # for what reads it now and is done after the write
             tf.raw_ops.AssignVariableOp(resource=handle, value=decayed)
 
@@ -383,33 +413,51 @@ def _read(handle: tf.Tensor, injection: Injection) -> tf.Tensor:
     return tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
 
 
-def _lost(weight: np.ndarray, injection: Injection, values: Mapping[str, Any]) -> np.ndarray:
+def _lost(
+    injection: Injection, values: Mapping[str, Any], rows: Any = slice(None), **tensors: np.ndarray
+) -> np.ndarray:
     """What a weight, or rows of it, lose at this step: the rate times the formula, in float64."""
-    learning_rate = injection.rate.learning_rate
-    if injection.rate.factors:
-        raise VerifyError(f"the rate of '{injection.variable.shown}' has factors from elsewhere")
-    rate = injection.rate.number * (float(values[learning_rate.tensor]) if learning_rate is not None else 1.0)
-    return rate * values_of(injection.formula, weight)
+    rate = injection.rate
+    scalars = [float(values[OWN](each.tensor)) for each in rate.factors]
+    if injection.initial is not None:
+        initial = values[OWN](injection.initial)
+        tensors["initial"] = initial[rows] if initial.ndim else initial
+    learning_rate = float(values[rate.learning_rate.tensor]) if rate.learning_rate is not None else 1.0
+    return rate.number * math.prod(scalars) * learning_rate**rate.power * values_of(injection.formula, **tensors)
 
 
-def values_of(formula: str, weight: np.ndarray) -> np.ndarray:
-    """What a formula gives for a weight, in float64.
+def values_of(formula: Formula, **tensors: np.ndarray) -> np.ndarray:
+    """What a formula gives, in float64.
 
     Args:
-        formula: its name.
-        weight: of any shape and dtype.
+        formula: the formula.
+        **tensors: what it may take, by name, of any dtype.
     """
-    return FORMULAS[formula](tf.constant(weight.astype(np.float64))).numpy()
+    return formula(**{name: tf.constant(value.astype(np.float64)) for name, value in tensors.items()}).numpy()
 
 
-def _decayed(weight: tf.Tensor, injection: Injection, values: Mapping[str, Any], rows: tf.Tensor | None) -> tf.Tensor:
-    """The weight w - r p(w), or that for some rows."""
+def _decayed(
+    weight: tf.Tensor,
+    injection: Injection,
+    values: Mapping[str, Any],
+    rows: tf.Tensor | None,
+    before: np.ndarray | None = None,
+) -> tf.Tensor:
+    """The weight w - r p, or that for some rows; p may be of the weight before the update, too."""
     decayed = weight.numpy().astype(np.float64)
-    if rows is None:
-        decayed = decayed - _lost(decayed, injection, values)
+    which = slice(None) if rows is None or not decayed.ndim else np.unique(rows.numpy())
+    tensors = {"weight": decayed[which] if decayed.ndim else decayed}
+    if before is not None:
+        wide = before.astype(np.float64)
+        tensors["before"] = wide[which] if wide.ndim else wide
+        tensors["update"] = tensors["before"] - tensors["weight"]
+        if isinstance(injection, After) and injection.early is not None and injection.early.decayed:
+            tensors["weight"] = tensors["before"]
+    lost = _lost(injection, values, which, **tensors)
+    if decayed.ndim:
+        decayed[which] -= lost
     else:
-        which = np.unique(rows.numpy())
-        decayed[which] -= _lost(decayed[which], injection, values)
+        decayed = decayed - lost
     return tf.constant(decayed.astype(weight.dtype.as_numpy_dtype))
 
 
@@ -426,10 +474,10 @@ def _summed(
     total = term.numpy().astype(np.float64)
     wide = weight.numpy().astype(np.float64)
     if rows is None:
-        total = total + sign * _lost(wide, injection, values)
+        total = total + sign * _lost(injection, values, weight=wide, before=wide, update=wide - total)
     else:
         flat = total.reshape(-1, *wide.shape[1:])
         unique, first = np.unique(rows.numpy().ravel(), return_index=True)
-        flat[first] += sign * _lost(wide[unique], injection, values)
+        flat[first] += sign * _lost(injection, values, unique, weight=wide[unique])
         total = flat.reshape(total.shape)
     return tf.constant(total.astype(term.dtype.as_numpy_dtype))

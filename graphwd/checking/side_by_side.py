@@ -26,10 +26,12 @@ from graphwd.checking.reference import Reference, values_of
 from graphwd.checking.verification import Checked, Kind, RateCheck, Verdict, Verification
 from graphwd.errors import VerifyError
 from graphwd.graph.graph import Variable
+from graphwd.planning.injections import Own, OwnKind
 from graphwd.planning.planner import Outcome, subject
-from graphwd.policy.rules import Mode, Order, Policy, Rule, Scale, Sparse
+from graphwd.policy.rules import Mode, Order, Policy, Rule, Sparse
 from graphwd.steps.pipeline import concrete, plan
 from graphwd.steps.read import ConcreteFunction, read, variables_of
+from graphwd.steps.state import STATE, State
 
 Array = np.ndarray
 
@@ -92,7 +94,7 @@ class _Account:
     @property
     def scaled(self) -> bool:
         """Whether its decay is multiplied by the learning rate."""
-        return self.rule is not None and is_decoupled(self.rule) and self.rule.semantics.scale is Scale.LR
+        return self.rule is not None and is_decoupled(self.rule) and self.rule.semantics.scale.power > 0
 
     def checked(self, tolerance: float, function: str) -> Checked:
         """What was found, for the report."""
@@ -178,7 +180,7 @@ class SideBySide:
         constant = {each.variable.id for each in injections if each.rate.is_constant}
         numbers = {(each.variable.id, each.rate.number) for each in injections if each.variable.id in constant}
         several = {i for i, rate in numbers if any(i == j and rate != other for j, other in numbers)}
-        self._numbers = {i: rate / scaled[i].weight_decay for i, rate in numbers if i not in several}
+        self._numbers = {i: _learning_rate(scaled[i], rate) for i, rate in numbers if i not in several}
         self._rates = Rates(step, self._graph, injections, self._numbers)
         self._outputs: list[_Account | None] = []
         self._replayed: Reference | None = None
@@ -228,7 +230,7 @@ class SideBySide:
             if variable.trainable:
                 writes = known.get(variable.id) or VariableWrites(variable, (), (), (), frozenset())
                 rule = policy.decide(subject(writes))
-                if rule is not None and rule.weight_decay:
+                if rule is not None and not rule.exempts:
                     found[variable.id] = rule
         return found
 
@@ -398,13 +400,21 @@ class SideBySide:
         nothing = np.zeros(plain.shape, bool)
         if not is_decoupled(rule):
             return plain, nothing
-        rate = rule.weight_decay
+        rate = rule.weight_decay if rule.tunable is None else float(self._state().rates[rule.tunable].numpy())
         if account.scaled:
             if variable.id not in run.rates:
                 return plain, nothing
-            rate *= run.rates[variable.id]
-        source = plain if rule.semantics.order is Order.AFTER else before
-        full = plain.astype(np.float64) - rate * values_of(rule.formula, source)
+            rate *= run.rates[variable.id] ** rule.semantics.scale.power / (rule.peak_learning_rate or 1.0)
+        formula = rule.formula.resolved()
+        first = {"initial": self._initial(variable)} if "initial" in formula.takes else {}
+        lost = values_of(
+            formula,
+            **first,
+            weight=plain if rule.semantics.order is Order.AFTER else before,
+            before=before,
+            update=before.astype(np.float64) - plain.astype(np.float64),
+        )
+        full = plain.astype(np.float64) - rate * lost
         changed = ~((plain == before) | ((plain != plain) & (before != before)))
         writing = self._notice.writing(variable)
         assert writing is not None
@@ -413,6 +423,20 @@ class SideBySide:
         else:
             known = np.full(plain.shape, bool(changed.any()) or writing.always)
         return full.astype(plain.dtype), known
+
+    def _state(self) -> State:
+        """The variables of graphwd's own that the rewritten step has."""
+        found = getattr(self._rewritten, STATE, None)
+        if not isinstance(found, State):
+            raise VerifyError("the rewritten step has no variables of graphwd's own, which the policy asks for")
+        return found
+
+    def _own(self, own: Own) -> Array:
+        return self._state().variable(own, self._mine).numpy()
+
+    def _initial(self, variable: Variable) -> Array:
+        """The first weight of a variable."""
+        return self._own(Own(variable.name, "resource", kind=OwnKind.INITIAL, key=variable.key))
 
     def _compare_other(
         self, account: _Account, before: Array, plain: Array, now: Array, replay: Callable[[], Array]
@@ -433,7 +457,7 @@ class SideBySide:
         """The variables and results of the original, run in pieces with the decays of the plan."""
         if run.replay is None:
             if self._replayed is None:
-                self._replayed = Reference(self._step, self._decided.injections)
+                self._replayed = Reference(self._step, self._decided.injections, own=self._own)
             reference = self._replayed
             run.replay = self._after(self._mine, run.state, lambda: _leaves(reference.run(run.call.flat)))
         return run.replay
@@ -504,6 +528,12 @@ class _Run:
 def _says(rule: Rule, writing: Writing) -> bool:
     """Whether a run of the whole original says what a decayed variable must be."""
     return is_decoupled(rule) and writing.once and (rule.semantics.order is Order.AFTER or writing.adds)
+
+
+def _learning_rate(rule: Rule, rate: float) -> float:
+    """The constant learning rate that a plan has multiplied a rate by."""
+    power = (rule.peak_learning_rate or 1.0) * rate / rule.weight_decay
+    return power ** (1 / rule.semantics.scale.power)
 
 
 def _is_early(rule: Rule, writing: Writing | None) -> bool:

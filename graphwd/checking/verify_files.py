@@ -17,7 +17,7 @@ from graphwd.steps.read import ConcreteFunction, is_concrete, read, rooted, unde
 
 
 def step_pairs(step: Any, name: str, rewritten: str | os.PathLike[str]) -> list[Pair]:
-    """Pairs every trace of a step with the SavedModel that `graphwd.export.export` wrote of it.
+    """Pairs every trace of a step with the SavedModel that `graphwd.models.export.export` wrote of it.
 
     Args:
         step: the step.

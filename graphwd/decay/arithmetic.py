@@ -8,6 +8,8 @@ graphwd traces each function once for each dtype and splices the trace into bodi
 * ``rate``: a scalar, the rate of this step.
 * ``factor``: a scalar, 1 - rate.
 * ``indices``: rows of the variable, integers of any shape. ``rows``: likewise, a vector.
+* ``before``: the variable's content, or those rows of it, before the update; where the formula asks for the update.
+* ``initial``: the handle of the variable that keeps the first weight; where the formula asks for that.
 
 ``dtype`` is the variable's. Arithmetic on half precision is done in float32 (`wide`). The name of an op is its role;
 ``decay`` is the op that all that waited for the update waits for, or that is used in place of what was used.
@@ -22,6 +24,7 @@ import tensorflow as tf
 from graphwd.decay.formulas import Formula
 
 _RAW = tf.raw_ops
+_Optional = tf.Tensor | None
 
 
 def wide(dtype: str) -> str:
@@ -50,9 +53,28 @@ def multiply(handle: tf.Tensor, factor: tf.Tensor, *, dtype: str) -> None:
     _assign(handle, _narrowed(_RAW.Mul(x=_widened(weight), y=factor, name="scaled"), dtype))
 
 
-def subtract(handle: tf.Tensor, rate: tf.Tensor, *, dtype: str, formula: Formula) -> None:
-    """Subtracts, w <- w - rate · p(w)."""
-    lost = _scaled(_read(handle, dtype), rate, formula)
+def remember(handle: tf.Tensor, *, dtype: str) -> tf.Tensor:
+    """Returns the weight before the update."""
+    return _read(handle, dtype, "before")
+
+
+def remember_rows(handle: tf.Tensor, indices: tf.Tensor, *, dtype: str) -> tf.Tensor:
+    """Returns the rows of the weight at some indices before the update."""
+    return _gather(handle, indices, dtype, "before")
+
+
+def subtract(
+    handle: tf.Tensor,
+    rate: tf.Tensor,
+    before: _Optional = None,
+    initial: _Optional = None,
+    *,
+    dtype: str,
+    formula: Formula,
+    decayed: bool = False,
+) -> None:
+    """Subtracts, w <- w - rate · p(w); where ``decayed``, p is of the weight before the update."""
+    lost = _scaled(_read(handle, dtype), rate, formula, before, _first(initial, dtype), of_before=decayed)
     if handle.dtype == tf.resource:
         _RAW.AssignSubVariableOp(resource=handle, value=_narrowed(lost, dtype), name="decay")
     else:
@@ -65,47 +87,66 @@ def multiply_rows(handle: tf.Tensor, factor: tf.Tensor, indices: tf.Tensor, *, d
     _scatter_update(handle, indices, _narrowed(_RAW.Mul(x=rows, y=factor, name="scaled"), dtype))
 
 
-def subtract_rows(handle: tf.Tensor, rate: tf.Tensor, indices: tf.Tensor, *, dtype: str, formula: Formula) -> None:
-    """Subtracts rate · p(rows) from the rows of w at some indices.
+def subtract_rows(
+    handle: tf.Tensor,
+    rate: tf.Tensor,
+    indices: tf.Tensor,
+    before: _Optional = None,
+    initial: _Optional = None,
+    *,
+    dtype: str,
+    formula: Formula,
+    decayed: bool = False,
+) -> None:
+    """Subtracts rate · p(rows) from the rows of w at some indices; where ``decayed``, of the rows before the update.
 
     An index that repeats writes the same row again. Not once each, by ``Unique``: where the indices are themselves of a
     size that only the run tells, XLA's counts what lies behind their end.
     """
-    rows = _widened(_gather(handle, indices, dtype))
-    scaled = _RAW.Mul(x=formula(rows), y=rate, name="scaled")
-    _scatter_update(handle, indices, _narrowed(_RAW.Sub(x=rows, y=scaled, name="left"), dtype))
+    rows = _gather(handle, indices, dtype)
+    scaled = _scaled(rows, rate, formula, before, _first(initial, dtype, indices), of_before=decayed)
+    _scatter_update(handle, indices, _narrowed(_RAW.Sub(x=_widened(rows), y=scaled, name="left"), dtype))
 
 
-def subtract_rows_once(handle: tf.Tensor, rate: tf.Tensor, indices: tf.Tensor, *, dtype: str, formula: Formula) -> None:
+def subtract_rows_once(
+    handle: tf.Tensor, rate: tf.Tensor, indices: tf.Tensor, initial: _Optional = None, *, dtype: str, formula: Formula
+) -> None:
     """The same in one subtraction from each row, for variables that others write without waiting.
 
     Each row once, by ``Unique``: on a parameter server nothing is compiled.
     """
     rows, _ = _unique(indices)
-    lost = _narrowed(_scaled(_gather(handle, rows, dtype), rate, formula), dtype)
+    lost = _scaled(_gather(handle, rows, dtype), rate, formula, None, _first(initial, dtype, rows))
+    lost = _narrowed(lost, dtype)
     if handle.dtype == tf.resource:
         _RAW.ResourceScatterSub(resource=handle, indices=rows, updates=lost, name="decay")
     else:
         _RAW.ScatterSub(ref=handle, indices=rows, updates=lost, name="decay")
 
 
-def in_value(value: tf.Tensor, weight: tf.Tensor, rate: tf.Tensor, *, dtype: str, formula: Formula) -> tf.Tensor:
+def in_value(
+    value: tf.Tensor, weight: tf.Tensor, rate: tf.Tensor, initial: _Optional = None, *, dtype: str, formula: Formula
+) -> tf.Tensor:
     """Returns v - rate · p(w), for an update that writes a value v which has the weight in it."""
-    scaled = _scaled(weight, rate, formula)
-    return _last(_RAW.Sub(x=_widened(value, "widened_value"), y=scaled, name=_last_role(dtype)), dtype)
+    total = _widened(value, "widened_value")
+    before = weight if formula.of_update else None
+    scaled = _scaled(weight, rate, formula, before, _first(initial, dtype), after=total)
+    return _last(_RAW.Sub(x=total, y=scaled, name=_last_role(dtype)), dtype)
 
 
-def in_gradient(gradient: tf.Tensor, weight: tf.Tensor, rate: tf.Tensor, *, dtype: str, formula: Formula) -> tf.Tensor:
+def in_gradient(
+    gradient: tf.Tensor, weight: tf.Tensor, rate: tf.Tensor, initial: _Optional = None, *, dtype: str, formula: Formula
+) -> tf.Tensor:
     """Returns g + rate · p(w), for a dense gradient of the shape of the weight."""
-    scaled = _scaled(weight, rate, formula)
+    scaled = _scaled(weight, rate, formula, None, _first(initial, dtype))
     return _last(_RAW.AddV2(x=_widened(gradient, "widened_gradient"), y=scaled, name=_last_role(dtype)), dtype)
 
 
 def in_gradient_by_reading(
-    gradient: tf.Tensor, handle: tf.Tensor, rate: tf.Tensor, *, dtype: str, formula: Formula
+    gradient: tf.Tensor, handle: tf.Tensor, rate: tf.Tensor, initial: _Optional = None, *, dtype: str, formula: Formula
 ) -> tf.Tensor:
     """The same, where the body has no tensor that is the weight."""
-    return in_gradient(gradient, _read(handle, dtype), rate, dtype=dtype, formula=formula)
+    return in_gradient(gradient, _read(handle, dtype), rate, initial, dtype=dtype, formula=formula)
 
 
 def in_sparse_gradient(
@@ -113,6 +154,7 @@ def in_sparse_gradient(
     indices: tf.Tensor,
     handle: tf.Tensor,
     rate: tf.Tensor,
+    initial: _Optional = None,
     *,
     dtype: str,
     formula: Formula,
@@ -125,6 +167,7 @@ def in_sparse_gradient(
         indices: the rows.
         handle: the variable's handle.
         rate: the rate.
+        initial: the handle of what keeps the first weight.
         dtype: the variable's dtype.
         formula: the formula.
         row_shape: the shape of one row of the weight.
@@ -134,7 +177,7 @@ def in_sparse_gradient(
     """
     gradient = _widened(gradient, "widened_gradient")
     rows, numbers = _unique(indices, twice=True)
-    decay = _scaled(_gather(handle, rows, dtype), rate, formula)
+    decay = _scaled(_gather(handle, rows, dtype), rate, formula, None, _first(initial, dtype, rows))
     # For each row the position of its first gradient: the least of 0, 1, 2, ... that has the row's number. No
     # Range: on a GPU its operands or its result lie in host memory. UnsortedSegmentMin has no int64 there.
     ones = _RAW.OnesLike(x=numbers, name="ones")
@@ -164,21 +207,57 @@ def _unique(indices: tf.Tensor, *, twice: bool = False) -> tuple[tf.Tensor, tf.T
     return _RAW.Unique(x=flat, out_idx=tf.int64, name="rows")
 
 
-def _scaled(weight: tf.Tensor, rate: tf.Tensor, formula: Formula) -> tf.Tensor:
-    """What the weight loses."""
-    return _RAW.Mul(x=formula(_widened(weight)), y=rate, name="scaled")
+def _scaled(
+    weight: tf.Tensor,
+    rate: tf.Tensor,
+    formula: Formula,
+    before: _Optional,
+    initial: _Optional,
+    *,
+    after: _Optional = None,
+    of_before: bool = False,
+) -> tf.Tensor:
+    """What the weight loses.
+
+    Args:
+        weight: the weight.
+        rate: the rate.
+        formula: the formula.
+        before: the weight before the update; None where the formula does not ask for it.
+        initial: the first weight; likewise.
+        after: what the update makes of the weight, if that is not ``weight``.
+        of_before: whether ``before`` is what is decayed.
+    """
+    tensors = {"weight": _widened(weight)}
+    if initial is not None:
+        tensors["initial"] = _widened(initial, "widened_initial")
+    if before is not None:
+        tensors["before"] = _widened(before, "widened_before")
+        updated = tensors["weight"] if after is None else after
+        tensors["update"] = _RAW.Sub(x=tensors["before"], y=updated, name="update")
+        tensors["weight"] = tensors["before"] if of_before else tensors["weight"]
+    with tf.name_scope("formula"):  # whose ops may not take the names that are roles
+        direction = formula(**tensors)
+    return _RAW.Mul(x=direction, y=rate, name="scaled")
 
 
-def _read(handle: tf.Tensor, dtype: str) -> tf.Tensor:
+def _first(initial: _Optional, dtype: str, rows: _Optional = None) -> _Optional:
+    """The first weight, or rows of it."""
+    if initial is None:
+        return None
+    return _read(initial, dtype, "initial") if rows is None else _gather(initial, rows, dtype, "initial")
+
+
+def _read(handle: tf.Tensor, dtype: str, role: str = "read") -> tf.Tensor:
     if handle.dtype != tf.resource:
-        return _RAW.Identity(input=handle, name="read")
-    return _RAW.ReadVariableOp(resource=handle, dtype=dtype, name="read")
+        return _RAW.Identity(input=handle, name=role)
+    return _RAW.ReadVariableOp(resource=handle, dtype=dtype, name=role)
 
 
-def _gather(handle: tf.Tensor, rows: tf.Tensor, dtype: str) -> tf.Tensor:
+def _gather(handle: tf.Tensor, rows: tf.Tensor, dtype: str, role: str = "read") -> tf.Tensor:
     if handle.dtype != tf.resource:
-        return _RAW.Gather(params=handle, indices=rows, name="read")
-    return _RAW.ResourceGather(resource=handle, indices=rows, dtype=dtype, name="read")
+        return _RAW.Gather(params=handle, indices=rows, name=role)
+    return _RAW.ResourceGather(resource=handle, indices=rows, dtype=dtype, name=role)
 
 
 def _assign(handle: tf.Tensor, value: tf.Tensor) -> None:

@@ -18,9 +18,10 @@ from graphwd.models.target import Output, rewrite
 from graphwd.planning.planner import Plan
 from graphwd.policy.rules import Policy
 from graphwd.rewriting.part import Prepared
-from graphwd.steps.decorator import with_weight_decay
+from graphwd.steps.decorator import decorator
 from graphwd.steps.pipeline import Trace, emit, prepare
 from graphwd.steps.read import ConcreteFunction, is_concrete, rooted, trace, traces, variables_of
+from graphwd.steps.state import State
 
 _VARIABLES = "variables_of_the_step"
 
@@ -100,10 +101,13 @@ class PythonStep:
     def replace(self, prepared: Sequence[Prepared[Trace]], policy: Policy) -> None:
         """Makes a module of the rewritten step, with a signature for each trace."""
         concretes = [each.part.step for each in prepared]
-        results = [emit(each).concrete(each.part.step, keep_variables=True) for each in prepared]
+        state = State(policy)
+        results = [emit(each, state).concrete(each.part.step, keep_variables=True) for each in prepared]
         self._holder = tf.Module()
-        whole = results[0] if is_concrete(self._step) else _retraced(self._step, policy, concretes)
+        whole = results[0] if is_concrete(self._step) else _retraced(self._step, policy, state, concretes)
         setattr(self._holder, self.name, whole)
+        if state.variables:
+            self._holder.graphwd = state
         self._holder.variables_of_the_step = _unique(v for concrete in concretes for v in variables_of(concrete))
         self._signatures = {
             self.name if i == 0 else f"{self.name}_{i}": _signature(rewritten)
@@ -212,8 +216,8 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
         raise StepError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
-def _retraced(step: Any, policy: Policy, concretes: Sequence[ConcreteFunction]) -> Any:
-    rewritten = with_weight_decay(policy)(step)
+def _retraced(step: Any, policy: Policy, state: State, concretes: Sequence[ConcreteFunction]) -> Any:
+    rewritten = decorator(policy, state)(step)
     for concrete in concretes:
         # The specs of a trace carry the arguments' names, which tf.function would compare with its input_signature.
         args, kwargs = tf.nest.map_structure(_unnamed, concrete.structured_input_signature)

@@ -26,6 +26,7 @@ from graphwd.graph.traits import HANDLE_OPS, Trait, ops_with
 from graphwd.planning.injections import After
 from graphwd.planning.planner import Decision, Outcome, Plan
 from graphwd.rewriting.inject import Rewritten, decay_of, decay_records, take_out
+from graphwd.rewriting.part import without_own_variables
 
 TRAIN_OP = "train_op"
 """The collection that names the nodes that make a training step."""
@@ -94,7 +95,7 @@ class MainGraph:
 
     def limited(self, plan: Plan) -> Plan:
         """The plan, which refuses what is updated in a frame of a TensorFlow 1 while loop."""
-        return _without_loops(plan, _in_loops(self.graph))
+        return _without_loops(without_own_variables(plan), _in_loops(self.graph))
 
     def replace(self, rewritten: Rewritten, plan: Plan) -> None:
         """Gives the main graph weight decay, in place.

@@ -17,6 +17,7 @@ from graphwd.graph.graph import RECORD
 from graphwd.models.entry_points import EntryPoint, Exports, is_wrapper, rewritten_functions, signature_call
 from graphwd.planning.planner import Plan
 from graphwd.rewriting.inject import Rewritten, decay_records, refuse_rewritten, take_out
+from graphwd.rewriting.part import without_own_variables
 
 
 class TrainingFunctions:
@@ -53,7 +54,7 @@ class TrainingFunctions:
         decayed = sorted({injection.site.path[0].callee.position for injection in plan.injections})
         problems = (_signature_problem(self._meta_graph, self._entries[number]) for number in decayed)
         first = itertools.islice(filter(None, problems), 1)
-        return replace(plan, problems=(*plan.problems, *first))
+        return without_own_variables(replace(plan, problems=(*plan.problems, *first)))
 
     def replace(self, rewritten: Rewritten, _plan: Plan) -> None:
         """Gives the functions weight decay, in place, and takes out those that nothing refers to any more.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from graphwd.analysis.gradient_entry import Entry
 from graphwd.analysis.learning_rate import LearningRate
 from graphwd.analysis.readiness import Readiness
 from graphwd.analysis.sites import Frame, Path, Site
+from graphwd.decay.formulas import Formula, l2
 from graphwd.graph.edge import Use
 from graphwd.graph.graph import Callee, Variable
 
@@ -50,6 +51,27 @@ class Elsewhere:
         return -1 if self.path is None else len(self.path)
 
 
+class OwnKind(Enum):
+    """What a variable of graphwd's own is for."""
+
+    RATE = "rate"  # to be assigned by the user
+    STEPS = "steps"  # counts updates
+    INITIAL = "initial"  # keeps the first weight of a variable
+
+
+@dataclass(frozen=True, slots=True)
+class Own(Elsewhere):
+    """The handle of a variable of graphwd's own, which the step captures.
+
+    Attributes:
+        kind: what it is for.
+        key: which of its kind: the word of a policy for a rate, the identity of the weight's handle for a first weight.
+    """
+
+    kind: OwnKind = OwnKind.RATE
+    key: Any = None
+
+
 @dataclass(frozen=True, slots=True)
 class Factor:
     """A scalar that a rate is a multiple of, and that is not the learning rate.
@@ -73,11 +95,13 @@ class Rate:
         number: the number, without unit.
         learning_rate: a scalar tensor of the update's body.
         factors: scalars from elsewhere.
+        power: how often the learning rate is a factor.
     """
 
     number: float
     learning_rate: LearningRate | None = None
     factors: tuple[Factor, ...] = ()
+    power: int = 1
 
     @property
     def is_constant(self) -> bool:
@@ -98,7 +122,8 @@ class Injection:
         site: the write that the decay belongs to; the last of an update for `After`, else the first.
         rate: the rate.
         rows: whether only the rows are decayed that the write, or the gradient, is of.
-        formula: what the rate is multiplied by, by name.
+        formula: what the rate is multiplied by.
+        initial: the first weight, where the formula asks for it.
     """
 
     variable: Variable
@@ -106,7 +131,8 @@ class Injection:
     rate: Rate
     _: KW_ONLY
     rows: bool = False
-    formula: str = "l2"
+    formula: Formula = l2
+    initial: Own | None = None
 
     where: ClassVar[Where]
 
@@ -130,20 +156,54 @@ class Injection:
     @property
     def elsewhere(self) -> tuple[Elsewhere, ...]:
         """What has to be brought into its body."""
-        return tuple(factor.tensor for factor in self.rate.factors)
+        first = () if self.initial is None else (self.initial,)
+        return *(factor.tensor for factor in self.rate.factors), *first
 
     @property
     def done(self) -> tuple[object, ...]:
-        """What tells two injections at one node of a body apart: all but the variable and the calls that lead here."""
+        """What tells two injections at one node of a body apart: all that is written into the body.
+
+        Of the variable that is the dtype, the shape, the device and the kind; not which it is, nor what calls lead here.
+        """
         shared = (field.name for field in fields(self) if field.name not in ("variable", "site"))
-        return type(self), self.variable.dtype, self.variable.shape, *(getattr(self, name) for name in shared)
+        variable = self.variable
+        kind = variable.dtype, variable.shape, variable.device, variable.reference
+        return type(self), *kind, *(getattr(self, name) for name in shared)
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyRead:
+    """A read of the weight before its update, for a formula of what the update subtracts.
+
+    Attributes:
+        write: the first write of the update, which waits for the read.
+        waits: what the read waits for, as that write does.
+        decayed: whether this is the weight that is decayed, as it is where the order is before.
+    """
+
+    write: str
+    waits: tuple[str, ...]
+    decayed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class After(Injection):
-    """w <- w - r·p(w), once the write is done."""
+    """w <- w - r·p(w), once the write is done.
+
+    Attributes:
+        early: the read ahead of the update; None where the formula does not ask for one.
+    """
 
     where = Where.AFTER
+    _: KW_ONLY
+    early: EarlyRead | None = None
+
+    @property
+    def touched(self) -> Iterator[str]:
+        """The nodes of its body that it changes or copies."""
+        yield from super(After, self).touched
+        if self.early is not None:
+            yield self.early.write
 
 
 @dataclass(frozen=True, slots=True)

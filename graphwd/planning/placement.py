@@ -9,7 +9,7 @@ from dataclasses import replace
 from graphwd.analysis.direct_terms import terms_after
 from graphwd.analysis.flow import Flow, Flows
 from graphwd.analysis.gradient_entry import Entry, find_entry, named_entry
-from graphwd.analysis.learning_rate import LearningRate, find_learning_rate
+from graphwd.analysis.learning_rate import find_learning_rate
 from graphwd.analysis.readiness import find_readiness, refuse_forward_reads, when_ready
 from graphwd.analysis.sites import STRONG, Evidence, Site, Write
 from graphwd.analysis.updates import Update, VariableWrites, group_writes, is_whole, may_continue
@@ -17,9 +17,21 @@ from graphwd.errors import UnclearError
 from graphwd.graph.edge import Use, node_of
 from graphwd.graph.graph import DTYPE_NUMBERS
 from graphwd.graph.ops import Form
-from graphwd.planning.injections import EPSILON, After, Before, InGradient, Injection, InValue, Rate
+from graphwd.planning.injections import (
+    EPSILON,
+    After,
+    Before,
+    EarlyRead,
+    Factor,
+    InGradient,
+    Injection,
+    InValue,
+    Own,
+    OwnKind,
+    Rate,
+)
 from graphwd.policy.globs import glob_matches
-from graphwd.policy.rules import Mode, Order, Rule, Scale, Semantics, Sparse, Updates
+from graphwd.policy.rules import Mode, Order, Rule, Semantics, Sparse, Updates
 
 
 class RefusedError(Exception):
@@ -46,7 +58,8 @@ def place_decay(rule: Rule, writes: VariableWrites, flows: Flows, *, leaves: boo
         _check_supported(rule, writes, updates)
         every = [write.site for update in updates for write in update.writes]
         injections = [_injection(rule, update, writes, flows, every) for update in _choose(rule, updates)]
-        return tuple(replace(injection, formula=rule.formula) for injection in injections)
+        _refuse_rows(rule, injections)
+        return tuple(map(_with_initial, injections))
     except UnclearError as reason:
         raise RefusedError(str(reason)) from None
 
@@ -190,14 +203,83 @@ def _injection(rule: Rule, update: Update, writes: VariableWrites, flows: Flows,
     flow = flows.at(update.site.path).of_update(names[0], others)
     if meaning.mode is Mode.COUPLED:
         return _coupled(rule, update, writes, flow, names)
-    rate = Rate(rule.weight_decay)
-    if meaning.scale is Scale.LR:
-        learning_rate = find_learning_rate(flow, names, rule.learning_rate)
-        constant = learning_rate.number is not None
-        rate = _constant_rate(rate.number, learning_rate) if constant else replace(rate, learning_rate=learning_rate)
+    rate = _rate(rule, flow, names)
+    formula = rule.formula.resolved()
+    if formula.of_update and not (meaning.order is Order.BEFORE and update.writes[0].op.form is Form.ASSIGN):
+        return _after_remembering(rule, update, flows, rate)
     if meaning.order is Order.AFTER:
-        return After(update.variable, update.site, rate, rows=_rows_only(update.writes[-1], rule))
+        rows = _rows_only(update.writes[-1], rule)
+        return After(update.variable, update.site, rate, rows=rows, formula=formula)
     return _before(rule, update, writes, flows, rate)
+
+
+def _rate(rule: Rule, flow: Flow, names: Sequence[str]) -> Rate:
+    """The rate of a decoupled decay, multiplied out where it is a constant."""
+    scale, unscaled = rule.semantics.scale, _unscaled(rule)
+    if not scale.power:
+        return unscaled
+    unscaled = 1 / (rule.peak_learning_rate or 1.0) * unscaled
+    learning_rate = find_learning_rate(flow, names, rule.learning_rate)
+    if learning_rate.number is None:
+        return replace(unscaled, learning_rate=learning_rate, power=scale.power)
+    scaled = unscaled.number * learning_rate.number**scale.power
+    if not scaled < 1 and unscaled.is_constant and rule.formula.resolved().shrinks:  # a NaN is not, either
+        raise RefusedError(
+            f"its learning rate is {learning_rate.name}, and weight_decay times that must be below 1, got {scaled:g}"
+        )
+    return replace(unscaled, number=scaled)
+
+
+def _unscaled(rule: Rule) -> Rate:
+    """The rate before the learning rate is counted in."""
+    if rule.tunable is None:
+        return Rate(rule.weight_decay)
+    own = Own(f"rate '{rule.tunable}'", "resource", kind=OwnKind.RATE, key=rule.tunable)
+    return Rate(1.0, factors=(Factor(rule.tunable, "float64", own),))
+
+
+def _with_initial(injection: Injection) -> Injection:
+    """With the first weight, where the formula asks for it."""
+    if "initial" not in injection.formula.takes:
+        return injection
+    variable = injection.variable
+    own = Own(variable.name, "resource", kind=OwnKind.INITIAL, key=variable.key)
+    return replace(injection, initial=own)
+
+
+def _refuse_rows(rule: Rule, injections: Sequence[Injection]) -> None:
+    """Refuses the rows of a sparse update where the formula is of the whole weight."""
+    formula = rule.formula.resolved()
+    if not formula.by_rows and any(injection.rows for injection in injections):
+        raise RefusedError(
+            f"its update is sparse, and the formula {formula.name} is of the whole weight, not of the rows that a step "
+            "touches; write 'sparse: all', or another formula"
+        )
+
+
+def _after_remembering(rule: Rule, update: Update, flows: Flows, rate: Rate) -> After:
+    """A decay by a formula that asks what the update subtracts: the weight is read before it, and again after it.
+
+    Where the update adds to the weight this serves both orders: U applied to w - r·p is U(w) - r·p.
+    """
+    first, last, variable = update.writes[0], update.writes[-1], update.variable
+    formula, before = rule.formula.resolved(), rule.semantics.order is Order.BEFORE
+    if before and not (first.op.form in (Form.APPLY, Form.ADD, Form.SUB) and not first.op.proximal):
+        raise RefusedError(
+            f"its update ({first.site}) does not add to the weight, and the formula {formula.name} is of what an "
+            "update adds; write 'order: after'"
+        )
+    if variable.reference or "/job:ps/" in variable.device:
+        where = "a v1 reference variable" if variable.reference else "on a parameter server"
+        raise RefusedError(
+            f"it is {where}, of which the formula {formula.name} cannot tell what the update subtracts; write another "
+            "formula"
+        )
+    if (first.op.rows is None) != (last.op.rows is None):
+        raise RefusedError(f"its update writes rows and the whole weight; write another formula than {formula.name}")
+    name = first.site.node
+    early = EarlyRead(name, when_ready(flows.at(first.site.path), name).waits, before)
+    return After(variable, update.site, rate, rows=_rows_only(last, rule), formula=formula, early=early)
 
 
 def _before(rule: Rule, update: Update, writes: VariableWrites, flows: Flows, rate: Rate) -> Before | InValue:
@@ -209,18 +291,23 @@ def _before(rule: Rule, update: Update, writes: VariableWrites, flows: Flows, ra
     first, variable = update.writes[0], update.variable
     flow = flows.at(first.site.path)
     names = [write.site.node for write in update.writes]
-    rows = _rows_only(first, rule)
+    rows, formula = _rows_only(first, rule), rule.formula.resolved()
     if first.op.form in (Form.APPLY, Form.ADD, Form.SUB):
         _refuse_reads_between(flow, update)
         readiness = when_ready(flow, names[0])
-        return Before(variable, first.site, rate, rows=rows, readiness=readiness)
+        return Before(variable, first.site, rate, rows=rows, formula=formula, readiness=readiness)
     terms = terms_after(flow, first)
     if is_whole(terms) and not first.op.partial and (first.op.rows is None or rows):
         _refuse_reads_between(flow, update)
         weight = _weight_of_sum(flow, update, terms.weights, _other_writes(writes, update))
         use = Use(names[0], first.op.value)
         value = flow.nodes[names[0]].proto.input[use.position]
-        return InValue(variable, first.site, rate, rows=rows, value=value, use=use, weight=weight)
+        return InValue(variable, first.site, rate, rows=rows, formula=formula, value=value, use=use, weight=weight)
+    if formula.of_update:
+        raise RefusedError(
+            f"its update ({first.site}) overwrites the weight, and not with a sum of it and something, and the formula "
+            f"{formula.name} is of what an update adds; write 'order: after'"
+        )
     return _before_by_reading(rule, update, writes, flow, rate)
 
 
@@ -240,7 +327,8 @@ def _before_by_reading(rule: Rule, update: Update, writes: VariableWrites, flow:
             f"its update ({first.site}) overwrites the weight without reading it, so a decay before it has no effect; "
             f"{advice}"
         )
-    return Before(update.variable, first.site, rate, rows=_rows_only(first, rule), readiness=readiness)
+    rows, formula = _rows_only(first, rule), rule.formula.resolved()
+    return Before(update.variable, first.site, rate, rows=rows, formula=formula, readiness=readiness)
 
 
 def _refuse_reads_between(flow: Flow, update: Update) -> None:
@@ -278,17 +366,6 @@ def _other_writes(writes: VariableWrites, update: Update) -> list[str]:
         if write.site.path[: len(path)] == path
     ]
     return [names[len(path)] for names in nodes]
-
-
-def _constant_rate(rate: float, learning_rate: LearningRate) -> Rate:
-    """The rate times a learning rate that is a number."""
-    assert learning_rate.number is not None
-    scaled = rate * learning_rate.number
-    if not scaled < 1:  # a NaN is not, either
-        raise RefusedError(
-            f"its learning rate is {learning_rate.name}, and weight_decay times that must be below 1, got {scaled:g}"
-        )
-    return Rate(scaled)
 
 
 def _entry(update: Update, flow: Flow, names: Sequence[str], asked: str | None) -> Entry:
@@ -332,7 +409,8 @@ def _coupled(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, nam
         raise RefusedError("its gradient is sparse and its shape is not known, so a coupled decay cannot be added")
     sparse = entry.indices is not None
     weight = None if sparse else _weight_before(flow, update, entry, _other_writes(writes, update))
-    return InGradient(update.variable, first.site, Rate(rule.weight_decay), rows=sparse, entry=entry, weight=weight)
+    rate, formula = _unscaled(rule), rule.formula.resolved()
+    return InGradient(update.variable, first.site, rate, rows=sparse, formula=formula, entry=entry, weight=weight)
 
 
 def _weight_before(flow: Flow, update: Update, entry: Entry, others: Sequence[str]) -> str | None:

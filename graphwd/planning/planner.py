@@ -21,6 +21,7 @@ from graphwd.analysis.updates import (
     keeps_a_part,
 )
 from graphwd.analysis.values import MANY
+from graphwd.decay.formulas import l2
 from graphwd.errors import PlanError
 from graphwd.graph.edge import node_of
 from graphwd.graph.graph import Graph, Variable
@@ -176,7 +177,7 @@ def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows 
     variable, rule = writes.variable, policy.decide(seen)
     if rule is None:
         return Decision(variable, Outcome.UNMATCHED, None, writes), ""
-    if rule.weight_decay == 0:
+    if rule.exempts:
         return Decision(variable, Outcome.EXEMPT, rule, writes), ""
     if not writes.writes:
         return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
@@ -214,6 +215,8 @@ def _record(decision: Decision) -> dict[str, Any]:
         "mode": rule and rule.semantics.mode.value,
         "order": rule and rule.semantics.order.value,
         "scale": rule and rule.semantics.scale.value,
+        "peak_learning_rate": rule and rule.peak_learning_rate,
+        "formula": rule and str(rule.formula.resolved()),
         "rows": "touched" if any(injection.rows for injection in decision.injections) else "all",
         "updates": [
             {
@@ -354,7 +357,9 @@ def _notes(
         (decision, f"{injection.rate.number:g} is too small to change any {decision.variable.dtype} weight")
         for decision in decisions
         for injection in decision.injections[:1]
-        if not isinstance(injection, InGradient) and injection.rate.number < EPSILON[decision.variable.dtype] / 4
+        if not isinstance(injection, InGradient)
+        and injection.formula is l2
+        and injection.rate.number < EPSILON[decision.variable.dtype] / 4
     )
 
 

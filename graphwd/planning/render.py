@@ -129,7 +129,9 @@ def _count(decays: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _decay_row(decay: Mapping[str, Any]) -> tuple[str, ...]:
-    rate = f"{decay['rate']:g}" + (f" × {decay['learning_rate']}" if decay["learning_rate"] else "")
+    squared = "²" if decay["power"] == 2 else ""
+    rate = f"{decay['rate']:g}" + (f" × {decay['learning_rate']}{squared}" if decay["learning_rate"] else "")
+    rate += "" if decay["formula"] == "l2" else f", {decay['formula']}"
     where = _PLACES.get(decay["where"], f"{decay['where']} the update")
     return decay["variable"], rate, where + (", rows touched" if decay["rows"] else ""), decay["at"]
 
@@ -162,11 +164,25 @@ def _device(record: Mapping[str, Any]) -> Iterator[str]:
 def _decay(variable: Mapping[str, Any]) -> str:
     if variable["outcome"] != "decay":
         return str(variable["outcome"])
-    if variable["mode"] == "coupled":
-        return f"{variable['weight_decay']:g} coupled"
-    scale = " × lr" if variable["scale"] == "lr" else ""
-    rows = ", rows touched" if variable["rows"] == "touched" else ""
-    return f"{variable['weight_decay']:g}{scale} {variable['order']} update{rows}"
+    rate = f"{variable['weight_decay']:g}{_scale(variable)}"
+    place = "coupled" if variable["mode"] == "coupled" else f"{variable['order']} update"
+    formula = "" if variable["formula"] == "l2" else f", {variable['formula']}"
+    rows = ", rows touched" if variable["rows"] == "touched" and variable["mode"] != "coupled" else ""
+    return f"{rate} {place}{formula}{rows}"
+
+
+def _scale(variable: Mapping[str, Any]) -> str:
+    """What the weight decay is multiplied by."""
+    peak = variable["peak_learning_rate"]
+    match "none" if variable["mode"] == "coupled" else variable["scale"]:
+        case "lr":
+            return " × lr"
+        case "relative":
+            return f" × lr/{peak:g}"
+        case "corrected":
+            return f" × lr²/{peak:g}"
+        case _:
+            return ""
 
 
 def _summary(record: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from graphwd.errors import PolicyError
 from graphwd.policy import schema
 from graphwd.policy.cuda_convnet import read_layer_parameters
+from graphwd.policy.formula import L2, FormulaChoice
 from graphwd.policy.selectors import Selectors, Subject
 from graphwd.policy.yaml_source import Located, from_mapping, read_yaml
 
@@ -35,10 +36,22 @@ class Order(Enum):
 
 
 class Scale(Enum):
-    """What a decoupled decay is multiplied by."""
+    """What a decoupled decay is multiplied by; with η the learning rate of the step and η_peak its largest."""
 
-    NONE = "none"
-    LR = "lr"
+    NONE = "none"  # 1
+    LR = "lr"  # η
+    RELATIVE = "relative"  # η/η_peak: the schedule alone (Loshchilov and Hutter, arXiv 1711.05101)
+    CORRECTED = "corrected"  # η²/η_peak (Defazio, arXiv 2506.02285)
+
+    @property
+    def power(self) -> int:
+        """How often the learning rate is a factor."""
+        return {"none": 0, "corrected": 2}.get(self.value, 1)
+
+    @property
+    def needs_peak(self) -> bool:
+        """Whether it is relative to the largest learning rate."""
+        return self in (Scale.RELATIVE, Scale.CORRECTED)
 
 
 class Sparse(Enum):
@@ -98,7 +111,9 @@ class Rule:
         where: the place of the rule, as errors print it.
         update: a glob for the writes that are the variable's update, where that cannot be told.
         gradient: a glob for the node that makes the gradient as the optimizer gets it, where that cannot be told.
-        formula: what the rate is multiplied by, by name.
+        formula: what the rate is multiplied by.
+        peak_learning_rate: the largest learning rate, where the scale is relative to it; else None.
+        tunable: the name of the variable that holds the rate, to be assigned while it trains; else None.
         spelled: the fields that the rule, or the policy's defaults, spell out.
     """
 
@@ -113,8 +128,15 @@ class Rule:
     where: str = "policy"
     update: str | None = None
     gradient: str | None = None
-    formula: str = "l2"
+    formula: FormulaChoice = L2
+    peak_learning_rate: float | None = None
+    tunable: str | None = None
     spelled: frozenset[str] = field(default=frozenset(), compare=False)
+
+    @property
+    def exempts(self) -> bool:
+        """Whether what it decides is never decayed."""
+        return self.weight_decay == 0 and self.tunable is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +271,7 @@ def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Poli
     defaults = fields.get("defaults", {})
     meaning = _semantics({}, defaults, _places(document, "defaults"))
     rules = tuple(_rule(item, defaults, meaning) for item in fields.get("rules", ()))
+    _check_tunables(rules)
     return Policy(
         rules,
         skip_unmatched=fields.get("unmatched", "error") == "skip",
@@ -267,11 +290,8 @@ def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> 
     places = _places(item)
     semantics = Semantics(**_semantics(meaning, own, places))  # type: ignore[arg-type]
     rate: float = fields["weight_decay"]
-    if rate >= 1 and semantics.mode is Mode.DECOUPLED and semantics.scale is Scale.NONE:
-        raise PolicyError(
-            f"{places.get('weight_decay', item.where)}: weight_decay must be below 1 where it multiplies the weight by "
-            f"1 - weight_decay, got {rate:g}; write 0.01 for 1 %"
-        )
+    _check_formula(item, fields, semantics, places)
+    _check_peak(item, fields, semantics, places)
     return Rule(
         selectors=Selectors(**{key: own[key] for key in schema.SELECTOR_FIELDS if key in own}),
         weight_decay=rate,
@@ -280,12 +300,59 @@ def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> 
         learning_rate=fields.get("learning_rate"),
         update=fields.get("update"),
         gradient=fields.get("gradient"),
+        formula=fields.get("formula", L2),
+        tunable=fields.get("tunable"),
+        peak_learning_rate=fields.get("peak_learning_rate") if semantics.scale.needs_peak else None,
         updates=Updates(fields.get("updates", "one")),
         allow_double_decay=fields.get("double_decay") == "allow",
         optional=fields.get("optional", False),
         where=item.where,
         spelled=frozenset(fields),
     )
+
+
+def _check_tunables(rules: Iterable[Rule]) -> None:
+    """Refuses rules that share a variable for their rate, but not the number that it begins with."""
+    first: dict[str, Rule] = {}
+    for rule in rules:
+        if rule.tunable is not None and first.setdefault(rule.tunable, rule).weight_decay != rule.weight_decay:
+            raise PolicyError(
+                f"{rule.where}: the rule shares 'tunable: {rule.tunable}' with {first[rule.tunable].where}, but not "
+                "its weight_decay; write the same number, or another name"
+            )
+
+
+def _check_formula(item: Located, fields: dict[str, Any], semantics: Semantics, places: dict[str, str]) -> None:
+    """Refuses a formula that means nothing with its rate or its mode."""
+    rate: float = fields["weight_decay"]
+    choice: FormulaChoice = fields.get("formula", L2)
+    plain = choice == L2  # of which TensorFlow need not be asked
+    decoupled = semantics.mode is Mode.DECOUPLED
+    if rate >= 1 and decoupled and semantics.scale is Scale.NONE and (plain or choice.resolved().shrinks):
+        raise PolicyError(
+            f"{places.get('weight_decay', item.where)}: weight_decay must be below 1 where it multiplies the weight by "
+            f"1 - weight_decay, got {rate:g}; write 0.01 for 1 %"
+        )
+    if not plain and not decoupled and choice.resolved().of_update:
+        raise PolicyError(
+            f"{places.get('formula', item.where)}: the formula {choice.name} depends on what the optimizer's update "
+            "subtracts, which is not known where the decay joins the gradient; write a decoupled 'semantics'"
+        )
+
+
+def _check_peak(item: Located, fields: dict[str, Any], semantics: Semantics, places: dict[str, str]) -> None:
+    """Refuses a scale that is relative to a largest learning rate which is not given, and one that is without use."""
+    scale = semantics.scale
+    if scale.needs_peak and "peak_learning_rate" not in fields:
+        raise PolicyError(
+            f"{places.get('scale', item.where)}: 'scale: {scale.value}' needs the largest learning rate of training; "
+            "write 'peak_learning_rate: 1e-3'"
+        )
+    if not scale.needs_peak and "peak_learning_rate" in places:
+        raise PolicyError(
+            f"{places['peak_learning_rate']}: 'peak_learning_rate' says nothing without 'scale: relative' or "
+            "'scale: corrected'; leave it out"
+        )
 
 
 def _places(item: Located, *keys: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from graphwd.errors import PolicyError
+from graphwd.policy.formula import read_formula
 from graphwd.policy.globs import composed
 from graphwd.policy.selectors import RANK_COMPARISONS, Listed, Rank, is_variable
 from graphwd.policy.yaml_source import Given, Located
@@ -75,6 +76,22 @@ def _rate(key: str, item: Located) -> float:
     if not math.isfinite(rate) or rate < 0:
         raise PolicyError(f"{item.where}: {key} must be a finite number >= 0, got {rate}; write 0 for no decay")
     return rate
+
+
+def _positive(key: str, item: Located) -> float:
+    value = _rate(key, item)
+    if not value:
+        raise PolicyError(f"{item.where}: {key} must be above 0")
+    return value
+
+
+def _name(key: str, item: Located) -> str:
+    text = _text(key, item)
+    if not text.isidentifier():
+        raise PolicyError(
+            f"{item.where}: {key} must be a name of letters, digits and _, got {text!r}; write body_decay"
+        )
+    return text
 
 
 def _flag(key: str, item: Located) -> bool:
@@ -176,7 +193,10 @@ DEFAULT_FIELDS: Mapping[str, Reader] = {
     "weight_decay": _rate,
     "mode": _one_of("decoupled", "coupled"),
     "order": _one_of("after", "before"),
-    "scale": _one_of("none", "lr"),
+    "scale": _one_of("none", "lr", "relative", "corrected"),
+    "peak_learning_rate": _positive,
+    "formula": read_formula,
+    "tunable": _name,
     "semantics": _one_of("decoupled", "adamw", "tfa", "l2", "cuda-convnet"),
     "sparse": _one_of("touched", "all"),
     "learning_rate": _text,

@@ -31,6 +31,9 @@ Scalar = Union[str, int, float, bool, None]
 OBJECTS = frozenset({"variables"})
 """Keys of a mapping made in Python whose value is kept as it is."""
 
+FUNCTIONS = frozenset({"formula"})
+"""Keys of a mapping made in Python whose value may be a function, which is kept as it is."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
@@ -114,7 +117,8 @@ def _located(value: object, where: str, separator: str, depth: int) -> Located:
             if not isinstance(key, str):
                 raise PolicyError(f"{where}: keys must be text, got {key!r}")
             place = f"{where}{separator}{key}"
-            entries[key] = Located(Given(item), place) if key in OBJECTS else _located(item, place, ".", depth + 1)
+            kept = key in OBJECTS or (key in FUNCTIONS and callable(item))
+            entries[key] = Located(Given(item), place) if kept else _located(item, place, ".", depth + 1)
         return Located(entries, where)
     if isinstance(value, (list, tuple)):
         items = cast("Sequence[object]", value)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from graphwd.errors import RewriteError
-from graphwd.graph.body import is_control
+from graphwd.graph.edge import is_control
 from graphwd.graph.graph import DTYPE_NUMBERS, MARK
 from graphwd.graph.ops import CALL_OPS, CallKind
 from graphwd.planning.injections import Elsewhere

@@ -38,8 +38,10 @@ def check_rewritten(
     name = before.signature.name
     count = len(before.node_def)
     waits = {control_edge(decay) for decay in _decays(before, after, injections)}
+    waits |= {control_edge(node.name) for node in after.node_def[count:] if node.attr[MARK].s == b"before"}
     moved = {use for injection in injections.values() for use in injection.uses}
     delayed = {write for write, injection in injections.items() if isinstance(injection, Before)}
+    delayed |= {each.early.write for each in injections.values() if isinstance(each, After) and each.early is not None}
     led_on: dict[str, set[str]] = defaultdict(set)
     for frame in calls:
         led_on[frame.node].add(frame.callee.attribute)

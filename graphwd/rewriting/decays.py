@@ -27,8 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphwd.decay import arithmetic
-from graphwd.decay.formulas import FORMULAS, Formula, l2
-from graphwd.graph.edge import control_edge, output_edge
+from graphwd.decay.formulas import l2
+from graphwd.graph.edge import control_edge, output_edge, source_of
 from graphwd.graph.fragment import Kind, Reference, fragment
 from graphwd.graph.graph import DTYPE_NAMES
 from graphwd.graph.ops import WRITE_OPS
@@ -76,13 +76,13 @@ class DecayWriter:
     def add(self) -> str:
         """Adds the decay; returns the node that all that waited for the write waits for, or that gives what it uses."""
         match self._injection:
-            case After():
-                self._in_place([self._write.name])
+            case After() as after:
+                self._after(after)
             case Before() as before:
                 self._before(before)
             case InValue() as place:
                 edges = {"value": place.value, "weight": place.weight, "rate": self._rate("factor")}
-                self._lead_on(self._splice(arithmetic.in_value, edges, formula=self._formula))
+                self._lead_on(self._splice(arithmetic.in_value, edges, formula=self._injection.formula))
             case InGradient() as place:
                 self._in_gradient(place)
             case other:
@@ -95,9 +95,23 @@ class DecayWriter:
         nodes = self._splicer.nodes
         return nodes["read"] if "read" in nodes else nodes["scaled"]
 
+    def _after(self, after: After) -> None:
+        """Decays behind the write; where the formula asks what the update subtracts, with a read ahead of that."""
+        early = after.early
+        if early is None:
+            self._in_place([self._write.name])
+            return
+        function = arithmetic.remember_rows if self._injection.rows else arithmetic.remember
+        before = self._splice(function, {**self._handle(), **self._rows()}, early.waits)
+        assert before is not None
+        self._nodes[early.write].input.append(control_edge(source_of(before)))
+        options = {"decayed": early.decayed} if early.decayed else {}
+        self._in_place([self._write.name], {"before": before}, **options)
+
     @property
-    def _formula(self) -> Formula:
-        return FORMULAS[self._injection.formula]
+    def early(self) -> str:
+        """The node that reads the weight before its update, where there is one."""
+        return self._splicer.nodes["before"].name
 
     def _before(self, before: Before) -> None:
         """Decays ahead of the write, and lets the update read the weight decayed."""
@@ -117,28 +131,29 @@ class DecayWriter:
         edges = {"gradient": entry.tensor, "rate": self._rate("rate")}
         if entry.indices is None and place.weight is not None:
             edges |= {"weight": place.weight}
-            total = self._splice(arithmetic.in_gradient, edges, formula=self._formula)
+            total = self._splice(arithmetic.in_gradient, edges, formula=self._injection.formula)
         elif entry.indices is None:
             edges |= self._handle()
-            total = self._splice(arithmetic.in_gradient_by_reading, edges, entry.waits, formula=self._formula)
+            total = self._splice(arithmetic.in_gradient_by_reading, edges, entry.waits, formula=self._injection.formula)
         else:
             edges |= {"indices": entry.indices, **self._handle()}
             shape = self._injection.variable.shape or ()
             row_shape = tuple(size for size in shape[1:] if size is not None)
-            options = {"formula": self._formula, "row_shape": row_shape}
+            options = {"formula": self._injection.formula, "row_shape": row_shape}
             total = self._splice(arithmetic.in_sparse_gradient, edges, entry.waits, **options)
         self._lead_on(total)
 
-    def _in_place(self, waits: Sequence[str]) -> None:
+    def _in_place(self, waits: Sequence[str], others: Mapping[str, str] | None = None, **options: Any) -> None:
         """Reads the weight, decays it and writes it, or the rows that the write is of."""
         function, strength = self._form()
-        edges = {**self._handle(), **strength}
-        if self._injection.rows:
-            row = WRITE_OPS[self._write.op].rows
-            assert row is not None
-            edges["indices"] = self._write.input[row]
-        options = {} if "factor" in strength else {"formula": self._formula}
-        self._splice(function, edges, waits, **options)
+        if "factor" not in strength:
+            options["formula"] = self._injection.formula
+        self._splice(function, {**self._handle(), **strength, **self._rows(), **(others or {})}, waits, **options)
+
+    def _rows(self) -> Mapping[str, str]:
+        """The edge of the indices, where only the rows are decayed that the write is of."""
+        row = WRITE_OPS[self._write.op].rows if self._injection.rows else None
+        return {} if row is None else {"indices": self._write.input[row]}
 
     def _form(self) -> tuple[Callable[..., Any], Mapping[str, str]]:
         """The cheapest accurate function that decays in place, and the rate as it takes it."""
@@ -146,7 +161,7 @@ class DecayWriter:
         if self._served:
             return arithmetic.subtract_rows_once if rows else arithmetic.subtract, {"rate": self._rate("factor")}
         wide = arithmetic.wide(self._dtype)
-        if self._formula is l2 and rate.is_constant and keeps_rate(rate.number, EPSILON[wide]):
+        if self._injection.formula is l2 and rate.is_constant and keeps_rate(rate.number, EPSILON[wide]):
             factor = self._splicer.constant("factor", 1 - rate.number, wide)
             return arithmetic.multiply_rows if rows else arithmetic.multiply, {"factor": factor}
         return arithmetic.subtract_rows if rows else arithmetic.subtract, {"rate": self._rate("factor")}
@@ -157,8 +172,9 @@ class DecayWriter:
         edge = self._splicer.constant(role if rate.is_constant else "rate", rate.number, wide)
         if rate.learning_rate is not None:
             kinds = {"rate": wide, "learning_rate": rate.learning_rate.dtype}
-            edges = {"rate": edge, "learning_rate": rate.learning_rate.tensor}
-            edge = self._splicer.shared(fragment(arithmetic.learning_rate_times, kinds), edges)
+            for _ in range(rate.power):
+                edges = {"rate": edge, "learning_rate": rate.learning_rate.tensor}
+                edge = self._splicer.shared(fragment(arithmetic.learning_rate_times, kinds), edges)
         for factor in rate.factors:
             scalar = self._brought.get(factor.tensor, factor.tensor.edge)
             if factor.tensor.dtype == "resource":
@@ -176,6 +192,9 @@ class DecayWriter:
         self, function: Callable[..., Any], edges: Mapping[str, str], waits: Sequence[str] = (), **options: Any
     ) -> str | None:
         """Splices a function of tensors, whose parameters are edges of the body."""
+        initial = self._injection.initial
+        if initial is not None and "formula" in options:
+            edges = {**edges, "initial": self._brought[initial]}
         kinds = {name: self._kind(name) for name in edges}
         return self._splicer.splice(fragment(function, kinds, dtype=self._dtype, **options), edges, waits)
 
@@ -183,6 +202,8 @@ class DecayWriter:
         match parameter:
             case "handle":
                 return Reference(self._dtype) if self._injection.variable.reference else "resource"
+            case "initial":
+                return "resource"
             case "rate" | "factor":
                 return arithmetic.wide(self._dtype)
             case "indices":

@@ -1,7 +1,7 @@
-"""Writes weight decay into function bodies: the only module that changes protos, and only copies of them.
+"""Writes weight decay into function bodies.
 
-What is added for one injection is in `decays`; here it is joined to the original, bodies are copied where their
-callers differ, and the result is checked (`check`).
+Here the bodies on the way to an injection are copied, and the result is checked (`check`). `splice`, `decays`, `bring`
+and `fusion` change these copies and nothing else.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from graphwd.analysis.interpreter import Interpreter
 from graphwd.analysis.sites import Site
+from graphwd.decay.formulas import l2
 from graphwd.errors import RewriteError
-from graphwd.graph.body import Body, Layout, is_control
+from graphwd.graph.body import Body, Layout
+from graphwd.graph.edge import is_control
 from graphwd.graph.graph import MARK, RECORD, Callee, Graph
 from graphwd.graph.ops import CALL_OPS, CallKind
 from graphwd.planning.injections import After, Before, Elsewhere, Injection, Nest, Where, nested
@@ -30,11 +32,12 @@ if TYPE_CHECKING:
     from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 """The version of the record in an injected read; those of graphwd 0.1 have none and read as 1.
 
 A key more does not change it: readers leave alone what they do not know. It counts up where a reader that does not know
-of the change would take a decay out wrongly.
+of the change would take a decay out wrongly, and a record says the least version that can read it: 2 where a node of
+the original waits for an injected one ("delayed").
 """
 
 
@@ -204,17 +207,24 @@ def _splice(
         decay = decays[name] = writer.add()
         if isinstance(injection, After):
             last[name] = decay
-        learning_rate = injection.rate.learning_rate
+        rate = injection.rate
+        learning_rate = rate.learning_rate
         record = {
-            "version": RECORD_VERSION,
+            "version": 1,
             "write": name,
             "decay": decay,
             "where": injection.where.value,
-            "rate": injection.rate.number,
+            "rate": rate.number,
             "learning_rate": learning_rate and learning_rate.name,
             "rows": injection.rows,
             "moved": moved,
         }
+        if rate.power != 1:
+            record["power"] = rate.power
+        if injection.formula is not l2:
+            record["formula"] = str(injection.formula)
+        if isinstance(injection, After) and injection.early is not None:
+            record |= {"version": 2, "delayed": [(injection.early.write, writer.early)]}
         writer.carrier.attr[RECORD].s = json.dumps(record).encode()
     _redirect(function, waiting, last)
     return decays
@@ -248,6 +258,8 @@ def take_out(function: FunctionDef) -> list[dict[str, Any]]:
                 write.input.remove(f"^{decay}")
             elif record["where"] == Where.AFTER.value:
                 original[decay] = write.name
+            for name, early in record["delayed"]:
+                nodes[name].input.remove(f"^{early}")
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise RewriteError(f"'{function.signature.name}' holds a damaged record of a decay: {error}") from None
     take_back(function)
@@ -283,9 +295,12 @@ def _read_record(record: object, node: str) -> dict[str, Any]:
             f"'{node}' was written by a newer graphwd: its record of a decay has version {version}, and this one reads "
             f"versions up to {RECORD_VERSION}; install the newer one"
         )
-    if type(version) is not int or version < 1 or not _RECORD_TYPES.keys() <= keys.keys():
+    needed = _RECORD_TYPES.keys() - _RECORD_DEFAULTS.keys()
+    if type(version) is not int or version < 1 or not needed <= keys.keys():
         return {}
-    return {key: keys[key] for key in _RECORD_TYPES}
+    return {key: keys[key] for key in needed} | {
+        key: keys.get(key, default) for key, default in _RECORD_DEFAULTS.items()
+    }
 
 
 _RECORD_TYPES: Mapping[str, tuple[type, ...]] = {
@@ -296,7 +311,13 @@ _RECORD_TYPES: Mapping[str, tuple[type, ...]] = {
     "learning_rate": (str, type(None)),
     "rows": (bool,),
     "moved": (list,),
+    "delayed": (list,),
+    "power": (int,),
+    "formula": (str,),
 }
+
+_RECORD_DEFAULTS: Mapping[str, Any] = {"delayed": [], "power": 1, "formula": "l2"}
+"""What a record leaves out where it is as usual."""
 
 
 def decay_records(graph: Graph) -> list[dict[str, Any]]:
@@ -317,7 +338,7 @@ def decay_records(graph: Graph) -> list[dict[str, Any]]:
         function = graph.library[site.path[-1].callee.function] if site.path else graph.root_function
         record = next(decay_of(node) for node in function.node_def if node.name == site.node)
         at = str(Site(site.path, record["write"], ""))
-        keys = ("where", "rate", "learning_rate", "rows")
+        keys = ("where", "rate", "learning_rate", "power", "formula", "rows")
         found.append({"variable": variable.name, "at": at, **{key: record[key] for key in keys}})
     return found
 

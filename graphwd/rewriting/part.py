@@ -11,6 +11,8 @@ from graphwd.analysis.updates import Analysis
 from graphwd.errors import GraphError, RewriteError
 from graphwd.graph.function_library import NewNames
 from graphwd.graph.graph import Graph
+from graphwd.messages import listed
+from graphwd.planning.injections import Own
 from graphwd.planning.planner import Decision, Plan, make_plan
 from graphwd.policy.rules import Policy
 from graphwd.rewriting.inject import Rewritten, inject, refuse_rewritten
@@ -78,6 +80,18 @@ def plan_part(part: _Part, policy: Policy) -> Prepared[_Part]:
     # Before the search: it would take graphwd's own decay for one that the step has of itself.
     refuse_rewritten(part.graph)
     return Prepared(part, part.limited(make_plan(part.find_updates(), policy)))
+
+
+def without_own_variables(plan: Plan) -> Plan:
+    """A plan for a model that is edited as a file, which refuses what needs a variable that the model does not have."""
+    needed = {each.name for injection in plan.injections for each in injection.elsewhere if isinstance(each, Own)}
+    if not needed:
+        return plan
+    problem = (
+        f"the policy needs variables that the model does not have ({listed(sorted(needed))}), and a model that is "
+        "edited as a file gets none; rewrite the step in Python, by 'graphwd rewrite STEP_FN' or graphwd.rewrite"
+    )
+    return replace(plan, problems=(*plan.problems, problem))
 
 
 def whole_plan(prepared: Iterable[Prepared[Any]], problems: Iterable[str] = ()) -> Plan:

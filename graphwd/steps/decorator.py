@@ -14,6 +14,7 @@ from graphwd.steps.emit import per_instance
 from graphwd.steps.pipeline import as_function, emit_rewritten, rewrite_concrete
 from graphwd.steps.python_state import tell_frozen_state
 from graphwd.steps.read import is_concrete, remember
+from graphwd.steps.state import State, give_state
 
 
 def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]:
@@ -46,7 +47,16 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
         >>> kernel.numpy().tolist()
         [0.5]
     """
-    loaded = as_policy(policy)
+    return decorator(as_policy(policy))
+
+
+def decorator(policy: Policy, state: State | None = None) -> Callable[[Callable[..., Any]], Any]:
+    """What `with_weight_decay` returns, for a policy that was read.
+
+    Args:
+        policy: the policy.
+        state: the variables that the decorated step captures of graphwd's own; None for new ones.
+    """
 
     def decorate(step: Callable[..., Any]) -> Any:
         if is_concrete(step):
@@ -55,14 +65,14 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
             above = type(step).__name__  # pyright: ignore[reportUnknownArgumentType] - no matter of what
             raise StepError(f"with_weight_decay goes below @{above}, not above it")
         tell_frozen_state(step)
-        return _decayed(as_function(step), loaded)
+        return _decayed(as_function(step), policy, state or State(policy))
 
     return decorate
 
 
-def _decayed(original: Any, policy: Policy) -> Any:
+def _decayed(original: Any, policy: Policy, state: State) -> Any:
     """A ``tf.function`` that traces another, rewrites the trace, and calls that."""
-    rewritten = _Rewritten(policy)
+    rewritten = _Rewritten(policy, state)
 
     # Not its __dict__: in there TensorFlow keeps what it would unwrap to call a method without its instance.
     @functools.wraps(original.python_function, updated=())
@@ -70,9 +80,11 @@ def _decayed(original: Any, policy: Policy) -> Any:
         return rewritten.call(_trace(original, args, kwargs), args, kwargs)
 
     def bind(instance: Any, owner: Any) -> Any:
-        return _decayed(original.__get__(instance, owner), policy)
+        return _decayed(original.__get__(instance, owner), policy, State(policy))
 
-    return per_instance(decayed_step, bind, original)
+    step = per_instance(decayed_step, bind, original)
+    give_state(step, state)
+    return step
 
 
 def _trace(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -113,14 +125,15 @@ def rewrite(step: Any, policy: PolicyLike) -> Any:
 class _Rewritten:
     """The rewritten form of each trace, made once: TensorFlow may trace a call twice."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, state: State) -> None:
         self._policy = policy
+        self._state = state
         self._lock = threading.Lock()
         self._by_trace: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
     def call(self, trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._lock:
             if trace not in self._by_trace:
-                self._by_trace[trace] = emit_rewritten(trace, self._policy)[0]
+                self._by_trace[trace] = emit_rewritten(trace, self._policy, self._state)[0]
             emitted = self._by_trace[trace]
         return emitted.call(trace, args, kwargs)

@@ -66,17 +66,17 @@ class Emitted:
         self,
         original: ConcreteFunction,
         make: Callable[[NewName], Rewritten],
-        captured: Mapping[Elsewhere, tf.Variable | tf.Tensor] = types.MappingProxyType({}),
+        captured: Callable[[Any], tf.Variable | tf.Tensor] | None = None,
     ) -> None:
         """Registers a rewritten body.
 
         Args:
             original: the step that is rewritten; it stays as it is.
             make: makes the rewritten bodies, given what makes new function names.
-            captured: what the rewritten step captures of graphwd's own; it is kept alive.
+            captured: gives what the rewritten step captures of graphwd's own, which is kept alive; needed if it does.
         """
         rewritten = make(_new_name)
-        self._own = [captured[each] for each in rewritten.captures]
+        self._own = [captured(each) for each in rewritten.captures] if captured is not None else []
         root = rewritten.root
         root.signature.name = _new_name(root.signature.name)
         runtime: Any = context.context()

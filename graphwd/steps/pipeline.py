@@ -27,7 +27,9 @@ from graphwd.steps.read import (
     trace,
     traces,
     undecorated,
+    variables_of,
 )
+from graphwd.steps.state import State, give_state
 
 _LOG = logging.getLogger("graphwd")
 
@@ -107,11 +109,12 @@ def prepare(step: ConcreteFunction, policy: Policy) -> Prepared[Trace]:
         return plan_part(Trace(step, read(step)), policy)
 
 
-def emit(prepared: Prepared[Trace]) -> Emitted:
+def emit(prepared: Prepared[Trace], state: State) -> Emitted:
     """Registers a body with weight decay, to be called or made a concrete function; it logs the plan's notes.
 
     Args:
         prepared: the trace and its plan.
+        state: the variables that it captures of graphwd's own.
 
     Raises:
         GraphwdError: the step cannot be rewritten.
@@ -127,15 +130,19 @@ def emit(prepared: Prepared[Trace]) -> Emitted:
             _LOG.warning("%s", note)
         return made
 
-    return Emitted(prepared.part.step, make)
+    step = prepared.part.step
+    return Emitted(step, make, lambda own: state.variable(own, variables_of(step)))
 
 
-def rewrite_concrete(step: ConcreteFunction, policy: Policy) -> tuple[ConcreteFunction, Plan]:
+def rewrite_concrete(
+    step: ConcreteFunction, policy: Policy, state: State | None = None
+) -> tuple[ConcreteFunction, Plan]:
     """Gives a concrete function weight decay.
 
     Args:
         step: the traced training step; it stays as it is.
         policy: the policy.
+        state: the variables that it captures of graphwd's own; None for new ones.
 
     Returns:
         A concrete function of the same signature, which keeps the variables of the step alive, and the plan that it was
@@ -144,16 +151,20 @@ def rewrite_concrete(step: ConcreteFunction, policy: Policy) -> tuple[ConcreteFu
     Raises:
         GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
     """
-    emitted, decided = emit_rewritten(step, policy)
-    return emitted.concrete(step, keep_variables=True), decided
+    given = state or State(policy)
+    emitted, decided = emit_rewritten(step, policy, given)
+    rewritten = emitted.concrete(step, keep_variables=True)
+    give_state(rewritten, given)
+    return rewritten, decided
 
 
-def emit_rewritten(step: ConcreteFunction, policy: Policy) -> tuple[Emitted, Plan]:
+def emit_rewritten(step: ConcreteFunction, policy: Policy, state: State) -> tuple[Emitted, Plan]:
     """Registers the body of a concrete function with weight decay, to be called or made a concrete function.
 
     Args:
         step: the traced training step; it stays as it is.
         policy: the policy.
+        state: the variables that it captures of graphwd's own.
 
     Returns:
         The body, and the plan that it was made by.
@@ -162,7 +173,7 @@ def emit_rewritten(step: ConcreteFunction, policy: Policy) -> tuple[Emitted, Pla
         GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
     """
     prepared = prepare(step, policy)
-    return emit(prepared), prepared.plan
+    return emit(prepared, state), prepared.plan
 
 
 def concrete(step: Any, *args: Any, **kwargs: Any) -> ConcreteFunction:

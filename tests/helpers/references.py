@@ -8,7 +8,7 @@ slots. All hyperparameters are sums of few powers of two, which every dtype hold
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -266,3 +266,50 @@ class Training:
         which = slice(None) if self.sparse is Sparse.DENSE else rows
         updated[which] = after[which]
         return updated
+
+
+Penalty = Callable[..., Array]
+"""A formula as its paper writes it: of ``weight``, ``before``, ``update`` and ``initial``, by keyword."""
+
+PENALTIES: Mapping[str, Penalty] = {
+    "l2": lambda weight, **_: weight,
+    "l1": lambda weight, **_: np.sign(weight),
+    "huber": lambda weight, **_: np.where(np.abs(weight) < 0.5, weight, 0.5 * np.sign(weight)),
+    "l2_sp": lambda weight, initial, **_: weight - initial,
+    "cautious": lambda before, update, **_: before * (before * update >= 0),
+    "norm": lambda weight, **_: weight - 2.5 * weight / np.sqrt(np.sum(weight**2)),
+}
+"""The lasso, AdamHD (arXiv 2511.14721), L2-SP (1802.01483), cautious decay (2510.12402), AdamWN (2311.11446)."""
+
+
+@dataclass
+class AnyDecay(Training):
+    """An optimizer that adds to the weight, with a decay of any form and a rate that changes.
+
+    Attributes:
+        penalty: the formula.
+        rate_at: the rate before the learning rate is counted in, by the number of updates before this one.
+        initial: the first weight.
+    """
+
+    penalty: Penalty = PENALTIES["l2"]
+    rate_at: Callable[[int], float] | None = None
+    initial: Array | None = None
+
+    def step(self, w: Array, g: Array, rows: Array | None = None) -> Array:
+        """The weight after one step; where ``rows`` are given, all different, ``g`` is their gradient."""
+        rate = self.rate if self.rate_at is None else self.rate_at(self.optimizer.t)
+        rate *= self.optimizer.lr if self.meaning in ("after-lr", "before-lr") else 1.0
+        initial = w if self.initial is None else self.initial
+        if self.meaning == "coupled":
+            which = slice(None) if rows is None else rows
+            return self._updated(w, g + rate * self.penalty(weight=w[which], initial=initial[which]), rows)
+        updated = self._updated(w, g, rows)
+        which = slice(None) if rows is None or self.everywhere or self.sparse is Sparse.DENSE else rows
+        before, after = w[which], updated[which]
+        weight = after if self.meaning in ("after", "after-lr") else before
+        decayed = updated.copy()
+        decayed[which] -= rate * self.penalty(
+            weight=weight, before=before, update=before - after, initial=initial[which]
+        )
+        return decayed

@@ -44,7 +44,7 @@ def test_on_replicas():
         (place,) = (place for place in captured if place.name == injection.variable.device)
         injections.append(replace(injection, rate=Rate(RATE, None, (Factor("own", "float32", place),))))
     assert len({injection.variable.device for injection in injections}) == 2
-    rewritten = Emitted(concrete, lambda name: inject(graph, injections, name), captured).concrete(concrete)
+    rewritten = Emitted(concrete, lambda name: inject(graph, injections, name), captured.__getitem__).concrete(concrete)
     expected = np.float64([1.0, -2.0])
     for factor in (0.5, 0.25):
         own.assign(factor)

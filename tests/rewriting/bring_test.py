@@ -113,7 +113,7 @@ def scaled(graph, factor):
 def emitted(concrete, factor, captured):
     graph = read(concrete)
     injections = scaled(graph, factor)
-    return Emitted(concrete, lambda name: inject(graph, injections, name), captured)
+    return Emitted(concrete, lambda name: inject(graph, injections, name), captured.__getitem__)
 
 
 def expected(*factors):
@@ -269,7 +269,7 @@ def test_two_variables_that_share_a_function_have_a_factor_each():
         own[place] = tf.Variable(value)
         injections.append(replace(injection, rate=Rate(RATE, None, (Factor(place.name, "float32", place),))))
     made = []
-    step = Emitted(concrete, lambda name: made.append(inject(graph, injections, name)) or made[0], own)
+    step = Emitted(concrete, lambda name: made.append(inject(graph, injections, name)) or made[0], own.__getitem__)
     step.concrete(concrete)()
     keys = [graph.variables[injection.variable.id].key for injection in injections]
     for key, factor in zip(keys, (FIRST, SECOND), strict=True):

@@ -1,0 +1,121 @@
+"""What a rule says of its formula."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graphwd.errors import PolicyError
+from graphwd.policy.yaml_source import Given, Located
+
+if TYPE_CHECKING:
+    from graphwd.decay.formulas import Formula
+
+
+@dataclass(frozen=True, slots=True)
+class FormulaChoice:
+    """A formula as a rule chooses it.
+
+    Attributes:
+        name: the word for it, or the name of the user's own function.
+        options: the numbers given with it.
+        function: the user's own function; None for one of graphwd's.
+    """
+
+    name: str = "l2"
+    options: tuple[tuple[str, float], ...] = ()
+    function: Callable[..., Any] | None = None
+
+    def resolved(self) -> Formula:
+        """The formula itself; imports TensorFlow."""
+        return _resolved(self)
+
+
+L2 = FormulaChoice()
+"""The formula of a rule that says none."""
+
+
+@functools.cache
+def _resolved(choice: FormulaChoice) -> Formula:
+    # Here and not above: a policy is read without TensorFlow.
+    from graphwd.decay.formulas import FORMULAS, Formula
+
+    if choice.function is not None:
+        return Formula(choice.name, choice.function, shrinks=False, own=True)
+    return FORMULAS[choice.name].given(dict(choice.options))
+
+
+def read_formula(key: str, item: Located) -> FormulaChoice:
+    """Reads the value of ``formula``: a word, a mapping with options, or from Python a function.
+
+    Args:
+        key: the key.
+        item: its value.
+
+    Returns:
+        The choice.
+
+    Raises:
+        PolicyError: there is no such formula, an option is missing, unknown or out of range, or the function takes what
+            graphwd does not know.
+    """
+    if isinstance(item.value, Given):
+        return _own(key, item, item.value.value)
+    if not isinstance(item.value, Mapping):
+        return _named(key, item, item, {})
+    options = dict(item.value)
+    name = options.pop("name", None)
+    if name is None:
+        raise PolicyError(f"{item.where}: {key} needs a 'name'; write {{name: huber, delta: 0.1}}")
+    return _named(key, item, name, options)
+
+
+def _named(key: str, item: Located, name: Located, options: Mapping[str, Located]) -> FormulaChoice:
+    from graphwd.decay.formulas import FORMULAS  # only policies that name a formula import TensorFlow
+
+    if name.value not in FORMULAS:
+        close = difflib.get_close_matches(str(name.value), FORMULAS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "a function of your own goes into a policy made in Python"
+        known = ", ".join(sorted(FORMULAS))
+        raise PolicyError(f"{name.where}: {key} must be one of {known}, got {name.value!r}; {hint}")
+    formula = FORMULAS[str(name.value)]
+    asked = sorted(formula.option_names)
+    example = f"{{name: {formula.name}{''.join(f', {option}: 0.1' for option in asked)}}}" if asked else formula.name
+    for option, value in options.items():
+        if option not in asked:
+            raise PolicyError(f"{value.where}: the formula {formula.name} has no option '{option}'; write {example}")
+    if missing := [option for option in asked if option not in options]:
+        raise PolicyError(f"{item.where}: the formula {formula.name} needs '{missing[0]}'; write {example}")
+    return FormulaChoice(formula.name, tuple((option, _positive(option, options[option])) for option in asked))
+
+
+def _positive(option: str, item: Located) -> float:
+    value = item.value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise PolicyError(f"{item.where}: {option} must be a number, got {value!r}")
+    if not 0 < value < math.inf:
+        raise PolicyError(f"{item.where}: {option} must be a finite number > 0, got {value:g}")
+    return float(value)
+
+
+def _own(key: str, item: Located, function: Any) -> FormulaChoice:
+    from graphwd.decay.formulas import TENSORS
+
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        raise PolicyError(f"{item.where}: {key} must be a function whose parameters can be read") from None
+    name = getattr(function, "__name__", type(function).__name__)
+    needed = [each for each in parameters if each.default is each.empty or each.name in TENSORS]
+    unknown = [each.name for each in needed if each.name not in TENSORS or each.kind is each.POSITIONAL_ONLY]
+    if unknown or not needed:
+        what = f"takes '{unknown[0]}'" if unknown else "takes nothing"
+        raise PolicyError(
+            f"{item.where}: the formula '{name}' {what}; a formula takes tensors by these names: {', '.join(TENSORS)}"
+        )
+    return FormulaChoice(name, (), function)
