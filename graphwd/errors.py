@@ -49,4 +49,4 @@ class VerifyError(GraphwdError):
 
 
 class RewriteError(GraphwdError):
-    """A rewritten graph failed its own verification; the original is untouched."""
+    """A step cannot be rewritten, or the result is not what was planned; the original is untouched."""

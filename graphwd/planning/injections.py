@@ -163,7 +163,7 @@ class Injection:
     def done(self) -> tuple[object, ...]:
         """What tells two injections at one node of a body apart: all that is written into the body.
 
-        Of the variable that is the dtype, the shape, the device and the kind; not which it is, nor what calls lead here.
+        Of the variable that is the dtype, the shape, the device and the kind, but not which it is.
         """
         shared = (field.name for field in fields(self) if field.name not in ("variable", "site"))
         variable = self.variable

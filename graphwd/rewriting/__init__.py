@@ -1,1 +1,1 @@
-"""Doing it: the one writer of bodies, and the check of what it wrote."""
+"""Doing it: copies of bodies are written, and checked."""
