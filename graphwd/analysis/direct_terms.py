@@ -1,7 +1,7 @@
-"""How much of what is written into a variable is the variable itself.
+"""Finds the coefficient of a variable in the value that is written to it.
 
-What is written is followed back through sums and products to the reads of variables. An update adds something to the
-weight, so the weight is in the sum exactly once and times one. An average, a momentum, a decay keep a part of it.
+The value is followed back through sums and products to the reads of variables. An update adds something to the weight,
+so the weight is a term of the sum exactly once, with coefficient 1. An average, a momentum, a decay keep a part of it.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class Factors:
             result = None if result is None or factors is None else _times(result, factors)
         use, divisor = inputs[-1]
         if op in QUOTIENT_OPS and result is not None and result - {"+", "-"} and not flow.carries(divisor):
-            self.uses.setdefault(divisor, use)  # dividing what the learning rate is in divides the learning rate
+            self.uses.setdefault(divisor, use)  # dividing a multiple of the learning rate divides the learning rate
             return result | {divisor}
         return result
 

@@ -248,7 +248,7 @@ class _Entrance:
         self._written = {tensor for _, tensor in sinks(flow, writes)}
         frontier = self._frontier(writes)
         while len(frontier) > 1:
-            # All of the gradient goes through one tensor further back: undo what was done last.
+            # All of the gradient goes through one tensor further back: go back from the last tensor in the order.
             last = max(frontier, key=flow.order)
             frontier.remove(last)
             if flow.is_source(last):

@@ -22,14 +22,14 @@ from graphwd.graph.traits import DATA_OPS, METADATA_OPS, READ_OPS, REFERENCE_OPS
 _MAX_DEPTH = 64
 _MAX_NODES_VISITED = 50_000_000
 _CALL = 50
-"""What entering a body costs, in nodes."""
+"""The cost of entering a body, in nodes."""
 
 
 _PYTHON_CALLS = ops_with(Trait.PYTHON_CALL)
 
 
 BodyValues = Mapping[str, Sequence[Value]]
-"""What is known of the tensors of one body: by node or argument, a value for each output, or one for all of them."""
+"""The values of the tensors of one body: by node or argument, one for each output, or one for all of them."""
 
 
 _Run = Callable[[Node, list[Value], Path], list[Value]]
@@ -318,7 +318,7 @@ class Interpreter:
             return outputs[:carried]
 
         state = self._until_stable(node, once, arguments[:carried])
-        # What the dataset yields may depend on whatever its function computes.
+        # The elements of the dataset may depend on any result of its function.
         return state if CALL_OPS[node.op].folds else [combine(outputs)]
 
     def _until_stable(self, node: Node, once: Callable[[list[Value]], list[Value]], state: list[Value]) -> list[Value]:

@@ -95,7 +95,7 @@ class Body:
 def _results(function: FunctionDef, known: Container[str]) -> Iterator[Edge]:
     body = function.signature.name
     for result in function.signature.output_arg:
-        # A protobuf map that is asked for what it does not hold adds it.
+        # Access to a missing key of a protobuf map would add the key.
         if result.name not in function.ret:
             raise GraphError(f"the function '{body}' does not say where its result '{result.name}' comes from")
         edge = parse_edge(function.ret[result.name])

@@ -82,7 +82,7 @@ _READS = READ_OPS | {"Identity", "Gather"}
 _UNKNOWN: Any = tf.TensorShape(None)  # pyright: ignore[reportArgumentType] - the stubs know no unknown rank
 
 Kind = str | Reference
-"""What a parameter is: a tensor of a dtype, ``resource`` for a handle; or a v1 reference."""
+"""The kind of a parameter: a tensor of a dtype, ``resource`` for a handle; or a v1 reference."""
 
 
 def fragment(function: Callable[..., Any], kinds: Mapping[str, Kind], **options: Any) -> Fragment:

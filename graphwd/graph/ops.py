@@ -204,7 +204,7 @@ WRITE_OPS: Mapping[str, WriteOp] = {
 
 
 class CallKind(Enum):
-    """What a call op does with its functions."""
+    """How a call op runs its functions."""
 
     CALL = "call"  # runs it once
     BRANCH = "branch"  # runs exactly one of them

@@ -68,7 +68,7 @@ class Trait(Flag):
 
     # Common combinations. An op that has only a part of a combination is written with the single traits.
     ELEMENTWISE = SCALAR | ROWWISE | FUSIBLE
-    CONDITION = FUSIBLE | PREPARATION  # compares, or combines what was compared
+    CONDITION = FUSIBLE | PREPARATION  # compares, or combines the results of comparisons
     REARRANGEMENT = FIRST_OPERAND | PREPARATION
     REDUCTION = FIRST_OPERAND | STATISTIC
 

@@ -210,7 +210,7 @@ class _Model(ABC):
         return sum(map(self._version.take_out, self._meta_graphs))
 
     def decays(self) -> list[dict[str, Any]]:
-        """Says what graphwd has done to it."""
+        """Reads the records of graphwd's decays in it."""
         return [decay for meta_graph in self._meta_graphs for decay in self._version.decays(meta_graph)]
 
 

@@ -83,7 +83,7 @@ class Model(Target, Protocol):
         ...
 
     def decays(self) -> list[dict[str, Any]]:
-        """Says what graphwd has done to it."""
+        """Reads the records of graphwd's decays in it."""
         ...
 
 
@@ -160,7 +160,7 @@ def describe(model: Model) -> list[dict[str, Any]]:
         model: the model.
 
     Returns:
-        For every decay in it, and every way that leads to it: ``variable``, ``at``, ``where``, ``rate``,
+        For every decay in it, and every path of calls to it: ``variable``, ``at``, ``where``, ``rate``,
         ``learning_rate``, ``rows``. Empty where graphwd has not rewritten it.
 
     Raises:

@@ -170,7 +170,7 @@ def strip_main_graph(meta_graph: MetaGraphDef) -> int:
 
 
 def describe_main_graph(meta_graph: MetaGraphDef) -> list[dict[str, Any]]:
-    """Says what graphwd has done to the main graph: as `describe_saved_model` does."""
+    """Reads the records of graphwd's decays in the main graph, as `describe_saved_model` does."""
     return decay_records(view_main_graph(meta_graph))
 
 

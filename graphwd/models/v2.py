@@ -114,7 +114,7 @@ def strip_functions(meta_graph: MetaGraphDef) -> int:
 
 
 def describe_functions(meta_graph: MetaGraphDef) -> list[dict[str, Any]]:
-    """Says what graphwd has done to the model: as `describe_saved_model` does."""
+    """Reads the records of graphwd's decays in the model, as `describe_saved_model` does."""
     if not any(RECORD in node.attr for f in meta_graph.graph_def.library.function for node in f.node_def):
         return []
     exports = Exports(meta_graph)

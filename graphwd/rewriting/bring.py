@@ -49,7 +49,7 @@ def add_arguments(function: FunctionDef, outside: Sequence[Elsewhere]) -> dict[E
 
 
 def return_arguments(function: FunctionDef, count: int) -> None:
-    """Lets the body of a loop return its last arguments unchanged, after its own results.
+    """Makes the body of a loop return its last arguments unchanged, after its own results.
 
     Args:
         function: the body; it is changed.

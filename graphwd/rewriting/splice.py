@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Added:
-    """What is added to one body: its names, and the nodes that several decays share.
+    """The additions to one body: their names, and the nodes that several decays share.
 
     Attributes:
         function: the body.

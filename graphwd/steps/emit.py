@@ -333,7 +333,7 @@ def _new_name(base: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """The name of the function that a rewritten one was made of."""
+    """The name of the original of a rewritten function."""
     return name.partition("__graphwd_")[0]
 
 

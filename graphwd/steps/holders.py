@@ -182,7 +182,7 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     for name, child in (*getattr(value, "__dict__", {}).items(), *((name, getattr(value, name)) for name in slots)):
         public = name.lstrip("_")
         if public != name and public != "layers" and isinstance(getattr(type(value), public, None), property):
-            yield public, child  # Keras keeps what is called `kernel` in `_kernel`
+            yield public, child  # Keras keeps the attribute `kernel` in `_kernel`
         yield name, child
 
 

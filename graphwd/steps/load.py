@@ -86,7 +86,7 @@ def _load(container: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _imports_from(folder: Path, container: str) -> Generator[None]:
-    """Lets a user's code import what lies beside it, now and when it is traced; turns its failure into one message."""
+    """Lets a user's code import modules from its folder, also when it is traced; turns its failure into one message."""
     sys.path.insert(0, str(folder))
     try:
         yield
