@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 @contextlib.contextmanager
 def collection_paused() -> Generator[None]:
-    """Keeps Python from looking for cycles, which there are none of in what is made here.
+    """Keeps Python from looking for reference cycles; none are created here.
 
     A graph of hundreds of thousands of nodes is read into millions of small tuples. All of them live until it is
     rewritten, and collecting would go through them again and again: half of the time that a rewrite takes.

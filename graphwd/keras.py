@@ -1,9 +1,10 @@
 # pyright: basic
 """Weight decay under ``model.fit``, for models of Keras 3 and of tf_keras.
 
-Keras compiles what it trains with in ``make_train_function``, which runs ``train_step`` through the model's
-distribution strategy. An attached model has that function made by a view of itself whose strategy decays what it runs:
-one place for every strategy, compiled or not, for one step an execution or many, and only for training.
+Keras compiles its training in ``make_train_function``, which runs ``train_step`` through the model's distribution
+strategy. For an attached model a view of the model makes that function, and the strategy of the view adds decay to
+whatever it runs. So there is one place for every strategy, compiled or not, for one step an execution or many, and only
+for training.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ _LOG = logging.getLogger("graphwd")
 def attach(model: Any, policy: PolicyLike) -> None:
     """Gives a model weight decay: ``fit`` and ``train_on_batch`` train with it, whatever the model is compiled with.
 
-    So does a ``tf.function`` of one's own that calls ``train_step``. The decay is not saved with the model: attach it
-    again to a model that was loaded.
+    So does a ``tf.function`` of your own that calls ``train_step``. The decay is not saved with the model: attach it
+    again to a loaded model.
 
     Args:
         model: a model of Keras 3 on TensorFlow, or of tf_keras; compiled, or to be compiled.
-        policy: a `Policy`, the path of a policy file, or a mapping. What of it does not fit the weights of a model that
-            is built is said at once; the rest when the model first trains, which raises a `GraphwdError`.
+        policy: a `Policy`, the path of a policy file, or a mapping. If the model is built, it is checked against the
+            weights at once. All other checks happen when the model first trains, which may raise a `GraphwdError`.
 
     Raises:
         PolicyError: the policy is malformed.
         PlanError: a rule matches no weight of the model, or no rule matches a weight.
-        StepError: it is no such model, it runs eagerly, or it has weight decay attached already.
+        StepError: it is not such a model, it runs eagerly, or it has weight decay attached already.
     """
     loaded = as_policy(policy)
     _attach(model, loaded)
@@ -71,7 +72,7 @@ def _attach(model: Any, policy: Policy, state: State | None = None) -> _Attachme
 
 
 def detach(model: Any) -> None:
-    """Takes off a model what `attach` gave it.
+    """Detaches from a model the decay that `attach` gave it.
 
     Args:
         model: a model.
@@ -117,7 +118,7 @@ class WeightDecay(keras.callbacks.Callback):
         """What `graphwd.state` gives of a model that it decays; it lasts from one ``fit`` to the next."""
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
-        """Attaches the decay and replaces the train function, which Keras has made before it calls this."""
+        """Attaches the decay and replaces the train function, which Keras made before this call."""
         model: Any = self.model
         _attach(model, self._policy, self.state).by_callback = True
         model.make_train_function()
@@ -127,7 +128,7 @@ class WeightDecay(keras.callbacks.Callback):
         detach(self.model)
 
     def _implements_train_batch_hooks(self) -> bool:
-        """None of the hooks that run at every batch: tf_keras asks each callback."""
+        """No: it has no hooks for batches. tf_keras asks each callback for this."""
         return False
 
     _implements_test_batch_hooks = _implements_train_batch_hooks
@@ -135,7 +136,7 @@ class WeightDecay(keras.callbacks.Callback):
 
 
 class _Attachment:
-    """What `attach` gives a model: attributes of the instance in the place of methods of its class.
+    """The state of an attached model: it puts attributes of the instance in the place of methods of its class.
 
     Attributes:
         by_callback: whether a callback attached it, for one fit.
@@ -154,7 +155,7 @@ class _Attachment:
         self.train_step = model.train_step
 
     def begin(self) -> None:
-        """Says what is known of the policy, and takes the places."""
+        """Checks the policy as far as possible, and replaces the methods."""
         self.tell(compiled=getattr(self._model, "optimizer", None) is not None)
         places = {
             "make_train_function": _make_train_function,
@@ -171,7 +172,7 @@ class _Attachment:
         self._model.train_function = None
 
     def end(self) -> None:
-        """Gives the places back."""
+        """Restores the methods."""
         for name in ("make_train_function", "train_step", "fit", "train_on_batch", "save"):
             delattr(self._model, name)
         del vars(self._model)[STATE]
@@ -180,14 +181,14 @@ class _Attachment:
         self._model.train_function = None
 
     def method(self, name: str) -> Any:
-        """The method that an attribute stands in the place of."""
+        """The method that an attribute replaces."""
         return self._own.get(name) or functools.partial(getattr(type(self._model), name), self._model)
 
     def tell(self, *, compiled: bool = False) -> None:
-        """Says, once the model is built, what of the policy does not fit its weights, or counts twice.
+        """Checks the policy against the weights, once the model is built, and warns of doubled decay.
 
         Args:
-            compiled: whether what is trained is settled.
+            compiled: whether it is settled which weights are trained.
 
         Raises:
             PlanError: a rule matches no weight, or no rule matches one that is trained.
@@ -196,7 +197,7 @@ class _Attachment:
             return
         self._told = True
         weights = _Weights(self._model, self._policy)
-        # A step of one's own may train what is no weight of the model, and not all that is.
+        # A custom step may train other variables than the model's weights, and may leave some weights out.
         if type(self._model).train_step in _train_steps() and "train_step" not in self._own:
             problems = [*weights.left_over(), *(weights.undecided() if compiled else ())]
             if problems:
@@ -206,11 +207,11 @@ class _Attachment:
             _LOG.warning("%s", note)
 
     def refuse_untraced(self) -> None:
-        """Refuses what does not train by a TensorFlow graph."""
+        """Refuses a model that does not train by a TensorFlow graph."""
         _refuse_untraced(self._model)
 
     def decaying(self) -> _DecayingModel:
-        """A view of the model that decays what it trains."""
+        """A view of the model that trains it with decay."""
         return _DecayingModel(self._model, self)
 
     def decayed(self, function: Callable[..., Any]) -> Any:
@@ -232,7 +233,7 @@ class _Attachment:
         return decorator(self._policy, self.state)(train_step)
 
     def warn_of_saving(self) -> None:
-        """Says, once, that a model that is loaded is not decayed."""
+        """Warns, once, that a loaded model has no decay."""
         if not self._saved and not self.by_callback:
             self._saved = True
             _LOG.warning(
@@ -243,13 +244,15 @@ class _Attachment:
 
 
 class _Weights:
-    """The weights of a model that is built, against a policy."""
+    """The check of a policy against the weights of a built model."""
 
     def __init__(self, model: Any, policy: Policy) -> None:
         trained = set(map(id, model.trainable_weights))
         self._policy = policy
         self._all = held_by(model, model.weights)
-        self._trained = [each for each, weight in zip(self._all, model.weights, strict=True) if id(weight) in trained]
+        self._trained = [
+            variable for variable, weight in zip(self._all, model.weights, strict=True) if id(weight) in trained
+        ]
         self._regularized = _regularized(model, dict(zip(map(id, model.weights), self._all, strict=True)))
 
     def left_over(self) -> Iterator[str]:
@@ -259,19 +262,23 @@ class _Weights:
                 yield left_over(rule, self._policy, self._trained)
 
     def undecided(self) -> Iterator[str]:
-        """Weights that are trained, and that no rule can match."""
-        missing = [each.shown for each in self._trained if not any(_may(rule, each) for rule in self._policy.rules)]
+        """Trained weights that no rule can match."""
+        missing = [
+            variable.shown for variable in self._trained if not any(_may(rule, variable) for rule in self._policy.rules)
+        ]
         if missing and not self._policy.skip_unmatched:
             yield no_rule(missing, self._policy)
 
     def notes(self) -> Iterator[str]:
-        """What is allowed, but nearly always a mistake."""
-        deciding = [next((rule for rule in self._policy.rules if _may(rule, each)), None) for each in self._trained]
+        """Notes on things that are allowed, but nearly always a mistake."""
+        deciding = [
+            next((rule for rule in self._policy.rules if _may(rule, variable)), None) for variable in self._trained
+        ]
         certain = all(rule.selectors.used_by is None for rule in self._policy.rules)
         for rule in self._policy.rules if certain else ():
             matches = self._may_match(rule, self._trained)
-            if matches and rule.selectors.any_given and not any(rule is each for each in deciding):
-                yield shadowed(rule, [each.shown for each in matches])
+            if matches and rule.selectors.any_given and not any(rule is decider for decider in deciding):
+                yield shadowed(rule, [variable.shown for variable in matches])
         twice = [
             f"'{each.shown}' ({self._regularized[each.id]})"
             for each, rule in zip(self._trained, deciding, strict=True)
@@ -285,7 +292,7 @@ class _Weights:
 
     @staticmethod
     def _may_match(rule: Rule, variables: Iterable[Variable]) -> list[Variable]:
-        return [each for each in variables if _may(rule, each)]
+        return [variable for variable in variables if _may(rule, variable)]
 
 
 def _may(rule: Rule, variable: Variable) -> bool:
@@ -304,8 +311,8 @@ def _may(rule: Rule, variable: Variable) -> bool:
 
 
 def _regularized(model: Any, variables: Mapping[int, Variable]) -> dict[int, str]:
-    """By number, which regularizer of its layer a weight has."""
-    found = {
+    """The regularizers of weights, by the number of the weight."""
+    regularized = {
         variables[id(weight)].id: type(weight.regularizer).__name__
         for weight in model.weights
         if getattr(weight, "regularizer", None) is not None
@@ -314,24 +321,24 @@ def _regularized(model: Any, variables: Mapping[int, Variable]) -> dict[int, str
         for name, regularizer in vars(layer).items():
             weight = getattr(layer, name.removesuffix("_regularizer"), None)
             if regularizer is not None and name.endswith("_regularizer") and id(weight) in variables:
-                found[variables[id(weight)].id] = f"{name} of the layer '{layer.name}'"
-    return found
+                regularized[variables[id(weight)].id] = f"{name} of the layer '{layer.name}'"
+    return regularized
 
 
 def _train_steps() -> list[Any]:
-    """The ``train_step`` of each library's own."""
+    """The ``train_step`` methods of the libraries themselves."""
     tf_keras = sys.modules.get("tf_keras")
     return [library.Model.train_step for library in (keras, tf_keras) if library is not None]
 
 
 def _attachment(model: Any) -> _Attachment | None:
-    """What is attached to a model."""
+    """The attachment of a model."""
     maker = vars(model).get("make_train_function")
     return maker.args[0] if isinstance(maker, functools.partial) and maker.func is _make_train_function else None
 
 
 def _refuse_untraced(model: Any) -> None:
-    """Refuses what does not train by a TensorFlow graph."""
+    """Refuses a model that does not train by a TensorFlow graph."""
     tf_keras = sys.modules.get("tf_keras")
     if isinstance(model, keras.Model):
         backend = keras.backend.backend()
@@ -344,7 +351,7 @@ def _refuse_untraced(model: Any) -> None:
 
 
 def _make_train_function(attached: _Attachment, force: bool = False) -> Any:
-    """What replaces ``model.make_train_function``."""
+    """The replacement of ``model.make_train_function``."""
     attached.refuse_untraced()
     attached.tell()
     model = attached.decaying()
@@ -352,7 +359,7 @@ def _make_train_function(attached: _Attachment, force: bool = False) -> Any:
 
 
 def _train_step(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
-    """What replaces ``model.train_step``: with decay also where a function of the user's own calls it."""
+    """The replacement of ``model.train_step``: it also decays where a custom function calls it."""
     if attached.runs:
         return attached.train_step(*args, **kwargs)
     if tf.executing_eagerly():
@@ -364,20 +371,20 @@ def _train_step(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
 
 
 def _fit(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
-    """What replaces ``model.fit``."""
+    """The replacement of ``model.fit``."""
     fit = attached.method("fit")
-    if attached.by_callback:  # of a fit that failed, which ends here
+    if attached.by_callback:  # left over from a fit that failed
         attached.end()
     return _told_plainly(fit, args, kwargs)
 
 
 def _train_on_batch(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
-    """What replaces ``model.train_on_batch``."""
+    """The replacement of ``model.train_on_batch``."""
     return _told_plainly(attached.method("train_on_batch"), args, kwargs)
 
 
 def _told_plainly(function: Any, args: Any, kwargs: Any) -> Any:
-    """Calls a method of Keras; a refusal comes without the frames of Keras and TensorFlow that it went through."""
+    """Calls a method of Keras; strips the frames of Keras and TensorFlow from the traceback of a refusal."""
     try:
         return function(*args, **kwargs)
     except GraphwdError as error:
@@ -385,13 +392,13 @@ def _told_plainly(function: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _save(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
-    """What replaces ``model.save``."""
+    """The replacement of ``model.save``."""
     attached.warn_of_saving()
     return attached.method("save")(*args, **kwargs)
 
 
 class _DecayingModel(wrapt.ObjectProxy):
-    """A model, with a strategy that decays what it runs, and a ``train_step`` that nothing else may run."""
+    """A view of a model: its strategy adds decay, and only that strategy may run its ``train_step``."""
 
     def __init__(self, model: Any, attached: _Attachment) -> None:
         super().__init__(model)
@@ -404,7 +411,7 @@ class _DecayingModel(wrapt.ObjectProxy):
 
     @property
     def train_step(self) -> Any:
-        """The model's, which is refused outside of the strategy's ``run``: it would train without decay."""
+        """The model's ``train_step``; refused outside of the strategy's ``run``, where it would train without decay."""
         step, runs = self._self_attached.train_step, self._self_attached.runs
 
         @functools.wraps(step)
@@ -420,14 +427,14 @@ class _DecayingModel(wrapt.ObjectProxy):
         return train_step
 
     def _make_function(self, step_function: Any) -> Any:
-        """What ``make_train_function`` of Keras 3 does the work with."""
+        """The function that ``make_train_function`` of Keras 3 calls."""
         return type(self.__wrapped__)._make_function(self, step_function)
 
 
 class _DecayingStrategy(wrapt.ObjectProxy):
-    """A distribution strategy that decays what it runs.
+    """A distribution strategy that adds decay to the functions that it runs.
 
-    Outside of ``run``, not inside: there, replicas that merge their gradients could not be traced for themselves.
+    The decay is added around ``run``, not inside: inside, replicas that merge their gradients cannot be traced alone.
     """
 
     def __init__(self, strategy: Any, attached: _Attachment) -> None:

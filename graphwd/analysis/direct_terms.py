@@ -1,7 +1,7 @@
-"""How much of what is written into a variable is the variable itself.
+"""Finds the coefficient of a variable in the value that is written to it.
 
-What is written is followed back through sums and products to the reads of variables. An update adds something to the
-weight, so the weight is in the sum exactly once and times one. An average, a momentum, a decay keep a part of it.
+The value is followed back through sums and products to the reads of variables. An update adds something to the weight,
+so the weight is a term of the sum exactly once, with coefficient 1. An average, a momentum, a decay keep a part of it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _SELECTS = ops_with(Trait.SELECT)
 
 @dataclass(frozen=True, slots=True)
 class DirectTerms:
-    """What a sum holds of variables directly: not through a product of two of them, a matrix product, a function.
+    """The variables that are direct terms of a sum: not by way of a product of two of them, or of a function.
 
     Attributes:
-        coefficient: what the weight itself is multiplied by; 0 where it is no term, NaN where that is not a constant.
+        coefficient: the factor of the weight itself; 0 where it is no term, NaN where the factor is not a constant.
         weights: the tensors that are the weight as it was read.
         of_others: whether another trainable variable is a term.
-        rest: whether there are terms that are no variable.
+        rest: whether there are terms other than variables.
     """
 
     coefficient: float = 0.0
@@ -55,11 +55,11 @@ class DirectTerms:
 
 
 NO_TERMS = DirectTerms(rest=True)
-"""What is no variable."""
+"""The terms of a tensor that holds no variable."""
 
 
 def terms_after(flow: Flow, write: Write) -> DirectTerms:
-    """What a variable holds directly of what it was, after a write.
+    """Finds the direct terms of a variable's content after a write.
 
     Args:
         flow: the body of the write.
@@ -80,7 +80,7 @@ def terms_after(flow: Flow, write: Write) -> DirectTerms:
 
 
 def direct_terms(flow: Flow, variable: Variable, tensor: str, depth: int = 0) -> DirectTerms:
-    """Finds what a tensor holds directly of variables.
+    """Finds which variables are direct terms of a tensor.
 
     Args:
         flow: the body of the tensor.
@@ -89,16 +89,16 @@ def direct_terms(flow: Flow, variable: Variable, tensor: str, depth: int = 0) ->
         depth: how many sums and products lead to it.
 
     Returns:
-        Its terms. What the computation of gradients made holds no variable.
+        Its terms. A gradient holds no variable.
     """
     tensor = flow.origin(tensor)
     known = flow.value(tensor)
     if known.source == NO_VARIABLE or depth > _MAX_DEPTH or flow.is_source(tensor):
         return NO_TERMS
-    found = _terms_of_node(flow, variable, tensor, depth)
-    if not found.coefficient and flow.given_to_others(tensor, variable):
-        return DirectTerms(of_others=True)  # what another variable then holds, whatever it is made of
-    return found
+    terms = _terms_of_node(flow, variable, tensor, depth)
+    if not terms.coefficient and flow.given_to_others(tensor, variable):
+        return DirectTerms(of_others=True)  # it is the new content of another variable, whatever it is computed from
+    return terms
 
 
 def _terms_of_node(flow: Flow, variable: Variable, tensor: str, depth: int) -> DirectTerms:
@@ -115,11 +115,11 @@ def _terms_of_node(flow: Flow, variable: Variable, tensor: str, depth: int) -> D
     if node.op not in SIGNS:
         return NO_TERMS
     signs = SIGNS[node.op]
-    found = DirectTerms()
+    terms = DirectTerms()
     for position, text in enumerate(inputs):
-        each = direct_terms(flow, variable, text, depth + 1)
-        found = found.plus(each.times(signs[min(position, 1)]))
-    return found
+        term = direct_terms(flow, variable, text, depth + 1)
+        terms = terms.plus(term.times(signs[min(position, 1)]))
+    return terms
 
 
 def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[str], depth: int) -> DirectTerms:
@@ -139,7 +139,7 @@ def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[str], dept
 
 
 def _factor(flow: Flow, tensor: str) -> float | None:
-    """The number that a tensor is, None for no constant; a product with zero is zero, whatever else is in it."""
+    """The value of a constant, else None. A product with zero is zero, whatever its other factors are."""
     node = flow.producer(tensor)
     factor = number(node)
     if factor is None and node is not None and node.op == "Cast":
@@ -150,7 +150,7 @@ def _factor(flow: Flow, tensor: str) -> float | None:
 
 
 def _of_choice(terms: Iterable[DirectTerms]) -> DirectTerms:
-    """The terms of what is either of two, element by element."""
+    """The terms of a tensor that takes each element from one of two others."""
     first, second = terms
     both = first.plus(second)
     same = first.coefficient == second.coefficient

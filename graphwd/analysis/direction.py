@@ -1,7 +1,7 @@
 """Whether an update goes against its gradient, as one that makes a loss smaller does, or along it.
 
-A slot variable, an accumulator, a statistic take a gradient up with its own sign. So a variable to which one is
-subtracted is a weight, whoever else reads it.
+A gradient is added to a slot variable, an accumulator or a statistic. So a variable from which a gradient is subtracted
+is a weight, whoever else reads it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _POSITIVE = ops_with(Trait.MAGNITUDE)
 
 
 def direction(flow: Flow, write: Write) -> int:
-    """Says how a write takes up its gradient.
+    """Finds the sign with which a write adds its gradient.
 
     Args:
         flow: the body of the write.
         write: the write; not an Apply op.
 
     Returns:
-        1 where the variable grows with the gradient, -1 where it goes against it, 0 where that is not known. A factor
-        that is no constant, as a learning rate may be, counts as positive.
+        1 where the write adds the gradient, -1 where it subtracts it, 0 where that is not known. A factor that is not
+        a constant, such as a learning rate, counts as positive.
     """
     sign = _sign(flow, flow.nodes[write.site.node].proto.input[write.op.value], 0)
     return -sign if write.op.form is Form.SUB else sign
@@ -49,9 +49,9 @@ def _sign(flow: Flow, tensor: str, depth: int) -> int:
         return _sign(flow, inputs[0], depth + 1)
     if node.op in SIGNS:
         terms = [
-            SIGNS[node.op][min(position, 1)] * _sign(flow, each, depth + 1)
-            for position, each in enumerate(inputs)
-            if flow.carries(each)
+            SIGNS[node.op][min(position, 1)] * _sign(flow, operand, depth + 1)
+            for position, operand in enumerate(inputs)
+            if flow.carries(operand)
         ]
         return terms[0] if len(set(terms)) == 1 else 0
     if node.op in SCALING_OPS:
@@ -63,10 +63,10 @@ def _of_product(flow: Flow, factors: list[str], depth: int) -> int:
     if factors[0] == factors[-1]:
         return 1
     sign = 1
-    for each in factors:
-        if flow.carries(each):
-            sign *= _sign(flow, each, depth + 1)
-        elif _is_negative(flow, each):
+    for factor in factors:
+        if flow.carries(factor):
+            sign *= _sign(flow, factor, depth + 1)
+        elif _is_negative(flow, factor):
             sign = -sign
     return sign
 

@@ -1,4 +1,4 @@
-"""Finds what an update is a multiple of: the tensors that every part of it was multiplied by, and its sign."""
+"""Finds the factors of an update: the tensors that every part of it was multiplied by, and its sign."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from graphwd.graph.traits import ADDITIVE_OPS, LINEAR_OPS, PRODUCT_OPS, QUOTIENT
 _SUMS = ops_with(Trait.SUM)
 
 _Factors = frozenset[str] | None
-"""The tensors that something is a multiple of, and '+' or '-' for the sign of the gradient in it, where that is known;
-None for what is zero so far, a multiple of anything."""
+"""The factors of a tensor, and '+' or '-' for the sign of the gradient in it, where that is known; None for zero, which
+is a multiple of anything."""
 
 _FLIPPED = {"+": "-", "-": "+"}
 
@@ -27,7 +27,7 @@ class Factors:
     """The factors of an update.
 
     Attributes:
-        uses: an input through which each factor comes in, of the update or of a part of it.
+        uses: for each factor, of the update or of a part of it, one of its uses.
     """
 
     def __init__(self, flow: Flow, written: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ class Factors:
         self.uses: dict[str, Use] = {}
 
     def of_update(self) -> frozenset[str]:
-        """The tensors that all of the update is a multiple of, and '+' or '-' for its sign, where that is known."""
+        """The factors of the whole update, and '+' or '-' for its sign, where that is known."""
         slots: dict[int, _Factors] = {}
         while True:
             before = dict(slots)
@@ -71,36 +71,41 @@ class Factors:
                 written = self._factors(value, slots, memo) if op.form is not Form.APPLY else frozenset[str]()
                 slots[variable.id] = _common([slots.get(variable.id), written])
             return slots.get(variable.id, frozenset())
-        inputs = [(Use(node.name, position), flow.origin(each)) for position, each in flow.inputs(node)]
-        carrying = [each for _, each in inputs if self._flow.carries(each)]
+        inputs = [(Use(node.name, position), flow.origin(edge)) for position, edge in flow.inputs(node)]
+        carrying = [source for _, source in inputs if self._flow.carries(source)]
         if node.op in LINEAR_OPS and carrying:
             factors = self._factors(carrying[0], slots, memo)
             return _flip(factors) if node.op == "Neg" else factors
         if node.op in ADDITIVE_OPS:
-            terms = [(use, each) for use, each in inputs if not self._is_own(each)]
-            if all(self._flow.carries(each) for _, each in terms):
-                factors_of_terms = ((use, self._factors(each, slots, memo)) for use, each in terms)
+            terms = [(use, term) for use, term in inputs if not self._is_own(term)]
+            if all(self._flow.carries(term) for _, term in terms):
+                factors_of_terms = ((use, self._factors(term, slots, memo)) for use, term in terms)
                 return _common(_flip(f) if node.op == "Sub" and use.position else f for use, f in factors_of_terms)
         if node.op in PRODUCT_OPS or (node.op in QUOTIENT_OPS and inputs[0][1] in carrying):
             return self._product(node.op, inputs, slots, memo)
         return frozenset()
 
     def _news(self, variable: Variable, op: WriteOp, value: str) -> str | None:
-        """What a moving average takes up. By which share scales no update, for what was there is scaled down by it.
+        """The new term of a moving average; None for anything else.
 
-        Written as ``a + (new - a) * share``, or as ``a * (1 - share) + new * share`` of constants.
+        The average is ``a + (new - a) * share``, or ``a * (1 - share) + new * share`` of constants. The share does not
+        scale the update, since the old content is scaled down by as much.
         """
         flow = self._flow
         node = flow.producer(flow.origin(value))
         if node is None:
             return None
-        terms = [flow.origin(each) for _, each in flow.inputs(node)]
+        terms = [flow.origin(edge) for _, edge in flow.inputs(node)]
         if op.form is Form.ADD and node.op in PRODUCT_OPS:
-            for made in map(flow.producer, terms):
-                if made is not None and made.op == "Sub" and flow.read(flow.origin(made.proto.input[1])) == variable:
-                    return flow.origin(made.proto.input[0])
+            for producer in map(flow.producer, terms):
+                if (
+                    producer is not None
+                    and producer.op == "Sub"
+                    and flow.read(flow.origin(producer.proto.input[1])) == variable
+                ):
+                    return flow.origin(producer.proto.input[0])
         if op.form is Form.ASSIGN and node.op in _SUMS and len(terms) == 2:
-            pairs = [self._pair(each) for each in terms]
+            pairs = [self._pair(term) for term in terms]
             for (kept, old), (taken, share) in (pairs, reversed(pairs)):
                 if flow.read(kept) == variable and taken and self._sum_to_one(old, share):
                     return taken
@@ -111,24 +116,24 @@ class Factors:
         node = self._flow.producer(tensor)
         if node is None or node.op not in PRODUCT_OPS:
             return "", ""
-        first, second = (self._flow.origin(each) for _, each in self._flow.inputs(node))
+        first, second = (self._flow.origin(edge) for _, edge in self._flow.inputs(node))
         return (second, first) if number(self._flow.producer(first)) is not None else (first, second)
 
     def _sum_to_one(self, first: str, second: str) -> bool:
-        numbers = [number(self._flow.producer(each)) for each in (first, second)]
-        return None not in numbers and abs(sum(each for each in numbers if each is not None) - 1) < 1e-6
+        numbers = [number(self._flow.producer(tensor)) for tensor in (first, second)]
+        return None not in numbers and abs(sum(value for value in numbers if value is not None) - 1) < 1e-6
 
     def _product(
         self, op: str, inputs: list[tuple[Use, str]], slots: dict[int, _Factors], memo: dict[str, _Factors]
     ) -> _Factors:
         flow = self._flow
         result: _Factors = frozenset({"+"})
-        for use, each in inputs if op in PRODUCT_OPS else inputs[:1]:
-            factors = self._factors(each, slots, memo) if flow.carries(each) else self._factor(use, each)
+        for use, operand in inputs if op in PRODUCT_OPS else inputs[:1]:
+            factors = self._factors(operand, slots, memo) if flow.carries(operand) else self._factor(use, operand)
             result = None if result is None or factors is None else _times(result, factors)
         use, divisor = inputs[-1]
         if op in QUOTIENT_OPS and result is not None and result - {"+", "-"} and not flow.carries(divisor):
-            self.uses.setdefault(divisor, use)  # dividing what the learning rate is in divides the learning rate
+            self.uses.setdefault(divisor, use)  # dividing a multiple of the learning rate divides the learning rate
             return result | {divisor}
         return result
 
@@ -151,18 +156,18 @@ class Factors:
 
 
 def _flip(factors: _Factors) -> _Factors:
-    return factors and frozenset(_FLIPPED.get(each, each) for each in factors)
+    return factors and frozenset(_FLIPPED.get(factor, factor) for factor in factors)
 
 
 def _times(first: frozenset[str], second: frozenset[str]) -> frozenset[str]:
     """The factors of a product; its sign is known where both signs are."""
     tensors = (first | second) - {"+", "-"}
-    signs = [("-" in each) for each in (first, second) if each & {"+", "-"}]
+    signs = [("-" in factors) for factors in (first, second) if factors & {"+", "-"}]
     return tensors | {"-" if signs[0] != signs[1] else "+"} if len(signs) == 2 else tensors
 
 
 def _common(sets: Iterable[_Factors]) -> _Factors:
-    known = [each for each in sets if each is not None]
+    known = [factors for factors in sets if factors is not None]
     return known[0].intersection(*known) if known else None
 
 

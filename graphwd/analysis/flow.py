@@ -29,7 +29,7 @@ from graphwd.graph.traits import (
 )
 
 _FIRST_ONLY = ops_with(Trait.FIRST_OPERAND)
-"""Ops whose first input says what, and all others where: a sparse gradient's indices are no part of its value."""
+"""Ops whose first input holds values and whose other inputs hold positions, such as a sparse gradient's indices."""
 
 _INDEXED = ops_with(Trait.INDEXED)
 _GUARDS = ops_with(Trait.GUARD)
@@ -66,7 +66,7 @@ class Flow:
             graph: the step.
             body: the body.
             values: what is known of its tensors in the context in question.
-            outside: the body that calls it there, and how; None for the step itself, and where that is not known.
+            outside: the body that calls it, and the call; None for the step itself, and where that is not known.
             is_kept_elsewhere: whether another body of the same run keeps something of a gradient in a variable.
         """
         self._graph = graph
@@ -83,11 +83,11 @@ class Flow:
         signature = (graph.root_function if body is graph.root else graph.library[body.name]).signature
         self._types = {argument.name: argument.type for argument in signature.input_arg}
         self._ranks = graph.ranks if body is graph.root else {}
-        # What has been found out, by tensor: the same is asked over and over.
+        # Results by tensor: the same questions are asked over and over.
         self._origins: dict[str, str] = {}
         self._sources: dict[str, bool] = {}
         self._carrying: dict[str, bool] = {}
-        self._made_of: dict[str, int] = {}
+        self._provenance: dict[str, int] = {}
         self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
         self._indices: dict[str, int] = {}
         for node in body.nodes:
@@ -103,7 +103,7 @@ class Flow:
         self._indices[self.origin(node.proto.input[position])] = node.proto.attr["Tindices"].type
 
     def index_dtype(self, tensor: str) -> int:
-        """The dtype, as a number, of a tensor that the indices of rows are."""
+        """The dtype, as a number, of a tensor of row indices."""
         return self._indices[self.origin(tensor)]
 
     def value(self, tensor: str) -> Value:
@@ -121,7 +121,7 @@ class Flow:
         return self.nodes.get(node_of(tensor))
 
     def order(self, tensor: str) -> int:
-        """A number that is larger the later in the body a tensor is made; -1 for an argument."""
+        """The place of a tensor's producer in the order of the body; -1 for an argument."""
         node = self.producer(tensor)
         return -1 if node is None else self._places[node.index]
 
@@ -136,10 +136,10 @@ class Flow:
         return self._origins[tensor]
 
     def guarded(self, uses: Iterable[Use]) -> str | None:
-        """The tensor that some inputs of one origin come from: the last alias that raises, else the origin.
+        """The tensor that some inputs of one origin come from: the last alias that is a guard, else the origin.
 
-        An alias that raises, or waits for what raises, must be gone through: what joins a gradient behind it would go
-        around it.
+        A guard raises, or waits for a node that may. A decay must join a gradient after its guard, since otherwise it
+        would go around the guard.
 
         Args:
             uses: inputs of one origin.
@@ -148,11 +148,11 @@ class Flow:
             The tensor; None where one of them has such an alias of its own.
         """
         chains = [self.aliases(use) for use in uses]
-        shared = [each for each in chains[0] if all(each in chain for chain in chains)]
-        own = {each for chain in chains for each in chain if each not in shared}
+        shared = [alias for alias in chains[0] if all(alias in chain for chain in chains)]
+        own = {alias for chain in chains for alias in chain if alias not in shared}
         if any(map(self._is_guard, own)):
             return None
-        return next((each for each in shared if self._is_guard(each)), shared[-1])
+        return next((alias for alias in shared if self._is_guard(alias)), shared[-1])
 
     def aliases(self, use: Use) -> list[str]:
         """The tensors from an input back to its origin."""
@@ -193,7 +193,7 @@ class Flow:
                 yield position, node.proto.input[position]
 
     def read(self, tensor: str) -> Variable | None:
-        """The variable of whose content a tensor was read; None where it was not, or it is not known of which."""
+        """The variable that a tensor was read from; None where it was not read, or the variable is not known."""
         node = self.producer(tensor)
         if node is None or node.op not in READ_OPS:
             return None
@@ -201,7 +201,7 @@ class Flow:
         return self.variables[handle] if handle >= 0 else None
 
     def outside(self, argument: str) -> tuple[Flow, str] | None:
-        """What an argument of the body is where the body is called: a tensor there; None where that is not known."""
+        """The tensor that the caller passes as an argument of the body; None where that is not known."""
         if self._outside is None or argument not in self._arguments:
             return None
         flow, frame = self._outside
@@ -209,13 +209,13 @@ class Flow:
         given = node.proto.input[call.skip : len(node.inputs) - call.drop]
         place = self._body_arguments.index(argument)
         if call.kind is CallKind.SCAN and place >= state_count(node):
-            place -= len(self._body_arguments) - len(given)  # the elements of the dataset are given by nobody
+            place -= len(self._body_arguments) - len(given)  # no input of the call holds the elements of the dataset
             if place < state_count(node):
                 return None
         return (flow, flow.origin(given[place])) if place < len(given) else None
 
     def content_of(self, tensor: str) -> Variable | None:
-        """The variable whose content a tensor is, be it read here or where the body is called."""
+        """The variable whose content a tensor is, read in this body or in its caller."""
         variable = self.read(tensor)
         if variable is None and (outside := self.outside(tensor)) is not None:
             flow, given = outside
@@ -223,7 +223,7 @@ class Flow:
         return variable
 
     def names(self, tensor: str) -> list[str]:
-        """What a tensor is called, by its node and by where it comes from; what a user calls it comes last."""
+        """The names of a tensor: its node, and where it comes from. The name that a user knows comes last."""
         names = [node_of(tensor)]
         variable = self.read(tensor)
         if variable is not None:
@@ -234,29 +234,29 @@ class Flow:
         return list(dict.fromkeys(names))
 
     def written(self, variable: Variable) -> Sequence[tuple[Node, WriteOp, str]]:
-        """What the body writes into a variable, in program order: the node, the row of its op, the tensor."""
+        """The writes of the body to a variable, in program order: the node, the row of its op, the tensor."""
         return [(node, op, node.proto.input[op.value]) for node, op in self._writes.get(variable.id, ())]
 
     def given_to_others(self, tensor: str, variable: Variable) -> bool:
-        """Whether a tensor is assigned to a trainable variable other than some variable: it is what that then holds."""
+        """Whether a tensor is assigned, as new content, to a trainable variable other than the given one."""
         return bool(self._assigned.get(tensor, frozenset()) - {variable.id})
 
     @functools.cached_property
     def _assigned(self) -> Mapping[str, frozenset[int]]:
-        """By tensor, the trainable variables, as numbers, that it is assigned to."""
-        found: dict[str, frozenset[int]] = {}
+        """For each tensor, the numbers of the trainable variables that it is assigned to."""
+        assigned: dict[str, frozenset[int]] = {}
         for number, writes in self._writes.items():
             if number >= 0 and self.variables[number].trainable:
                 for node, row in writes:
                     if row.form is Form.ASSIGN and row.rows is None and not row.partial:
                         tensor = self.origin(node.proto.input[row.value])
-                        found[tensor] = found.get(tensor, frozenset()) | {number}
-        return found
+                        assigned[tensor] = assigned.get(tensor, frozenset()) | {number}
+        return assigned
 
     def of_update(self, write: str, others: Collection[str]) -> Flow:
         """The body as one of several updates of a variable sees it.
 
-        What leads to another update by way of a slot variable is the other's: its gradient is not that of this one.
+        Slot variables that feed another update are left out: they hold the gradient of that update.
 
         Args:
             write: a write of the update.
@@ -276,12 +276,12 @@ class Flow:
         for number, writes in self._writes.items():
             is_slot = number >= 0 and not self.variables[number].trainable
             seen._writes[number] = [(node, row) for node, row in writes if not (is_slot and is_of_other(node))]
-        seen._sources, seen._carrying, seen._made_of = {}, {}, {}
+        seen._sources, seen._carrying, seen._provenance = {}, {}, {}
         seen.__dict__.pop("slotted", None)
         return seen
 
     def is_slot(self, variable: Variable) -> bool:
-        """Whether a variable carries something of this run's gradient into the next: not one that is reset here."""
+        """Whether a variable carries a gradient of this run into the next run; one that is reset here does not."""
         if variable.trainable:
             return False
         writes = self.written(variable)
@@ -291,22 +291,22 @@ class Flow:
 
     @functools.cached_property
     def _gradients(self) -> frozenset[int]:
-        """The variables, as numbers, whose content, as the body reads it, comes from a gradient of the same run."""
+        """The numbers of the variables that the body reads after a gradient of the same run was written to them."""
         read = (node for node in self.nodes.values() if node.op in READ_OPS)
         return frozenset(self.value(node.proto.input[0]).handle for node in read if self.value(node.name).from_gradient)
 
     def keeps(self, variable: Variable) -> bool:
-        """Whether the body writes something of a gradient to a variable otherwise than by adding to what that holds."""
+        """Whether the body writes a gradient to a variable other than by adding it to the variable's content."""
         for _, op, value in self.written(variable):
             if self.value(value).from_gradient and op.form not in (Form.ADD, Form.SUB):
                 node = self.producer(self.origin(value))
                 terms = [] if node is None or node.op not in SUM_OPS else [self.origin(x) for x in node.proto.input]
-                if not any(self.read(each) == variable for each in terms):
+                if not any(self.read(term) == variable for term in terms):
                     return True
         return False
 
     def is_source(self, tensor: str) -> bool:
-        """Whether a tensor is a gradient as it comes into the body, or out of the computation of gradients."""
+        """Whether a tensor is a gradient as the body gets it, or as the computation of gradients produces it."""
         known = self._sources.get(tensor)
         if known is None:
             known = self._sources[tensor] = self._is_source(tensor)
@@ -322,27 +322,27 @@ class Flow:
         return variable is not None and not self.is_slot(variable)  # gradients accumulated in earlier runs
 
     def _computes_gradient(self, tensor: str) -> bool:
-        """Whether a tensor comes out of a call of a function that gives it out as the computation of gradients made it.
+        """Whether a tensor is the result of a called function that computes gradients and returns them unchanged.
 
-        So does what TensorFlow makes of a function that the forward pass calls.
+        TensorFlow generates such a function for each function that the forward pass calls.
         """
         node = self.producer(tensor)
         if node is None or node.op not in CALL_OPS or CALL_OPS[node.op].kind is not CallKind.CALL:
             return False
         for callee in self._graph.callees(node):
             body = self._graph.body(callee.function)
-            nodes = {each.name: each for each in body.nodes}
+            nodes = {inner.name: inner for inner in body.nodes}
             waiting = [body.results[parse_edge(tensor).index].node]
             while waiting:
-                made = nodes.get(waiting.pop())
-                if made is None or not (self._in_gradient(made.name) or made.op in ALIAS_OPS or made.op == "AddN"):
+                inner = nodes.get(waiting.pop())
+                if inner is None or not (self._in_gradient(inner.name) or inner.op in ALIAS_OPS or inner.op == "AddN"):
                     return False
-                if not self._in_gradient(made.name):
-                    waiting.extend(edge.node for edge in made.inputs)
+                if not self._in_gradient(inner.name):
+                    waiting.extend(edge.node for edge in inner.inputs)
         return True
 
     def carries(self, tensor: str) -> bool:
-        """Whether a tensor brings gradient on: this run's, or what a slot variable has of earlier ones."""
+        """Whether a tensor carries a gradient: this run's, or earlier ones by way of a slot variable."""
         known = self._carrying.get(tensor)
         if known is None:
             known = self._carrying[tensor] = self._carries(tensor)
@@ -356,34 +356,34 @@ class Flow:
 
     @functools.cached_property
     def slotted(self) -> frozenset[str]:
-        """The nodes whose outputs are made of what slot variables have of earlier gradients."""
-        found: set[str] = set()
+        """The nodes whose outputs depend on earlier gradients by way of slot variables."""
+        slotted: set[str] = set()
         if not any(self.is_slot(self.variables[handle]) for handle in self._writes if handle >= 0):
             return frozenset()
         for node in self.nodes.values():
             if node.op in READ_OPS:
                 variable = self.read(node.name)
-                made = variable is not None and self.is_slot(variable)
+                is_slotted = variable is not None and self.is_slot(variable)
             else:
-                made = (
-                    bool(found)
-                    and any(edge.node in found for edge in node.inputs)  # rarely; the rest takes longer to find out
+                is_slotted = (
+                    bool(slotted)
+                    and any(edge.node in slotted for edge in node.inputs)  # rarely; the rest takes longer to find out
                     and node.op not in SHAPE_OPS
                     and not self._in_gradient(node.name)
-                    and any(node_of(tensor) in found for _, tensor in self.contents(node))
+                    and any(node_of(tensor) in slotted for _, tensor in self.contents(node))
                 )
-            if made:
-                found.add(node.name)
-        return frozenset(found)
+            if is_slotted:
+                slotted.add(node.name)
+        return frozenset(slotted)
 
     def contents(self, node: Node) -> Iterator[tuple[int, str]]:
-        """The inputs of a node that say what its outputs are, not where: position and tensor."""
+        """The inputs of a node that hold values, not indices or shapes: position and tensor."""
         for position, source in self.inputs(node):
             if position == 0 or node.op not in _FIRST_ONLY:
                 yield position, source
 
     def behind(self, tensor: str) -> Iterator[tuple[Use, str]]:
-        """The tensors that one is made of, each with the input through which it comes: a slot's are its writes."""
+        """The operands of a tensor, each with its use; those of a slot variable's read are the values written to it."""
         node = self.producer(tensor)
         if node is None:
             return
@@ -395,11 +395,11 @@ class Flow:
             yield Use(node.name, position), self.origin(source)
 
     def written_before(self, tensor: str, weight: Variable) -> Iterator[tuple[Use, str]]:
-        """What was written before to the trainable variable that a tensor is read of, which may be a slot variable.
+        """The earlier writes to the trainable variable that a tensor is read from, which may be a slot variable.
 
         Args:
             tensor: the tensor.
-            weight: what is updated, which is no slot variable.
+            weight: the variable that is updated, which is not a slot variable.
         """
         variable = self.read(tensor)
         if variable is not None and variable.trainable and variable != weight:
@@ -408,13 +408,13 @@ class Flow:
                     yield Use(write.name, op.value), self.origin(value)
 
     def calls_more_than(self, node: Node, ops: Collection[str]) -> bool:
-        """Whether a function that a node calls holds other ops than some, or multiplies by a constant."""
+        """Whether a function that a node calls holds an op that is not among some, or multiplies by a constant."""
         for callee in self._graph.callees(node):
             body = self._graph.body(callee.function)
-            constants = {each.name for each in body.nodes if each.op == "Const"}
-            for each in body.nodes:
-                scaled = each.op in PRODUCT_OPS and any(edge.node in constants for edge in each.inputs)
-                if each.op not in ops or scaled or self.calls_more_than(each, ops):
+            constants = {inner.name for inner in body.nodes if inner.op == "Const"}
+            for inner in body.nodes:
+                scaled = inner.op in PRODUCT_OPS and any(edge.node in constants for edge in inner.inputs)
+                if inner.op not in ops or scaled or self.calls_more_than(inner, ops):
                     return True
         return False
 
@@ -430,75 +430,75 @@ class Flow:
         if node.op not in CALL_OPS:
             return False
         outputs = (output_edge(node.name, "output", number) for number in range(len(self._values.get(node.name, ()))))
-        return any(self.value(each).from_gradient and self.is_source(each) for each in outputs)
+        return any(self.value(output).from_gradient and self.is_source(output) for output in outputs)
 
     def reads_behind(self, tensor: str, without: Collection[str] = ()) -> frozenset[int]:
-        """The variables whose content a tensor is made of, from the gradient on, by number; `MANY` for more.
+        """The numbers of the variables that a tensor is computed from, from the gradient on; `MANY` for unknown ones.
 
         Args:
             tensor: the tensor.
             without: tensors that do not count.
         """
         mask = 0
-        for each in self._unless(tensor, without):
-            mask |= self._reads_behind(each)
+        for term in self._unless(tensor, without):
+            mask |= self._reads_behind(term)
         numbers = [number for number in range(mask.bit_length()) if mask >> number & 1]
         return frozenset(number - 1 if number else MANY for number in numbers)
 
     def made_of(self, tensor: str) -> frozenset[str]:
-        """The tensors that one is made of, from the gradient on, and itself: none that are read, given or constant."""
-        found: set[str] = set()
+        """The provenance of a tensor from the gradient on, itself included, without reads, arguments and constants."""
+        provenance: set[str] = set()
         seen: set[str] = set()
         waiting = [self.origin(tensor)]
         while waiting:
-            each = waiting.pop()
-            node = self.producer(each)
-            if each in seen or node is None:
+            operand = waiting.pop()
+            node = self.producer(operand)
+            if operand in seen or node is None:
                 continue
-            seen.add(each)
+            seen.add(operand)
             if node.op not in READ_OPS and node.op != "Const":
-                found.add(each)
-            if not self.is_source(each):
-                waiting.extend(further for _, further in self.behind(each))
-        return frozenset(found)
+                provenance.add(operand)
+            if not self.is_source(operand):
+                waiting.extend(further for _, further in self.behind(operand))
+        return frozenset(provenance)
 
     def certainly_reads(self, tensor: str, variable: Variable) -> bool:
-        """Whether a tensor is made of what this body reads of a variable.
+        """Whether a tensor is computed from a read of a variable in this body.
 
-        What comes by way of a call does not count: of which of its arguments a result is made is not known.
+        The results of calls do not count: it is not known which arguments a result depends on.
         """
         seen: set[str] = set()
         waiting = [self.origin(tensor)]
         while waiting:
-            each = waiting.pop()
-            node = self.producer(each)
-            if each in seen or node is None or node.op in CALL_OPS or self.is_source(each):
+            operand = waiting.pop()
+            node = self.producer(operand)
+            if operand in seen or node is None or node.op in CALL_OPS or self.is_source(operand):
                 continue
-            seen.add(each)
-            if self.read(each) == variable:
+            seen.add(operand)
+            if self.read(operand) == variable:
                 return True
-            waiting.extend(further for _, further in self.behind(each))
+            waiting.extend(further for _, further in self.behind(operand))
         return False
 
     def _unless(self, tensor: str, without: Collection[str]) -> Iterator[str]:
-        """A tensor, or, of a sum that some tensors are terms of, what else it is made of."""
+        """A tensor; for a sum that has some tensors among its terms, its other terms."""
         if tensor in without:
             return
         if not without or not self._holds(tensor, without):
             yield tensor
             return
-        for _, each in self.behind(tensor):
-            yield from self._unless(each, without)
+        for _, operand in self.behind(tensor):
+            yield from self._unless(operand, without)
 
     def _holds(self, tensor: str, terms: Collection[str], depth: int = 0) -> bool:
         node = self.producer(tensor)
         if tensor in terms or node is None or depth > _MAX_DEPTH:
             return tensor in terms
-        return node.op in _SUMMING and any(self._holds(each, terms, depth + 1) for _, each in self.behind(tensor))
+        return node.op in _SUMMING and any(self._holds(operand, terms, depth + 1) for _, operand in self.behind(tensor))
 
     def _reads_behind(self, start: str) -> int:
-        """A bit for each variable that a tensor is made of: bit n + 1 for variable n, bit 0 where not all is seen."""
-        known = self._made_of
+        """A bit for each variable that a tensor depends on: bit n + 1 for variable n, bit 0 for unknown ones."""
+        known = self._provenance
         waiting = [start]
         entered: set[str] = set()
         while waiting:
@@ -507,19 +507,19 @@ class Flow:
                 waiting.pop()
                 continue
             mask, further = self._direct_reads(tensor)
-            missing = [each for each in further if each not in known and each not in entered]
+            missing = [operand for operand in further if operand not in known and operand not in entered]
             if missing and tensor not in entered:
                 entered.add(tensor)
                 waiting.extend(missing)
                 continue
-            for each in further:  # a slot that leads back here has nothing more to say
-                mask |= known.get(each, 0)
+            for operand in further:  # a slot that leads back here has nothing more to say
+                mask |= known.get(operand, 0)
             known[tensor] = mask
             waiting.pop()
         return known[start]
 
     def _direct_reads(self, tensor: str) -> tuple[int, list[str]]:
-        """The variable that a tensor is read of, as a bit, and the tensors that it is made of besides."""
+        """The variable that a tensor is read from, as a bit, and the operands of the tensor."""
         known = self.value(tensor)
         node = self.producer(tensor)
         if self.is_source(tensor):
@@ -534,10 +534,10 @@ class Flow:
             bit |= self._given_to(node)
         elif node.op in CALL_OPS and known.source >= 0:
             bit |= 2 << known.source
-        return bit, [each for _, each in self.behind(tensor)]
+        return bit, [operand for _, operand in self.behind(tensor)]
 
     def _given_to(self, node: Node) -> int:
-        """A bit for each variable that a call can read, as in `_reads_behind`: those whose handles it is given."""
+        """A bit for each variable that a call can read, as in `_reads_behind`: those whose handles are its inputs."""
         handles = [self._value(edge).handle for edge in node.inputs]
         bits = int(MANY in handles or any(map(self._holds_handles, self._graph.callees(node))))
         for handle in handles:
@@ -550,7 +550,7 @@ class Flow:
         return any(node.op in HANDLE_OPS or any(map(self._holds_handles, self._graph.callees(node))) for node in nodes)
 
     def gate(self, write: Write) -> str | None:
-        """The node that makes a factor of what is written of a condition, so that it is 0 or 1; None without one."""
+        """The node that casts a condition to a factor, 0 or 1, of the written value; None where there is none."""
         waiting = [self.nodes[write.site.node].proto.input[write.op.value]]
         for _ in range(_MAX_DEPTH):
             if not waiting:
@@ -565,19 +565,19 @@ class Flow:
         return None
 
     def upstream(self, names: Iterable[str]) -> set[str]:
-        """The nodes whose outputs go, through whatever, into any of some nodes, and these."""
-        found = {name for name in names if name in self.nodes}
-        waiting = list(found)
+        """The nodes that some nodes depend on by data, directly or not, and these nodes themselves."""
+        upstream = {name for name in names if name in self.nodes}
+        waiting = list(upstream)
         while waiting:
             for source, _ in self.nodes[waiting.pop()].inputs:
-                if source not in found and source in self.nodes:
-                    found.add(source)
+                if source not in upstream and source in self.nodes:
+                    upstream.add(source)
                     waiting.append(source)
-        return found
+        return upstream
 
     @functools.cached_property
     def _users(self) -> Mapping[str, Sequence[str]]:
-        """For each node those that wait for it, by data or control."""
+        """For each node, the nodes that wait for it, by data or control."""
         users: dict[str, list[str]] = defaultdict(list)
         for name, node in self.nodes.items():
             for need, _ in node.inputs:
@@ -597,11 +597,11 @@ class Flow:
         return uses
 
     def uses(self, name: str) -> Sequence[Use | None]:
-        """The inputs that the outputs of a node, or an argument, go to; None for a result of the body."""
+        """The fan-out of a node or an argument, as uses; None stands for a result of the body."""
         return self._uses.get(name, ())
 
     def dtype(self, tensor: str) -> int | None:
-        """The dtype of a tensor, as a number, as far as its node or the body says it."""
+        """The dtype of a tensor, as a number; None where neither its node nor the body says it."""
         node = self.producer(tensor)
         if node is None:
             return self._types.get(tensor)
@@ -616,37 +616,37 @@ class Flow:
         return None
 
     def downstream(self, names: Iterable[str], last: str) -> set[str]:
-        """The nodes that wait, by data or control, for any of some nodes, and these.
+        """The nodes that wait, by data or control, for any of some nodes, and these nodes themselves.
 
         Args:
             names: the nodes waited for.
-            last: the node up to which nodes are looked at, in the order of the body.
+            last: the last node that counts, in the order of the body.
         """
         end = self.order(last)
-        found: set[str] = set()
+        downstream: set[str] = set()
         waiting = list(names)
         while waiting:
             name = waiting.pop()
-            if name not in found and self.order(name) <= end:
-                found.add(name)
+            if name not in downstream and self.order(name) <= end:
+                downstream.add(name)
                 waiting.extend(self._users.get(name, ()))
-        return found
+        return downstream
 
     def precedes(self, name: str, last: str) -> bool:
-        """Whether a node must be done before another, or is it."""
+        """Whether a node must run before another, or is that node."""
         return last in self.downstream([name], last)
 
     def between(self, names: Iterable[str], last: str) -> set[str]:
-        """The nodes that wait for any of some nodes, and that another waits for; all of these included."""
+        """The nodes on the paths from some nodes to another, these included."""
         after = self.downstream(names, last)
-        found: set[str] = set()
+        between: set[str] = set()
         waiting = [last] if last in after else []
         while waiting:
             name = waiting.pop()
-            if name not in found:
-                found.add(name)
+            if name not in between:
+                between.add(name)
                 waiting.extend(need for need in self._needs(name) if need in after)
-        return found
+        return between
 
     def needs(self, name: str) -> list[str]:
         """The nodes that a node waits for, by data or control; arguments are none."""
@@ -659,13 +659,13 @@ class Flow:
 
 
 def sinks(flow: Flow, nodes: Iterable[str]) -> list[tuple[Use, str]]:
-    """The tensors that the writes of an update write: the gradient of an Apply op, the value of every other."""
-    found: list[tuple[Use, str]] = []
+    """The tensors that the writes of an update take: the gradient of an Apply op, the value of any other write."""
+    written: list[tuple[Use, str]] = []
     for name in nodes:
         node = flow.nodes[name]
         position = WRITE_OPS[node.op].value
-        found.append((Use(name, position), flow.origin(node.proto.input[position])))
-    return found
+        written.append((Use(name, position), flow.origin(node.proto.input[position])))
+    return written
 
 
 def is_apply(flow: Flow, name: str) -> bool:
@@ -688,7 +688,7 @@ class Flows:
         self._flows: dict[Path, Flow] = {}
 
     def __contains__(self, path: Path) -> bool:
-        """Whether anything is known of the body that some calls lead to: it writes variables."""
+        """Whether the body that some calls lead to is known: only bodies that write variables are."""
         return path in self._values
 
     def at(self, path: Path) -> Flow:
@@ -703,18 +703,18 @@ class Flows:
     def _is_kept_elsewhere(self, path: Path, variable: Variable) -> bool:
         here = Site(path, "", "")
         writing = [other for other in self._values if other != path and self.at(other).written(variable)]
-        # Where none is seen to, a function writes it that updates nothing, and is not looked at.
+        # Where no body is known to write it, it is written by a function that updates nothing.
         return not writing or any(
-            self.at(each).keeps(variable) for each in writing if not here.excludes(Site(each, "", ""))
+            self.at(other).keeps(variable) for other in writing if not here.excludes(Site(other, "", ""))
         )
 
     def made_of(self, write: Write) -> frozenset[str]:
-        """The tensors that what is written is made of, from the gradient on."""
+        """The provenance of the written tensor, from the gradient on."""
         flow = self.at(write.site.path)
         return flow.made_of(flow.nodes[write.site.node].proto.input[write.op.value])
 
     def certainly_reads(self, write: Write, variable: Variable) -> bool:
-        """Whether what is written is made of what its body reads of a variable."""
+        """Whether the written tensor is computed from a read of a variable in its body."""
         flow = self.at(write.site.path)
         return flow.certainly_reads(flow.nodes[write.site.node].proto.input[write.op.value], variable)
 

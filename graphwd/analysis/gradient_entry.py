@@ -33,10 +33,10 @@ class Entry:
 
     Attributes:
         tensor: the gradient there, as an edge of the update's body.
-        uses: the inputs through which it goes on into the arithmetic.
-        indices: of a sparse gradient, the rows it is of, as an edge; None for a dense one.
+        uses: its uses in the arithmetic.
+        indices: the row indices of a sparse gradient, as an edge; None for a dense one.
         index_dtype: the dtype of the indices, as a number.
-        after: what was done to the gradient last before, as a node and its op type; None where nothing was.
+        after: the producer of the gradient there, as a node and its op type; None for the gradient as computed.
         waits: nodes that the weight must be read after.
     """
 
@@ -51,7 +51,7 @@ class Entry:
 _ROWWISE = ops_with(Trait.ROWWISE)
 _SUMS = ops_with(Trait.SUM, Trait.CAST)
 _RECIPROCALS = ops_with(Trait.RECIPROCAL, Trait.QUOTIENT)
-"""What unscaling multiplies by; an optimizer's coefficients are none of these."""
+"""Ops that compute the factor of an unscaling; an optimizer's coefficients come from other ops."""
 
 _STATISTICS = ops_with(Trait.STATISTIC)
 
@@ -61,17 +61,17 @@ _PREPARATIONS = SUM_OPS.union(
     SCALING_OPS,
     ops_with(Trait.PREPARATION, Trait.CAST, Trait.NEGATION, Trait.SELECT, Trait.STATISTIC),
 )
-"""Ops that sum, unscale, clip, centre, cast or rearrange a gradient; an optimizer bends it by others."""
+"""Ops that sum, unscale, clip, centre, cast or rearrange a gradient; an optimizer uses other ops, too."""
 
 _CALLED_PREPARATIONS = _PREPARATIONS | {"Const"}
 
 
 class _State(IntEnum):
-    """What has become of the gradient in a tensor."""
+    """The state of the gradient in a tensor."""
 
     PURE = 0  # it is gradient alone
     SCALED = 1  # times a coefficient, or bent
-    MIXED = 2  # with a slot, the learning rate or the weight in it
+    MIXED = 2  # combined with a slot variable, the learning rate or the weight
 
 
 _DENSE = ""
@@ -85,8 +85,8 @@ def find_entry(flow: Flow, variable: Variable, writes: Sequence[str], rate: Lear
         flow: the body of the update.
         variable: what is updated.
         writes: the names of the update's writes, in order.
-        rate: the learning rate of the update; needed unless an Apply op is the whole update, or the gradient does not
-            meet anything before slot variables.
+        rate: the learning rate of the update; needed unless an Apply op is the whole update, or the gradient goes
+            into slot variables before it is combined with anything else.
 
     Returns:
         The place.
@@ -106,7 +106,7 @@ def find_entry(flow: Flow, variable: Variable, writes: Sequence[str], rate: Lear
 
 
 def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: str) -> Entry:
-    """The place where a rule says that the gradient of an update enters.
+    """Finds the place that a rule names as the entry of an update's gradient.
 
     Args:
         flow: the body of the update.
@@ -115,13 +115,13 @@ def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: 
         pattern: a glob for the node, or the argument of the body, that makes the gradient as the optimizer gets it.
 
     Returns:
-        The place: all inputs through which the gradient goes on into the update, be it through slot variables.
+        The place, with all uses of the gradient in the update, those by way of slot variables included.
 
     Raises:
-        UnclearError: no tensor that the update is made of has that name, or several have.
+        UnclearError: no tensor that the update is computed from has that name, or several have.
     """
-    found = _look_for(flow, variable, writes, pattern)
-    uses, known = found.uses, found.known
+    matches = _look_for(flow, variable, writes, pattern)
+    uses, known = matches.uses, matches.known
     if len(uses) != 1 or len(together := next(iter(uses.values()))) != 1:
         several = listed(dict.fromkeys(node_of(name) for names in uses.values() for name in names), 12)
         what = f"names several tensors: {several}" if uses else "names no gradient that its update is made of"
@@ -132,8 +132,8 @@ def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: 
         raise UnclearError(
             f"'gradient: {pattern}' names '{node_of(tensor)}', which is a number; there is {listed(known, 12)}"
         )
-    used = [*used, *found.by_slots.get(origin, ())]
-    indices = found.rows[origin] - {_UNKNOWN}
+    used = [*used, *matches.by_slots.get(origin, ())]
+    indices = matches.rows[origin] - {_UNKNOWN}
     if len(indices) != 1:
         raise UnclearError(f"it cannot be told which rows of '{variable.name}' the gradient '{tensor}' is of")
     (which,) = indices
@@ -145,13 +145,13 @@ def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: 
 
 @dataclass
 class _Named:
-    """What has the name that a rule gives to a gradient, among all that an update is made of.
+    """The tensors in the provenance of an update that match the name of a gradient in a rule.
 
     Attributes:
-        uses: by the origin of each tensor of that name, and that name, the inputs through which it goes on.
-        by_slots: by its origin, those that lead into trainable variables that may be slot variables.
+        uses: the uses of each match, by its origin and its name.
+        by_slots: by origin, the uses that lead into trainable variables that may be slot variables.
         known: the nodes that could have been named.
-        rows: by its origin, how its rows are told.
+        rows: by origin, the indices of its rows.
     """
 
     uses: dict[str, dict[str, list[Use]]] = field(default_factory=dict[str, dict[str, list[Use]]])
@@ -161,7 +161,7 @@ class _Named:
 
 
 def _look_for(flow: Flow, variable: Variable, writes: Sequence[str], pattern: str) -> _Named:
-    found = _Named()
+    matches = _Named()
     waiting = [(*sink, _rows_of(flow, name), False) for sink, name in zip(sinks(flow, writes), writes, strict=True)]
     seen: set[tuple[Use, str, bool]] = set()
     while waiting:
@@ -171,41 +171,41 @@ def _look_for(flow: Flow, variable: Variable, writes: Sequence[str], pattern: st
         seen.add((use, indices, by_slot))
         aliases = [] if _is_new_weight(flow, variable, tensor) else flow.aliases(use)
         if not by_slot and not (len(aliases) == 1 and _is_number(flow, variable, tensor)):
-            found.known.update(dict.fromkeys(map(node_of, aliases)))
-        named = next((each for each in aliases if glob_matches(node_of(each), pattern)), None)
-        further = [(each, made, by_slot) for each, made in flow.behind(tensor)]
+            matches.known.update(dict.fromkeys(map(node_of, aliases)))
+        named = next((alias for alias in aliases if glob_matches(node_of(alias), pattern)), None)
+        further = [(place, operand, by_slot) for place, operand in flow.behind(tensor)]
         if named is None:
-            further += [(each, made, True) for each, made in flow.written_before(tensor, variable)]
+            further += [(place, operand, True) for place, operand in flow.written_before(tensor, variable)]
         else:
-            found.rows.setdefault(tensor, set()).add(indices)
-            uses = found.by_slots if by_slot else found.uses.setdefault(tensor, {})
+            matches.rows.setdefault(tensor, set()).add(indices)
+            uses = matches.by_slots if by_slot else matches.uses.setdefault(tensor, {})
             uses.setdefault(tensor if by_slot else named, []).append(use)
-        waiting.extend((each, made, _rows_behind(flow, each, indices), by) for each, made, by in further)
-    return found
+        waiting.extend((place, operand, _rows_behind(flow, place, indices), by) for place, operand, by in further)
+    return matches
 
 
 def _is_new_weight(flow: Flow, variable: Variable, tensor: str) -> bool:
-    """Whether a tensor is a sum that the weight is a term of as it is, such as its new value: that is no gradient."""
+    """Whether a tensor is a sum with the weight, unscaled, as a term, such as its new value: that is no gradient."""
     return direct_terms(flow, variable, tensor).coefficient == 1
 
 
 def _is_number(flow: Flow, variable: Variable, tensor: str) -> bool:
-    """Whether a tensor is a constant, or a scalar where the weight is none: an operand of a gradient, and not one."""
+    """Whether a tensor is a constant, or a scalar where the weight is not one: such a tensor is no gradient."""
     node = flow.producer(tensor)
     return (node is not None and node.op == "Const") or (variable.rank != 0 and flow.is_scalar(tensor) is True)
 
 
 def _rows_of(flow: Flow, write: str) -> str:
-    """How the rows of what is written are told."""
+    """The indices of the rows that are written; `_DENSE` for a dense write."""
     node = flow.nodes[write]
     rows = WRITE_OPS[node.op].rows
     return _DENSE if rows is None else flow.origin(node.proto.input[rows])
 
 
 def _rows_behind(flow: Flow, use: Use, rows: str) -> str:
-    """How the rows of an input are told, given how those of the output are."""
+    """The indices of the rows of an input, given those of the output."""
     node = flow.nodes[use.node]
-    if node.op in WRITE_OPS:  # a slot, written so
+    if node.op in WRITE_OPS:  # a write to a slot variable
         return _rows_of(flow, use.node)
     if node.op in _ROWWISE:
         return rows
@@ -215,7 +215,7 @@ def _rows_behind(flow: Flow, use: Use, rows: str) -> str:
 
 
 def _guarded(flow: Flow, uses: Sequence[Use]) -> str:
-    """The tensor that a decay joins, behind whatever looks at the gradient and raises."""
+    """The tensor that a decay joins: after the guards of the gradient."""
     tensor = flow.guarded(uses)
     if tensor is None:
         raise UnclearError(
@@ -226,7 +226,7 @@ def _guarded(flow: Flow, uses: Sequence[Use]) -> str:
 
 
 def _before(flow: Flow, tensor: str) -> str | None:
-    """What was done last to the gradient on its way to a tensor: a node and its op type."""
+    """The last op on the gradient's way to a tensor: a node and its op type; None for a gradient as computed."""
     node = flow.producer(tensor)
     return None if node is None or flow.is_source(tensor) else f"{node.name} ({node.op})"
 
@@ -239,7 +239,7 @@ class _Entrance:
         self._rate = None if rate is None else rate.tensor
         self._states: dict[str, _State] = {}
         self._statistics: dict[str, bool] = {}
-        self._rows: dict[str, set[str]] = {}  # for each gradient met, how its rows are told: by which indices
+        self._rows: dict[str, set[str]] = {}  # for each gradient met, the indices of its rows
         self._uses: dict[str, list[Use]] = {}
         self._written: set[str] = set()
 
@@ -248,11 +248,11 @@ class _Entrance:
         self._written = {tensor for _, tensor in sinks(flow, writes)}
         frontier = self._frontier(writes)
         while len(frontier) > 1:
-            # All of the gradient goes through one tensor further back: undo what was done last.
+            # All of the gradient goes through one tensor further back: go back from the last tensor in the order.
             last = max(frontier, key=flow.order)
             frontier.remove(last)
             if flow.is_source(last):
-                places = sorted(node_of(each) for each in (last, *frontier))
+                places = sorted(node_of(entry) for entry in (last, *frontier))
                 raise UnclearError(
                     f"its gradient enters the optimizer's arithmetic at several places ({', '.join(places)}); write a "
                     "decoupled 'semantics'"
@@ -280,7 +280,7 @@ class _Entrance:
         return Entry(_guarded(flow, uses), uses, indices or None, dtype, _before(flow, tensor), waits)
 
     def _refuse_begun_outside(self, tensor: str) -> None:
-        """Refuses a gradient that is given to the body by a caller in which the optimizer may have begun."""
+        """Refuses a gradient that the body gets from a caller in which the optimizer may have begun."""
         outside = self._flow.outside(tensor)
         while outside is not None:
             flow, given = outside
@@ -293,7 +293,7 @@ class _Entrance:
             outside = flow.outside(given)
 
     def _frontier(self, writes: Sequence[str]) -> set[str]:
-        """The tensors by which the gradient comes into what is mixed with slots, weight and learning rate."""
+        """The last tensors before the gradient is mixed with slot variables, the weight or the learning rate."""
         flow = self._flow
         frontier: set[str] = set()
         waiting: list[tuple[Use, str, str]] = []
@@ -309,43 +309,45 @@ class _Entrance:
                 done.add((use, rows))
                 self._refuse_call(tensor)
                 self._refuse_late_scaling(tensor)
-                for further, each in flow.behind(tensor):
-                    if self._flow.carries(each):
-                        waiting.append((further, each, _rows_behind(flow, further, rows)))
+                for further, operand in flow.behind(tensor):
+                    if self._flow.carries(operand):
+                        waiting.append((further, operand, _rows_behind(flow, further, rows)))
         return frontier
 
     def _refuse_call(self, tensor: str) -> None:
-        """Refuses a function that makes something of a gradient: a part of it may clip, another be the optimizer."""
+        """Refuses a called function that transforms a gradient: it may both clip and belong to the optimizer."""
         node = self._flow.producer(tensor)
         if node is None or node.op not in CALL_OPS:
             return
-        carried = [each for _, each in self._flow.behind(tensor) if self._flow.carries(each)]
-        if any(self._state(each) is not _State.MIXED for each in carried):
+        carried = [operand for _, operand in self._flow.behind(tensor) if self._flow.carries(operand)]
+        if any(self._state(operand) is not _State.MIXED for operand in carried):
             raise UnclearError(
                 f"its gradient goes through the function that '{node.name}' ({node.op}) calls, and it cannot be told "
                 "where in it the optimizer begins; write a decoupled 'semantics'"
             )
 
     def _refuse_late_scaling(self, tensor: str) -> None:
-        """Refuses what clips a gradient only when the learning rate or a slot variable is already in it."""
+        """Refuses to clip a gradient that is already combined with the learning rate or a slot variable."""
         operands = self._operands(tensor)
-        scales = [each for each in operands if self._is_statistic(each)]
-        early = [each for each in scales if self._state(each) is not _State.MIXED]
-        if early and any(self._state(each) is _State.MIXED and not self._is_statistic(each) for each in operands):
+        scales = [operand for operand in operands if self._is_statistic(operand)]
+        early = [scale for scale in scales if self._state(scale) is not _State.MIXED]
+        if early and any(
+            self._state(operand) is _State.MIXED and not self._is_statistic(operand) for operand in operands
+        ):
             raise UnclearError(
                 f"its gradient is scaled by '{early[0].partition(':')[0]}', which is computed from it, only after the "
                 "optimizer's arithmetic began, so a decay would be scaled with it; scale it first, or write a "
                 "decoupled 'semantics'"
             )
-        either = [each for each in scales if self._state(each) is _State.MIXED and not self._is_made_of_rate(each)]
-        if either and any(self._is_pure(each) and not self._is_statistic(each) for each in operands):
+        either = [scale for scale in scales if self._state(scale) is _State.MIXED and not self._depends_on_rate(scale)]
+        if either and any(self._is_pure(operand) and not self._is_statistic(operand) for operand in operands):
             raise UnclearError(
                 f"its gradient is scaled by '{either[0].partition(':')[0]}', which is computed from it and from the "
                 "weight or a slot variable, and it cannot be told whether that clips it or is a part of the optimizer; "
                 "write a decoupled 'semantics'"
             )
 
-    def _is_made_of_rate(self, tensor: str) -> bool:
+    def _depends_on_rate(self, tensor: str) -> bool:
         if self._rate is None:
             return False
         return node_of(self._rate) in self._flow.upstream([node_of(tensor)])
@@ -355,33 +357,33 @@ class _Entrance:
         node = self._flow.producer(tensor)
         if node is None or node.op not in SCALING_OPS or self._flow.is_source(tensor):
             return []
-        return [each for each in map(self._flow.origin, node.proto.input[:2]) if self._flow.carries(each)]
+        return [operand for operand in map(self._flow.origin, node.proto.input[:2]) if self._flow.carries(operand)]
 
     def _is_statistic(self, tensor: str) -> bool:
-        """Whether all of the gradient in a tensor went through an op that makes a number of it."""
+        """Whether all of the gradient in a tensor went through an op that reduces it to a statistic."""
         if tensor not in self._statistics:
             self._statistics[tensor] = False  # where a slot leads back here
             node = self._flow.producer(tensor)
             if node is not None and not self._flow.is_source(tensor) and node.op not in READ_OPS:
-                carried = [each for _, each in self._flow.behind(tensor) if self._flow.carries(each)]
+                carried = [operand for _, operand in self._flow.behind(tensor) if self._flow.carries(operand)]
                 self._statistics[tensor] = bool(carried) and (
                     node.op in _STATISTICS or all(map(self._is_statistic, carried))
                 )
         return self._statistics[tensor]
 
     def _is_sum(self, tensor: str) -> bool:
-        """Whether a tensor is a gradient, or a sum of some, to which nothing else was done."""
+        """Whether a tensor is a gradient, or nothing but a sum of gradients."""
         node = self._flow.producer(tensor)
         if node is None or self._flow.is_source(tensor):
             return True
-        return node.op in _SUMS and all(self._is_sum(each) for _, each in self._flow.behind(tensor))
+        return node.op in _SUMS and all(self._is_sum(operand) for _, operand in self._flow.behind(tensor))
 
     def _step_back(self, tensor: str) -> Iterator[str]:
-        for use, each in self._flow.behind(tensor):
-            if self._flow.carries(each):
+        for use, operand in self._flow.behind(tensor):
+            if self._flow.carries(operand):
                 for rows in list(self._rows[tensor]):
-                    self._note(use, each, _rows_behind(self._flow, use, rows))
-                yield each
+                    self._note(use, operand, _rows_behind(self._flow, use, rows))
+                yield operand
 
     def _note(self, use: Use, tensor: str, rows: str) -> None:
         self._rows.setdefault(tensor, set()).add(rows)
@@ -392,7 +394,9 @@ class _Entrance:
 
     def _state(self, tensor: str) -> _State:
         if tensor not in self._states:
-            self._states[tensor] = _State.PURE  # where a variable that is no slot leads back here
+            self._states[tensor] = (
+                _State.PURE
+            )  # where a cycle through a variable that is not a slot variable leads back here
             self._states[tensor] = self._compute_state(tensor)
         return self._states[tensor]
 
@@ -413,56 +417,56 @@ class _Entrance:
     def _state_of_output(self, tensor: str, node: Node) -> _State:
         flow = self._flow
         if node.op in CALL_OPS and flow.value(tensor).source == NO_VARIABLE and not flow.carries(tensor):
-            return _State.PURE  # a constant, or of the state of other things than weights, whatever the call is given
+            return _State.PURE  # it depends on no weight, whatever the inputs of the call are
         handles = any(flow.value(text).handle != NO_VARIABLE for text in node.proto.input)
         if node.op in CALL_OPS and handles and flow.value(tensor).from_gradient:
-            return _State.MIXED  # what it reads inside is not looked at
-        carried = [each for _, each in flow.behind(tensor) if flow.carries(each)]
-        whole = [each for each in carried if not self._is_statistic(each)]
-        states = {each: self._state(each) for _, each in flow.behind(tensor)}
+            return _State.MIXED  # its reads inside are not followed
+        carried = [operand for _, operand in flow.behind(tensor) if flow.carries(operand)]
+        whole = [operand for operand in carried if not self._is_statistic(operand)]
+        states = {operand: self._state(operand) for _, operand in flow.behind(tensor)}
         if self._is_regularized(tensor, node, carried, states):
             return _State.PURE
         if _State.MIXED in states.values():
             return _State.MIXED
         if whole and len(whole) < len(carried):
-            # Clipping, centring: of numbers made of the gradient it does not matter how they were scaled.
+            # Clipping, centring: the scale of the statistics does not matter.
             if node.op in QUOTIENT_OPS and flow.origin(node.proto.input[0]) in whole:
-                return _State.PURE  # clipping by norm: what both sides were multiplied by is gone
-            return max(states[each] for each in whole)
+                return _State.PURE  # clipping by norm: a common factor of both sides cancels
+            return max(states[operand] for operand in whole)
         if carried and (node.op == "Neg" or self._coefficient(node) is not None or self._is_curved(node)):
             return _State.SCALED
         return max(states.values(), default=_State.PURE)
 
     def _is_regularized(self, tensor: str, node: Node, carried: Sequence[str], states: Mapping[str, _State]) -> bool:
-        """Whether a tensor is a gradient plus a multiple of the weight, as that of a loss with a penalty is.
+        """Whether a tensor is a gradient plus a multiple of the weight, such as the gradient of a loss with a penalty.
 
-        It is as much a gradient as before: what follows may still clip it, or mask it.
+        It counts as a gradient: later ops may still clip or mask it.
         """
         others = states.keys() - set(carried)
         return (
             node.op in _SUMS
             and tensor not in self._written
             and bool(carried and others)
-            and all(states[each] is _State.PURE for each in carried)
-            and all(self._flow.value(each).content is Content.LINEAR for each in others)
+            and all(states[operand] is _State.PURE for operand in carried)
+            and all(self._flow.value(operand).content is Content.LINEAR for operand in others)
         )
 
     def _is_curved(self, node: Node) -> bool:
-        """Whether a node does more to a gradient than to sum, unscale, clip, centre, cast or rearrange it."""
+        """Whether a node does anything to a gradient but sum, unscale, clip, centre, cast or rearrange it."""
         if node.op in QUOTIENT_OPS and not self._flow.carries(self._flow.origin(node.proto.input[1])):
             return False
         product = node.op in PRODUCT_OPS and all(self._flow.carries(self._flow.origin(x)) for x in node.proto.input[:2])
         return product or node.op not in _PREPARATIONS or self._flow.calls_more_than(node, _CALLED_PREPARATIONS)
 
     def _first(self, use: Use) -> str | None:
-        """What a node does to a gradient that both an optimizer and what comes before it may do; None for all else."""
+        """Describes an op on a gradient that may belong to the optimizer or come before it; None for any other op."""
         node = self._flow.nodes[use.node]
         if coefficient := self._coefficient(node):
             return None if self._is_of_rate(coefficient) else f"multiplied by '{coefficient.partition(':')[0]}'"
         if node.op == "Neg" or node.op in WRITE_OPS:
             return None
-        made = next((each for each in self._uses if self._flow.producer(each) == node), None)
-        bent = made is not None and self._state(made) is _State.SCALED
+        output = next((tensor for tensor in self._uses if self._flow.producer(tensor) == node), None)
+        bent = output is not None and self._state(output) is _State.SCALED
         return f"put through '{node.name}' ({node.op})" if bent or self._is_curved(node) else None
 
     def _is_of_rate(self, tensor: str) -> bool:
@@ -470,12 +474,12 @@ class _Entrance:
         return self._rate is not None and self._state(tensor) is _State.MIXED
 
     def _coefficient(self, node: Node) -> str | None:
-        """What a node multiplies a gradient by, where that comes from no gradient and is no reciprocal."""
+        """The factor of a gradient in a product, where it depends on no gradient and is not a reciprocal."""
         if node.op not in PRODUCT_OPS:
             return None
         flow = self._flow
         factors = [flow.origin(text) for text in node.proto.input[:2] if not flow.carries(flow.origin(text))]
         if len(factors) != 1:
             return None
-        made = flow.producer(factors[0])
-        return None if made is not None and made.op in _RECIPROCALS else factors[0]
+        producer = flow.producer(factors[0])
+        return None if producer is not None and producer.op in _RECIPROCALS else factors[0]

@@ -1,7 +1,7 @@
 """Runs a step on abstract values, in program order: every body once for each call that reaches it.
 
 Data is followed through tensors, calls, branches, loops and slot variables, but never through a read of a trainable
-variable. What is known of a tensor is a `Value`; what is learnt on the way is kept in the `Interpreter`.
+variable. A `Value` says what is known of a tensor; the `Interpreter` collects the results.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from graphwd.graph.traits import DATA_OPS, METADATA_OPS, READ_OPS, REFERENCE_OPS
 _MAX_DEPTH = 64
 _MAX_NODES_VISITED = 50_000_000
 _CALL = 50
-"""What entering a body costs, in nodes."""
+"""The cost of entering a body, in nodes."""
 
 
 _PYTHON_CALLS = ops_with(Trait.PYTHON_CALL)
 
 
 BodyValues = Mapping[str, Sequence[Value]]
-"""What is known of the tensors of one body: by node or argument, a value for each output, or one for all of them."""
+"""The values of the tensors of one body: by node or argument, one for each output, or one for all of them."""
 
 
 _Run = Callable[[Node, list[Value], Path], list[Value]]
@@ -43,14 +43,14 @@ class Interpreter:
         graph: the step.
         told_apart: whether each gradient node has a taint bit of its own.
         records: whether decays that graphwd injected before are looked for.
-        seen: what is known of the tensors of each body that a trainable variable is written in or below, by the calls
-            that lead to it.
+        seen: for each body in or below which a trainable variable is written, the values of its tensors, by the calls
+            that lead to the body.
         memory: content of the variables that are not trainable.
         writes: every write to a trainable variable, in program order.
         unresolved: writes of a gradient to a variable that is not known.
         opaque: variables that go where graphwd does not follow, and where.
         python_calls: calls of Python code that get a gradient.
-        untrained: what adds a gradient to a variable that is not trainable: that, and where.
+        untrained: variables that are not trainable and to which a gradient is added, and where.
         used_by: for every variable, the op types that read it.
         read: the variables that are read.
         injected: the nodes that carry the records of decays that graphwd injected before, and the variable of each.
@@ -130,10 +130,10 @@ class Interpreter:
         return [_result(values, source, index) for source, index in body.results]
 
     def _node(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
-        """The outputs of a node: one value for all of them where only one is given, none where nothing is known."""
+        """The values of a node's outputs: a single one stands for all of them, none means that nothing is known."""
         op = node.op
         if self.records and RECORD in node.proto.attr:
-            # Of the variable that is read here, or whose content comes in.
+            # The variable that is read here, or whose content is the input.
             decayed = max(inputs[0].handle, inputs[0].source)
             if decayed >= 0:
                 self.injected[Site(path, node.name, op)] = self.graph.variables[decayed]
@@ -145,7 +145,7 @@ class Interpreter:
         return run(node, inputs, path)
 
     def _run_of(self, op: str) -> _Run:
-        """What runs the nodes of an op type."""
+        """The function that runs the nodes of an op type."""
         if op in WRITE_OPS:
             return functools.partial(self._write, WRITE_OPS[op])
         if op in CALL_OPS:
@@ -164,7 +164,7 @@ class Interpreter:
         return functools.partial(self._compute, ARITHMETIC.get(op, combine))
 
     def _dereferenced(self, op: str, inputs: list[Value]) -> list[Value]:
-        """Inputs of an op with v1 references replaced by what they refer to, unless the op takes references."""
+        """Replaces the v1 references among inputs by what they refer to, unless the op takes references."""
         if op in REFERENCE_OPS or op in METADATA_OPS or op in CALL_OPS:
             return inputs
         keeps = (0, *WRITE_OPS[op].slots) if op in WRITE_OPS else ()
@@ -191,7 +191,7 @@ class Interpreter:
                 result = Value(taint=taint)
         if result == NOTHING:
             return []
-        # One list for all nodes of which the same is known: nobody changes it.
+        # Nodes with equal values share one list, which is never changed.
         return self._known.get(result) or self._known.setdefault(result, [result])
 
     def _call_python(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
@@ -259,7 +259,7 @@ class Interpreter:
         if variable < 0 or self.graph.variables[variable].trainable:
             return
         if value.from_gradient:
-            value = Value(taint=value.taint)  # a slot's content is a matter of its own
+            value = Value(taint=value.taint)  # a slot variable's content counts as its own, not as the weight's
         before = NOTHING if replace else self.memory.get(variable, NOTHING)
         self.memory[variable] = join(before, value) if before != NOTHING else value
 
@@ -318,7 +318,7 @@ class Interpreter:
             return outputs[:carried]
 
         state = self._until_stable(node, once, arguments[:carried])
-        # What the dataset yields may depend on whatever its function computes.
+        # The elements of the dataset may depend on any result of its function.
         return state if CALL_OPS[node.op].folds else [combine(outputs)]
 
     def _until_stable(self, node: Node, once: Callable[[list[Value]], list[Value]], state: list[Value]) -> list[Value]:

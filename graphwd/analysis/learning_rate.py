@@ -1,8 +1,8 @@
 """Finds the learning rate that an update really uses, schedules and warm-up included.
 
-In this order: what the rule names; the operand of an Apply op; a scalar variable called ``learning_rate`` whose content
-flows into the update; what leaves the name scope of one of Keras' schedules and flows into it; and the one tensor that
-the whole update is a multiple of, where there is exactly one and no part of it can be taken for something else.
+In this order: the tensor that the rule names; the operand of an Apply op; a scalar variable called ``learning_rate``
+that the update depends on; the output of one of Keras' schedules, told by its name scope; the one factor of the whole
+update, where there is exactly one and no part of it can be taken for something else.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LearningRate:
     """The learning rate that an update uses.
 
     Attributes:
-        name: what a user calls it: a variable, an argument, a node, or the number itself.
+        name: the name that a user knows: of a variable, an argument, a node, or the number itself.
         tensor: the tensor, a scalar, as an edge of the update's body.
         dtype: the dtype of the tensor.
         number: its value, where it is a constant of the graph.
@@ -69,8 +69,8 @@ def find_learning_rate(
     Args:
         flow: the body of the update.
         writes: the names of its writes.
-        asked: the name of a variable or node, where a rule says it.
-        exact: whether it must be the very number that the update uses; else what that is computed from will do.
+        asked: the name of a variable or node, where a rule gives one.
+        exact: whether it must be the very number that the update uses; otherwise it may be one of its operands.
 
     Returns:
         The learning rate.
@@ -85,25 +85,25 @@ def find_learning_rate(
         position = WRITE_OPS[flow.nodes[name].op].learning_rate
         if position is not None:
             return search.of(flow.origin(flow.nodes[name].proto.input[position]))
-    found = search.named or search.scheduled
-    if len(found) == 1 and not (search.named and search.scheduled) and not search.divided:
-        search.refuse_unless_used_as_it_is(found[0], exact=exact)
-        return search.of(found[0])
+    candidates = search.named or search.scheduled
+    if len(candidates) == 1 and not (search.named and search.scheduled) and not search.divided:
+        search.refuse_unless_used_as_it_is(candidates[0], exact=exact)
+        return search.of(candidates[0])
     if not search.named and not search.scheduled and (common := search.common()):
         return common
     raise UnclearError(f"its learning rate is not found; write 'learning_rate: NAME' with {search.candidates()}")
 
 
 class _Search:
-    """What of an update's arithmetic could be its learning rate."""
+    """The candidates for the learning rate in an update's arithmetic."""
 
     def __init__(self, flow: Flow, writes: Sequence[str]) -> None:
         self._flow = flow
         self._sinks = sinks(flow, writes)
         self._writes = writes
-        self._scalars: dict[str, str] = {}  # for the content of each variable, and each other tensor, the tensor
-        self._users: dict[str, dict[Use, str]] = {}  # by node, the inputs that its outputs go to, and each output
-        self._made: dict[str, None] = {}
+        self._scalars: dict[str, str] = {}  # by variable, or by tensor for any other tensor
+        self._users: dict[str, dict[Use, str]] = {}  # by node, its uses, each with the tensor that is used
+        self._provenance: dict[str, None] = {}
         named: dict[int, str] = {}
         scheduled: dict[str, None] = {}
         self.divided = False
@@ -113,7 +113,7 @@ class _Search:
         while waiting:
             use, tensor = waiting.pop()
             self._users.setdefault(node_of(tensor), {})[use] = tensor
-            self._made[tensor] = None
+            self._provenance[tensor] = None
             if self._scope_left(use, tensor):
                 scheduled[tensor] = None
                 self._scalars.setdefault(tensor, tensor)
@@ -129,15 +129,15 @@ class _Search:
                 self.divided = self.divided or _DECAY_HYPERPARAMETER.search(variable.name) is not None
                 if _NAMED.search(variable.name):
                     named.setdefault(variable.id, tensor)
-                    continue  # what is written into it, as tf_keras does with a schedule, it has taken up
+                    continue  # its content includes what is written to it, as tf_keras does with a schedule
             waiting.extend(flow.behind(tensor))
         self.named = tuple(named.values())
         self.scheduled = tuple(scheduled)
 
     def _scope_left(self, use: Use, tensor: str) -> bool:
-        """Whether an input brings a tensor out of a schedule's name scope."""
-        made = _SCHEDULES.match(tensor)
-        if made is None or use.node.startswith(f"{made['scope']}/") or self._is_constant(tensor):
+        """Whether a use of a tensor lies outside the schedule's name scope that the tensor comes from."""
+        match = _SCHEDULES.match(tensor)
+        if match is None or use.node.startswith(f"{match['scope']}/") or self._is_constant(tensor):
             return False
         return self._may_be_number(tensor) and not self._flow.carries(tensor)
 
@@ -150,44 +150,44 @@ class _Search:
 
         It may be a variable, an argument of the step, or a node, in the body of the update or where that is called.
         """
-        found: dict[str, str] = {}
+        candidates: dict[str, str] = {}
         for tensor, names in self._tensors():
             if any(glob_matches(name, pattern) for name in names):
                 variable = self._flow.content_of(tensor)
-                found.setdefault(tensor if variable is None else f"variable {variable.id}", tensor)
-        if len(found) > 1:
-            found = self._narrowed(found)
-        if len(found) > 1:
-            places = listed(map(node_of, found.values()), 8)
+                candidates.setdefault(tensor if variable is None else f"variable {variable.id}", tensor)
+        if len(candidates) > 1:
+            candidates = self._narrowed(candidates)
+        if len(candidates) > 1:
+            places = listed(map(node_of, candidates.values()), 8)
             raise UnclearError(
                 f"'learning_rate: {pattern}' names several things that the update could use: {places}; write one of "
                 "these nodes"
             )
-        if not found:
+        if not candidates:
             raise UnclearError(
                 f"'learning_rate: {pattern}' names nothing that is read where the update is made; there is "
                 f"{self.candidates()}"
             )
-        (tensor,) = found.values()
+        (tensor,) = candidates.values()
         node = self._flow.producer(tensor)
         if node is not None and node.op == "Neg":
             tensor = self._flow.origin(node.proto.input[0])
         self._refuse_what_is_none(tensor, pattern)
         return self.of(tensor)
 
-    def _narrowed(self, found: dict[str, str]) -> dict[str, str]:
-        """Of several tensors of a name those that this very update is made of; one, where all are the same number.
+    def _narrowed(self, candidates: dict[str, str]) -> dict[str, str]:
+        """The candidates that this very update depends on; only one where all are the same number.
 
         A body that updates a variable several times has a learning rate for each of these updates.
         """
-        mine = {key: tensor for key, tensor in found.items() if tensor in self._made} or found
+        mine = {key: tensor for key, tensor in candidates.items() if tensor in self._provenance} or candidates
         values = {number(self._flow.producer(tensor)) for tensor in mine.values()}
         if len(values) == 1 and None not in values:
             return dict([next(iter(mine.items()))])
         return mine
 
     def _refuse_what_is_none(self, tensor: str, pattern: str) -> None:
-        """Refuses what cannot be a learning rate, which is a number, and a factor of all of the update."""
+        """Refuses a tensor that is no learning rate: one that is not a number, or no factor of the whole update."""
         if not self._may_be_number(tensor):
             raise UnclearError(
                 f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not known to be one number, or is one "
@@ -206,14 +206,14 @@ class _Search:
             )
 
     def _may_be_number(self, tensor: str) -> bool:
-        """Whether a tensor is one number for all that is known; of what comes from data, that must be certain."""
+        """Whether a tensor may be a scalar. For a tensor that depends on data, that must be certain."""
         scalar = self._flow.is_scalar(tensor)
         return scalar is True or (scalar is None and not self._flow.value(tensor).taint)
 
     def _tensors(self) -> Iterator[tuple[str, list[str]]]:
-        """Whatever could be a learning rate, with its names.
+        """Every tensor that could be a learning rate, with its names.
 
-        That is no gradient, and nothing made of a weight but a number that is learned.
+        Gradients are left out, and so are tensors that depend on a weight, but not a learned scalar.
         """
         for tensor in self._scalars.values():
             yield tensor, self._flow.names(tensor)
@@ -237,11 +237,11 @@ class _Search:
         return LearningRate(self.name(tensor), tensor, dtype)
 
     def name(self, tensor: str) -> str:
-        """What a user calls a tensor."""
+        """The name of a tensor that a user knows."""
         return self._flow.names(tensor)[-1]
 
     def refuse_unless_used_as_it_is(self, tensor: str, *, exact: bool) -> None:
-        """Refuses a learning rate that is told by its name where it is not what the gradient is multiplied by.
+        """Refuses a learning rate that has the right name but is not the factor of the gradient.
 
         Args:
             tensor: the learning rate.
@@ -267,44 +267,46 @@ class _Search:
             )
 
     def changed(self, tensor: str) -> str | None:
-        """What becomes of a learning rate before it meets the gradient, or right after; None where it stays as it is.
+        """The changed learning rate, where it changes before it meets the gradient or right after; else None.
 
-        Adam's bias correction and a factor computed from the weight, as a trust ratio is, are no change of it.
+        Adam's bias correction and a factor computed from the weight, such as a trust ratio, do not count.
         """
         variable = self._flow.content_of(tensor)
-        same = [each for each in self._made if variable is not None and self._flow.content_of(each) == variable]
-        waiting: list[tuple[str, str | None]] = [(each, None) for each in same or [tensor]]
+        same = [read for read in self._provenance if variable is not None and self._flow.content_of(read) == variable]
+        waiting: list[tuple[str, str | None]] = [(start, None) for start in same or [tensor]]
         seen = set(waiting)
         last = None
         while waiting:
             tensor, changed = waiting.pop()
             for user in self._users[node_of(tensor)]:
-                made = self._users.get(user.node, {})
-                if any(map(self._meets, made.values())) or user.node in self._writes:
+                outputs = self._users.get(user.node, {})
+                if any(map(self._meets, outputs.values())) or user.node in self._writes:
                     changed_here = changed or self._changed_later(user.node)
                     if changed_here is None:
                         return None
                     last = changed_here
                     continue
-                for each in made.values():
-                    further = (each, changed if self._keeps(user) else each)
+                for output in outputs.values():
+                    further = (output, changed if self._keeps(user) else output)
                     if further not in seen:
                         seen.add(further)
                         waiting.append(further)
         return last
 
     def _meets(self, tensor: str) -> bool:
-        """Whether a tensor is made of the gradient: of one that is told, or of data that is certainly no number."""
+        """Whether a tensor depends on a gradient, or on data and is certainly not a scalar."""
         flow = self._flow
         return flow.carries(tensor) or (flow.value(tensor).taint != 0 and flow.is_scalar(tensor) is False)
 
     def _changed_later(self, node: str) -> str | None:
-        """What multiplies or divides all of what a node made of learning rate and gradient; None where nothing does."""
+        """The tensor after a later factor or divisor of learning rate times gradient; None where there is none."""
         while len(users := self._users.get(node, {})) == 1:
             ((user, tensor),) = users.items()
             proto = self._flow.nodes[user.node]
             others = [
-                self._flow.origin(each) for position, each in self._flow.inputs(proto) if position != user.position
+                self._flow.origin(operand)
+                for position, operand in self._flow.inputs(proto)
+                if position != user.position
             ]
             if proto.op in SCALING_OPS and not self._flow.carries(others[0]):
                 value = number(self._flow.producer(others[0]))
@@ -316,11 +318,13 @@ class _Search:
         return None
 
     def _keeps(self, use: Use) -> bool:
-        """Whether a node makes of its learning rate what is still the learning rate, for weight decay."""
+        """Whether the output of a node still counts as the learning rate, for weight decay."""
         node = self._flow.nodes[use.node]
         if node.op in WRITE_OPS or node.op in LINEAR_OPS:
             return True
-        others = [self._flow.origin(each) for position, each in self._flow.inputs(node) if position != use.position]
+        others = [
+            self._flow.origin(operand) for position, operand in self._flow.inputs(node) if position != use.position
+        ]
         if node.op not in SCALING_OPS or len(others) != 1:
             return False
         (other,) = others
@@ -331,46 +335,48 @@ class _Search:
         return self._is_adam_factor(self._flow.producer(other))
 
     def _is_adam_factor(self, node: Node | None) -> bool:
-        """Whether a node makes the root of a bias correction, be it divided by another one."""
+        """Whether a node computes the root of a bias correction, divided by another bias correction or not."""
         if node is None or node.op not in ("Sqrt", *QUOTIENT_OPS):
             return False
-        made = [self._flow.producer(self._flow.origin(each)) for _, each in self._flow.inputs(node)]
+        producers = [self._flow.producer(self._flow.origin(operand)) for _, operand in self._flow.inputs(node)]
         if node.op == "Sqrt":
-            return self._is_bias_correction(made[0])
-        return self._is_adam_factor(made[0]) and self._is_bias_correction(made[1])
+            return self._is_bias_correction(producers[0])
+        return self._is_adam_factor(producers[0]) and self._is_bias_correction(producers[1])
 
     def _is_bias_correction(self, node: Node | None) -> bool:
-        """Whether a node makes 1 - beta ** step."""
+        """Whether a node computes 1 - beta ** step."""
         if node is None or node.op != "Sub":
             return False
-        one, power = (self._flow.origin(each) for each in node.proto.input[:2])
-        made, variable = self._flow.producer(power), self._flow.read(power)
-        is_power = _POWER.search(variable.name) is not None if variable else made is not None and made.op == "Pow"
+        one, power = (self._flow.origin(operand) for operand in node.proto.input[:2])
+        producer, variable = self._flow.producer(power), self._flow.read(power)
+        is_power = (
+            _POWER.search(variable.name) is not None if variable else producer is not None and producer.op == "Pow"
+        )
         return is_power and number(self._flow.producer(one)) == 1
 
     def candidates(self, most: int = 8) -> str:
         """The scalars that flow into the update, for a message."""
         self._factors.of_update()
         tensors = [*self._scalars.values(), *map(self._uncorrected, self._factors.uses)]
-        numbers = (each for each in tensors if self._may_be_number(each))
+        numbers = (tensor for tensor in tensors if self._may_be_number(tensor))
         names = dict.fromkeys(map(self.name, numbers))
         if not names:
             return "the variable or node that holds it (nothing here looks like one)"
         return ("one of " if len(names) > 1 else "") + listed(names, most)
 
     def common(self) -> LearningRate | None:
-        """The one tensor that the whole update is a multiple of; None where there is none, or more than one."""
-        found = self._factors.of_update()
+        """The one factor of the whole update; None where there is none, or more than one."""
+        factors = self._factors.of_update()
         # A rate of the wrong sign would make weights grow: the update must be seen to go against the gradient.
         descending = "+" if WRITE_OPS[self._flow.nodes[self._writes[-1]].op].form is Form.SUB else "-"
-        if len(found) != 2 or descending not in found:
+        if len(factors) != 2 or descending not in factors:
             return None
-        (factor,) = found - {descending}
+        (factor,) = factors - {descending}
         tensor = self._uncorrected(factor)
         return self.of(tensor) if self._is_plain(tensor) else None
 
     def _is_plain(self, tensor: str) -> bool:
-        """Whether a factor is one thing: not, as Adam's step size is, a learning rate times something else."""
+        """Whether a factor is no product; Adam's step size, for example, is a learning rate times something else."""
         leaves = list(self._leaves(tensor))
         numbers = [number(self._flow.producer(leaf)) for leaf in leaves if self._is_constant(leaf)]
         numbers += [1.0 for leaf in leaves if not self._is_constant(leaf) and self._is_positive_constant(leaf)]
@@ -378,25 +384,25 @@ class _Search:
             self._flow.value(tensor).content is Content.NONE
             and "" not in leaves
             and len(leaves) - len(numbers) <= 1
-            and (leaves == [tensor] or all(each is not None and each > 0 for each in numbers))
-            and all(each != 0 for each in numbers)
+            and (leaves == [tensor] or all(value is not None and value > 0 for value in numbers))
+            and all(value != 0 for value in numbers)
             and all(variable is None or variable.rank == 0 for variable in map(self._flow.read, leaves))
         )
 
     def _is_positive_constant(self, tensor: str) -> bool:
-        """Whether a tensor is made of constants alone, by an op whose output is not negative."""
+        """Whether a tensor is computed from constants alone, by an op whose output is not negative."""
         node = self._flow.producer(tensor)
         if node is None or node.op not in _POSITIVE:
             return False
         return all(self._flow.nodes[name].op in _OF_CONSTANTS for name in self._flow.upstream([node.name]))
 
     def _leaves(self, tensor: str) -> Iterator[str]:
-        """The factors of a product, '' for a divisor that is no constant."""
+        """The factors of a product; '' stands for a divisor that is not a constant."""
         node = self._flow.producer(tensor)
-        operands = [self._flow.origin(each) for _, each in self._flow.inputs(node)] if node is not None else []
+        operands = [self._flow.origin(operand) for _, operand in self._flow.inputs(node)] if node is not None else []
         if node is not None and node.op in PRODUCT_OPS:
-            for each in operands:
-                yield from self._leaves(each)
+            for operand in operands:
+                yield from self._leaves(operand)
         elif node is not None and node.op in QUOTIENT_OPS:
             yield from self._leaves(operands[0])
             if not self._is_constant(operands[1]):
@@ -411,7 +417,7 @@ class _Search:
         node = self._flow.producer(tensor)
         if node is None or node.op not in SCALING_OPS:
             return tensor
-        for position, each in self._flow.inputs(node):
+        for position, operand in self._flow.inputs(node):
             if self._keeps(Use(node.name, position)):
-                return self._uncorrected(self._flow.origin(each))
+                return self._uncorrected(self._flow.origin(operand))
         return tensor

@@ -1,4 +1,4 @@
-"""What is known of the outputs of an op, given what is known of its inputs, for ops that have a rule of their own."""
+"""The transfer rules of ops: the abstract values of outputs, computed from those of the inputs."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ ARITHMETIC: Mapping[str, Callable[[list[Value]], Value]] = {
     **dict.fromkeys(SHAPE_OPS, lambda inputs: Value(taint=combine(inputs).taint & DATA)),
     **dict.fromkeys(DATA_OPS, lambda inputs: (known := combine(inputs))._replace(taint=known.taint | DATA)),
 }
-"""Ops that compute: what is known of all outputs. Every other op makes of its inputs what `combine` says."""
+"""Ops that compute: the value of all outputs. For every other op it is the value that `combine` returns."""

@@ -1,4 +1,4 @@
-"""Finds when an update is ready to be done, and which of its nodes read the weight."""
+"""Finds when an update is ready to run, and which of its nodes read the weight."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from graphwd.graph.traits import ALIAS_OPS, SUM_OPS
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """When an update is ready to be done, and what of its arithmetic reads the weight.
+    """When an update is ready to run, and where its arithmetic reads the weight.
 
     Attributes:
-        waits: nodes of which each must be done: every read of the forward pass and the gradient is before one of them.
-        rereads: reads of the weight that belong to the update, each with the inputs that it goes to.
+        waits: the nodes to wait for: every read of the forward pass and the gradient precedes one of them.
+        rereads: reads of the weight that belong to the update, each with its uses.
     """
 
     waits: tuple[str, ...]
@@ -28,7 +28,7 @@ class Readiness:
 
 
 def when_ready(flow: Flow, write: str) -> Readiness:
-    """What a decay right before a write waits for: all that the write does, and so every read that comes before it.
+    """Finds what a decay right before a write waits for: the nodes that the write waits for.
 
     Args:
         flow: the body of the write.
@@ -38,7 +38,7 @@ def when_ready(flow: Flow, write: str) -> Readiness:
 
 
 def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others: Collection[str] = ()) -> Readiness:
-    """Finds what must be done before the weight may be decayed ahead of an update.
+    """Finds which nodes must run before the weight may be decayed ahead of an update.
 
     Args:
         flow: the body of the update.
@@ -47,11 +47,11 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
         others: the nodes of the body that write the variable and do not belong to the update.
 
     Returns:
-        What to wait for: then every read of the forward pass and the gradient is done. Reads of the weight by the
-        optimizer's own arithmetic come later, and see the decayed weight.
+        The nodes to wait for, so that every read of the forward pass and the gradient comes first. Reads of the weight
+        by the optimizer's own arithmetic come later, and see the decayed weight.
 
     Raises:
-        UnclearError: the arithmetic reads the weight where it cannot be told to read it later.
+        UnclearError: the arithmetic reads the weight in a place that cannot be made to read it later.
     """
     rereads: dict[str, list[Use]] = {}
     seen: set[str] = set()
@@ -88,14 +88,14 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
     _refuse_older_reads(flow, rereads, first, others)
     _refuse_shared(flow, rereads, met)
     reading = {first, *flow.between([use.node for uses in rereads.values() for use in uses], first)}
-    # The reads themselves too: what else they go to, an output of the step, must not see the decay.
+    # The reads themselves, too: their other uses, such as an output of the step, must not see the decay.
     needed = [*rereads, *(need for name in reading for need in flow.needs(name))]
     waits = [need for need in needed if need not in reading]
     return Readiness(in_order(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
 
 
 def _refuse_shared(flow: Flow, reads: Mapping[str, Iterable[Use]], own: Collection[Use]) -> None:
-    """Refuses an update that shares what it makes of the weight with something else, which would see the decay."""
+    """Refuses an update if another node uses a tensor that it computes from the weight, and so would see the decay."""
     waiting = [use.node for uses in reads.values() for use in uses]
     seen: set[str] = set()
     while waiting:
@@ -114,7 +114,7 @@ def _refuse_shared(flow: Flow, reads: Mapping[str, Iterable[Use]], own: Collecti
 
 
 def _refuse_older_reads(flow: Flow, reads: Iterable[str], first: str, others: Collection[str]) -> None:
-    """Refuses an update that starts from what the weight was before another write of the same step."""
+    """Refuses an update that reads the weight before another write of the same step."""
     for name in reads:
         if between := [other for other in others if flow.precedes(name, other) and flow.precedes(other, first)]:
             raise UnclearError(
@@ -124,10 +124,10 @@ def _refuse_older_reads(flow: Flow, reads: Iterable[str], first: str, others: Co
 
 
 def refuse_forward_reads(flow: Flow, variable: Variable, writes: Sequence[str]) -> None:
-    """Refuses an update that bends the gradient by the weight as the forward pass has read it.
+    """Refuses an update that changes the gradient by the weight as the forward pass has read it.
 
-    So does the gradient of a ``tf.custom_gradient``, which lies in no gradient scope, and it is to be taken at the
-    undecayed weight, before any decay joins it; an optimizer's arithmetic that shares that read looks the same.
+    The gradient of a ``tf.custom_gradient``, which lies in no gradient scope, does so. It must be computed at the
+    undecayed weight, before any decay joins it. An optimizer's arithmetic that shares that read looks the same.
 
     Args:
         flow: the body of the update.
@@ -137,7 +137,7 @@ def refuse_forward_reads(flow: Flow, variable: Variable, writes: Sequence[str]) 
     Raises:
         UnclearError: the update does so.
     """
-    # What the gradient is merely subtracted from or added to is no part of a gradient.
+    # A tensor that the gradient is merely added to or subtracted from is not part of a gradient.
     waiting = [(tensor, True) for _, tensor in sinks(flow, writes)]
     seen: set[tuple[str, bool]] = set()
     while waiting:
@@ -148,7 +148,7 @@ def refuse_forward_reads(flow: Flow, variable: Variable, writes: Sequence[str]) 
         seen.add((tensor, summed))
         if flow.carries(tensor):
             summed = summed and node.op in SUM_OPS
-            waiting.extend((each, summed) for _, each in flow.behind(tensor))
+            waiting.extend((operand, summed) for _, operand in flow.behind(tensor))
         elif not summed and (read := _forward_read(flow, variable, tensor)):
             raise UnclearError(
                 f"its update bends the gradient by '{node.name}', made of the weight as the forward pass read it at "
@@ -158,7 +158,7 @@ def refuse_forward_reads(flow: Flow, variable: Variable, writes: Sequence[str]) 
 
 
 def _forward_read(flow: Flow, variable: Variable, tensor: str) -> str | None:
-    """The read of a variable for the forward pass that a tensor is made of."""
+    """The forward pass' read of a variable that a tensor is computed from; None where there is none."""
     if flow.value(tensor).source not in (variable.id, MANY):
         return None
     for name in flow.upstream([node_of(tensor)]) & flow.forward:
@@ -168,12 +168,12 @@ def _forward_read(flow: Flow, variable: Variable, tensor: str) -> str | None:
 
 
 def in_order(flow: Flow, names: Sequence[str]) -> tuple[str, ...]:
-    """Some nodes, each once, in an order in which they may run."""
+    """Sorts nodes into an order in which they may run, without duplicates."""
     return tuple(sorted(set(names), key=flow.order))
 
 
 def waits_of_read(flow: Flow, write: str, later: Collection[str]) -> tuple[str, ...]:
-    """What a read of the weight ahead of a write waits for: as the write does, but for what comes after the read."""
+    """Finds what a read of the weight ahead of a write waits for: the write's control inputs that do not come later."""
     return in_order(
         flow, [need for need in flow.needs(write) if need not in later and _is_controlling(flow, write, need)]
     )

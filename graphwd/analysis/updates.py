@@ -86,16 +86,16 @@ class VariableWrites:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What every trainable variable of a step goes through.
+    """The writes of a step to every trainable variable.
 
     Attributes:
         variables: one account for each trainable variable, in the order of their numbers.
-        unresolved: writes of which it is not known what variable they write.
-        opaque: for variables that reach a function graphwd does not follow and that writes variables: the site.
+        unresolved: writes to a variable that is not known.
+        opaque: variables that reach a function that writes variables and that graphwd does not follow, with the site.
         python_calls: calls of Python code that get a gradient: what they write is not in the graph.
         graph: the step; None for an account made by hand.
         values: what is known of the tensors of each body that writes a variable, by the calls that lead to it.
-        untrained: writes that update variables that are not trainable from a gradient, by an op that says so.
+        untrained: variables that are not trainable and yet updated from a gradient, with the site.
     """
 
     variables: tuple[VariableWrites, ...]
@@ -126,10 +126,10 @@ def find_updates(graph: Graph) -> Analysis:
     slots: dict[int, VariableWrites] = {}
     analysis = _analyse(graph, slots)
     for _ in range(_MAX_ROUNDS - 1):
-        found = _slots(analysis)
-        if not found.keys() - slots.keys():
+        new_slots = _slots(analysis)
+        if not new_slots.keys() - slots.keys():
             break
-        slots |= found
+        slots |= new_slots
         analysis = _analyse(graph.with_slots(slots.keys()), slots)
     return analysis
 
@@ -142,12 +142,12 @@ def _analyse(graph: Graph, slots: Mapping[int, VariableWrites]) -> Analysis:
         run = Interpreter(graph, told_apart=True).run()
     writes = run.writes_by_variable()
     flows = Flows(graph, values)
-    has_gradients = any(write.evidence in STRONG for each in writes.values() for write in each)
+    has_gradients = any(write.evidence in STRONG for group in writes.values() for write in group)
     accounts: list[VariableWrites] = []
     for variable in graph.variables:
         if variable.id in slots:
             accounts.append(slots[variable.id])
-        # A handle that is only passed on, as the token that orders collective ops is, belongs to no weight.
+        # A handle that is only passed on, such as the token that orders collective ops, belongs to no weight.
         elif variable.trainable and (variable.id in writes or variable.id in run.read or variable in run.passed_on()):
             used_by = frozenset(run.used_by.get(variable.id, ()))
             accounts.append(_account(variable, writes.get(variable.id, []), used_by, has_gradients, flows))
@@ -163,7 +163,7 @@ def _analyse(graph: Graph, slots: Mapping[int, VariableWrites]) -> Analysis:
 
 
 def _untrained(run: Interpreter, flows: Flows, accounts: Sequence[VariableWrites]) -> Iterator[tuple[Variable, Site]]:
-    """What is updated from a gradient and is neither trainable nor read by the update of anything that is."""
+    """The variables that are updated from a gradient, not trainable, and read by no update of a trainable variable."""
     if not run.untrained:
         return
     writes = [write for account in accounts for update in account.updates for write in update.writes]
@@ -184,7 +184,7 @@ def _account(
     decays = tuple(write for write in writes if write.is_native_decay and not _is_nothing(write, flows))
     others = tuple(write for write in writes if write not in updating and write not in decays)
     updates = group_writes(variable, updating)
-    # Beside an update, what else comes from data or a gradient may be another one.
+    # Beside an update, another write that comes from data or a gradient may be an update, too.
     unsure = [write for write in others if write.evidence is not None and not _is_helper(write, updating)]
     unsure = unsure if updates else []
     if unsure:
@@ -198,10 +198,10 @@ def _account(
 def _is_helper(write: Write, updating: Iterable[Write]) -> bool:
     """Whether a write lies in a function of a SavedModel that has no update of the variable from a gradient.
 
-    Such a helper, which makes the update of what its caller computes, is given out as a function of its own, too.
+    Such a helper applies an update that its caller computes, and is saved as a function of its own, too.
     """
     path = write.site.path
-    return bool(path) and path[0].node == SAVED_MODEL and all(each.site.path[0] != path[0] for each in updating)
+    return bool(path) and path[0].node == SAVED_MODEL and all(other.site.path[0] != path[0] for other in updating)
 
 
 def _reason(write: Write, flows: Flows) -> str:
@@ -232,12 +232,12 @@ def _reads_other(write: Write, flows: Flows) -> bool:
 
 
 def _only_adds(write: Write) -> bool:
-    """Whether a write adds something that depends on no trainable variable but by way of a gradient: mostly so."""
+    """Whether a write adds something that depends on trainable variables at most by way of a gradient."""
     return write.op.form in (Form.ADD, Form.SUB) and write.value.source == NO_VARIABLE
 
 
 def is_whole(terms: DirectTerms) -> bool:
-    """Whether what is written is the weight, once, plus something."""
+    """Whether the written value is the weight, once, plus something."""
     return terms.coefficient == 1
 
 
@@ -248,14 +248,14 @@ def _is_nothing(write: Write, flows: Flows) -> bool:
 
 
 def depends_on_itself(write: Write, flows: Flows) -> bool:
-    """Whether what is written depends on what the variable was, be it by way of a slot variable."""
+    """Whether the written value depends on the variable's old content, directly or by way of a slot variable."""
     if write.value.source in (write.variable.id, MANY):
         return True
     return bool(flows.reads(write) & {write.variable.id, MANY})
 
 
 def added_besides(account: VariableWrites, flows: Flows) -> Write | None:
-    """A write that adds something to a variable, be it to no purpose that is known, and is no update of it."""
+    """A write that adds something to a variable, for no known purpose, and is no update of it."""
     for write in account.others:
         if write.site not in account.reasons and write.op.form is not Form.OTHER:
             terms = terms_after(flows.at(write.site.path), write)
@@ -267,8 +267,8 @@ def added_besides(account: VariableWrites, flows: Flows) -> Write | None:
 def is_no_weight(account: VariableWrites, flows: Flows) -> bool:
     """Whether it is certain that none of the writes of a variable is an update.
 
-    What comes from a gradient or from data, be it by way of a sum that keeps but a part of the variable, may be one:
-    without the names of scopes, a decayed update cannot be told from an average of what depends on other variables.
+    A write that comes from a gradient or from data may be one, even if it keeps only a part of the variable: without
+    the names of scopes, a decayed update looks like an average of values that depend on other variables.
     """
     if account.updates or account.guesses or account.is_slot:
         return account.is_slot
@@ -285,7 +285,7 @@ def is_no_weight(account: VariableWrites, flows: Flows) -> bool:
 
 
 def keeps_a_part(write: Write, flows: Flows) -> bool:
-    """Whether a write multiplies what the variable was, so that it holds a decay, or is a part of one."""
+    """Whether a write scales the variable's old content, so that it holds a decay, or is a part of one."""
     if write.op.form in (Form.APPLY, Form.OTHER) or _only_adds(write):
         return False
     coefficient = terms_after(flows.at(write.site.path), write).coefficient
@@ -295,13 +295,12 @@ def keeps_a_part(write: Write, flows: Flows) -> bool:
 def _slots(analysis: Analysis) -> dict[int, VariableWrites]:
     """Trainable variables that are slot variables of others, by number, with their accounts as such.
 
-    The updates of others read them, and they are written either so that they keep a part of themselves, or without
-    a look at what they hold.
+    The updates of other variables read them. A write either keeps a part of their content or does not depend on it.
     """
     graph = analysis.graph
     assert graph is not None
     flows = Flows(graph, analysis.values)
-    accounts = {each.variable.id: each for each in analysis.variables}
+    accounts = {account.variable.id: account for account in analysis.variables}
     readers: dict[int, list[Write]] = {}
     for account in analysis.variables:
         for write in _steps(account, flows):
@@ -309,7 +308,7 @@ def _slots(analysis: Analysis) -> dict[int, VariableWrites]:
                 continue
             for read in flows.reads(write) - {account.variable.id}:
                 readers.setdefault(read, []).append(write)
-    found: dict[int, VariableWrites] = {}
+    slots: dict[int, VariableWrites] = {}
     for number, reading in readers.items():
         account = accounts.get(number)
         if account is None or not account.writes or not _may_be_slot(account, flows):
@@ -323,12 +322,12 @@ def _slots(analysis: Analysis) -> dict[int, VariableWrites]:
         # Where nothing says what is a gradient, a weight that the gradient of another depends on looks the same.
         told = any(write.evidence in STRONG for write in account.writes)
         certain = told and any(flows.certainly_reads(write, variable) for write in sharing)
-        found[number] = VariableWrites(variable, (), (), account.writes, used_by, (), reasons, is_slot=certain)
-    return found
+        slots[number] = VariableWrites(variable, (), (), account.writes, used_by, (), reasons, is_slot=certain)
+    return slots
 
 
 def _steps(account: VariableWrites, flows: Flows) -> Iterator[Write]:
-    """The writes of a variable that add to it: its updates, and what may turn out to be one."""
+    """The writes of a variable that add to it: its updates, and writes that may turn out to be updates."""
     for update in (*account.updates, *account.guesses):
         yield from update.writes
     for write in account.others:
@@ -339,7 +338,7 @@ def _steps(account: VariableWrites, flows: Flows) -> Iterator[Write]:
 
 
 def _may_be_slot(account: VariableWrites, flows: Flows) -> bool:
-    """Whether nothing that is written to a variable by its step depends on it, but for a part of it that is kept."""
+    """Whether a variable may be a slot variable: every write keeps a part of its content or does not depend on it."""
     updating = [write for update in (*account.updates, *account.guesses) for write in update.writes]
     if any(write.op.form is Form.APPLY for write in updating):
         return False
@@ -351,13 +350,13 @@ def _may_be_slot(account: VariableWrites, flows: Flows) -> bool:
 
 
 def grows_with_gradient(write: Write, flows: Flows) -> bool:
-    """Whether a write adds a gradient to a variable, where an update that makes a loss smaller subtracts one."""
+    """Whether a write adds a gradient to a variable; an update that makes a loss smaller subtracts one."""
     arithmetic = write.evidence is Evidence.GRADIENT_SCOPE and write.op.form is not Form.OTHER
     return arithmetic and direction(flows.at(write.site.path), write) > 0
 
 
 def _descends(flows: Flows, write: Write) -> bool:
-    """Whether a write subtracts a gradient from what the variable was, as no slot variable is written."""
+    """Whether a write subtracts a gradient from the variable's content; no slot variable is written so."""
     if write.evidence is not Evidence.GRADIENT_SCOPE or write.op.form is Form.OTHER:
         return False
     flow = flows.at(write.site.path)
@@ -365,10 +364,10 @@ def _descends(flows: Flows, write: Write) -> bool:
 
 
 def _shares_gradient(account: VariableWrites, reader: Write, flows: Flows) -> bool:
-    """Whether what is written to a variable is made of the gradient of a write that reads it.
+    """Whether a variable and a write that reads it are computed from a common gradient.
 
-    A weight that takes part in the gradient of another has a gradient of its own. A write without a gradient has none
-    but by way of what it reads.
+    A weight that takes part in the gradient of another has a gradient of its own. A write without a gradient can have
+    one only by way of what it reads.
     """
     if reader.evidence is None:
         return True
@@ -377,7 +376,7 @@ def _shares_gradient(account: VariableWrites, reader: Write, flows: Flows) -> bo
 
 
 def _is_blind(write: Write, flows: Flows) -> bool:
-    """Whether what a write adds to a variable does not depend on what that holds."""
+    """Whether a write adds something that does not depend on the variable's content."""
     weights = terms_after(flows.at(write.site.path), write).weights
     return not flows.reads(write, without=weights) & {write.variable.id, MANY}
 
@@ -388,12 +387,12 @@ def _update_writes(writes: Sequence[Write]) -> list[Write]:
 
 
 def group_writes(variable: Variable, writes: Iterable[Write], *, apart: bool = False) -> tuple[Update, ...]:
-    """Joins the writes that together make one update: those that no new gradient came between.
+    """Groups the writes that together are one update: those with no new gradient between them.
 
     Args:
         variable: the variable.
         writes: its writes, in program order.
-        apart: whether what comes from data, of which nothing says what is a gradient, is an update a write.
+        apart: whether every write that comes from data, where nothing says what is a gradient, is its own update.
 
     Returns:
         Its updates.
@@ -414,7 +413,7 @@ def _continues(earlier: Write, later: Write) -> bool:
 
 
 def may_continue(earlier: Update, later: Update) -> bool:
-    """Whether what follows an update in the same run may be a part of it, written by another function."""
+    """Whether a later update of the same run may be a part of an earlier one, written by another function."""
     return (
         later.writes[0].op.form is not Form.APPLY
         and earlier.site.path != later.site.path

@@ -1,4 +1,4 @@
-"""The abstract values that the search for updates computes with: what is known of a tensor without running it."""
+"""Abstract values: what is known of a tensor without running the step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NO_VARIABLE = -1
 MANY = -2
 
 DATA = 1
-"""Taint bit of what depends on the step's data; all higher bits stand for gradients."""
+"""The taint bit of tensors that depend on the step's data; all higher bits stand for gradients."""
 
 
 class Content(IntEnum):
@@ -28,7 +28,7 @@ class Value(NamedTuple):
 
     Attributes:
         handle: number of the variable whose handle it is; `NO_VARIABLE`, or `MANY` where that depends on the run.
-        taint: bits of the gradients and the data that it comes from, reads of trainable variables cut.
+        taint: bits of the gradients and the data that it depends on, other than through reads of trainable variables.
         source: number of the trainable variable whose content it depends on; `NO_VARIABLE`, or `MANY`.
         content: how it depends on that content.
     """
@@ -48,14 +48,14 @@ NOTHING = Value()
 
 
 def join(first: Value, second: Value) -> Value:
-    """What is known of a tensor that may be either of two: after a branch, at the head of a loop.
+    """The value of a tensor that may be either of two: after a branch, at the head of a loop.
 
     Args:
-        first: the one.
+        first: one value.
         second: the other.
 
     Returns:
-        The least that both allow.
+        Their least upper bound.
     """
     if first == second:
         return first
@@ -65,17 +65,17 @@ def join(first: Value, second: Value) -> Value:
 
 
 def combine(inputs: list[Value]) -> Value:
-    """What is known of the output of an op of which nothing is known but its inputs.
+    """The value of the output of an op of which only the inputs are known.
 
     Args:
-        inputs: the values of its data inputs; handles among them say nothing.
+        inputs: the values of its data inputs; handles among them are ignored.
 
     Returns:
-        Tainted by all inputs, derived from whatever they are derived from.
+        A value with the taint of all inputs, derived from every variable that they depend on.
     """
     taint = 0
     source = NO_VARIABLE
-    known = NOTHING  # the last one that says as much as all before it: nearly always the result
+    known = NOTHING  # the last input with the taint of all before it: nearly always the result
     for value in inputs:
         handle, bits, of, _ = value
         taint |= bits

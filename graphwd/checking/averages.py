@@ -1,7 +1,7 @@
-"""Finds variables that a step keeps as averages or copies of others, by what it makes of them.
+"""Finds variables that a step keeps as averages or copies of others, by their values before and after a run.
 
-Such a variable is ``s v + (1 - s) u'`` after a run, with v what it was and u' what another variable has become in the
-same run. No gradient can make that: when it is taken, u' does not exist.
+After a run such a variable is ``s v + (1 - s) u'``, where v is its old value and u' the new value of another variable.
+No gradient can have that effect, since u' does not exist yet when a gradient is computed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Array = np.ndarray
 _ULPS = 64
 """Units in the last place that an average may be rounded by."""
 _SHARE = 2.0**-6
-"""Of its change: what that may be off by the formula, and how much the two shares may differ in two runs."""
+"""Relative to the change: the error allowed in the formula, and between the shares of two runs."""
 
 
 class Average(NamedTuple):
-    """What a variable is an average of.
+    """An average that a variable is.
 
     Attributes:
         of: the place of the other variable.
@@ -37,14 +37,14 @@ def find_averages(
     """Finds which of some variables are averages.
 
     Args:
-        runs: two at least, of the same step and arguments: all variables before and after. Before them each variable
-            was changed at random, or two of which one is a copy of the other would look alike.
-        places: which of the variables are asked for.
+        runs: all variables before and after at least two runs of the same step with the same arguments. Before a run
+            each variable was changed at random, since otherwise a copy and its original would look alike.
+        places: the places of the variables to check.
 
     Returns:
-        By its place, each that is an average.
+        The averages, by the place of the variable.
     """
-    found: dict[int, Average] = {}
+    averages: dict[int, Average] = {}
     for place in places:
         for other, like in enumerate(runs[0][0]):
             alike = other != place and like.shape == runs[0][0][place].shape and like.size > 1
@@ -52,16 +52,16 @@ def find_averages(
                 continue
             shares = [_share(before, after, place, other) for before, after in runs]
             if all(share is not None and abs(share - (shares[0] or 0)) <= _SHARE * share for share in shares):
-                found[place] = Average(other, 1 - float(shares[0] or 0))
+                averages[place] = Average(other, 1 - float(shares[0] or 0))
                 break
-    return found
+    return averages
 
 
 def _share(before: Sequence[Array], after: Sequence[Array], place: int, other: int) -> float | None:
-    """What share of what another variable has become a variable has taken up in a run; None where it has not."""
-    old, new = (each[place].astype(np.float64).ravel() for each in (before, after))
-    source, was = (each[other].astype(np.float64).ravel() for each in (after, before))
-    if not all(np.isfinite(each).all() for each in (old, new, source)) or np.array_equal(source, was):
+    """The share of another variable's new value that a variable took up in a run; None where it took up none."""
+    old, new = (state[place].astype(np.float64).ravel() for state in (before, after))
+    source, was = (state[other].astype(np.float64).ravel() for state in (after, before))
+    if not all(np.isfinite(array).all() for array in (old, new, source)) or np.array_equal(source, was):
         return None
     change, way = new - old, source - old
     unit = float(np.spacing(np.maximum(np.abs(old), np.abs(new)).max().astype(before[place].dtype)))

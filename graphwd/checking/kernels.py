@@ -1,14 +1,14 @@
 # pyright: basic
-"""Holds what graphwd would inject against TensorFlow's kernel registry, for a device that need not be there.
+"""Checks the nodes that graphwd would inject against TensorFlow's kernel registry; the device need not be there.
 
-On a GPU some kernels take or give a tensor in the memory of the host, nearly always one of int32. Where one end of an
-edge lies there and the other does not, TensorFlow copies at every step, and waits.
+On a GPU some kernels have an input or output in the memory of the host, nearly always one of int32. Where only one end
+of an edge lies there, TensorFlow copies the tensor at every step, and waits.
 
 TensorFlow internals used here, and why there is no public way:
 
 * ``kernels.get_registered_kernels_for_op``: which kernels there are, for which dtypes, and what they keep in host
   memory. The ordinary wheel for Linux lists those for GPUs, too.
-* ``op_def_registry``: the names of an op's operands and results, by which the former goes.
+* ``op_def_registry``: the names of an op's operands and results, which the kernel registry refers to.
 
 Checked on TensorFlow 2.16, 2.18, 2.20 and 2.21 (tools/test_versions).
 """
@@ -38,7 +38,7 @@ _ANY_DEVICE = "DEFAULT"
 
 @dataclass(frozen=True, slots=True)
 class DeviceCheck:
-    """What a device says to a plan.
+    """The result of checking a plan for a device.
 
     Attributes:
         device: the type of the device, such as ``GPU``.
@@ -51,7 +51,7 @@ class DeviceCheck:
     problems: tuple[str, ...]
 
     def check(self) -> None:
-        """Refuses a plan that the device does not take.
+        """Refuses a plan that the device cannot run.
 
         Raises:
             PlanError: the message lists all problems.
@@ -65,14 +65,14 @@ class DeviceCheck:
 
 
 def check_device(plan: Plan, device: str) -> DeviceCheck:
-    """Checks that all that a plan would inject runs on a kind of device, without copies between it and the host.
+    """Checks that all nodes that a plan would inject run on a kind of device, without copies from or to the host.
 
     Args:
         plan: the plan of a step that can be rewritten.
         device: a type of device, as TensorFlow names it: ``CPU``, ``GPU``.
 
     Returns:
-        What was found.
+        The result.
     """
     if plan.parts:
         checks = [check_device(part, device) for part in plan.parts]
@@ -96,7 +96,7 @@ def _problems(body: FunctionDef, device: str) -> Iterator[str]:
         return
     nodes = {node.name: node for node in body.node_def}
     edges = list(_edges(body, nodes, kernels_of))
-    # TensorFlow copies a tensor once, whoever takes it: where the step itself does so, no copy is added.
+    # TensorFlow copies a tensor once for all its uses: where the step itself needs the copy, none is added.
     copied = {edge.text for edge in edges if not edge.injected and edge.crosses}
     for edge in edges:
         if edge.injected and edge.crosses and edge.text not in copied:
@@ -109,7 +109,7 @@ def _problems(body: FunctionDef, device: str) -> Iterator[str]:
 
 
 class _Edge(NamedTuple):
-    """A tensor on its way to a node: whether it is given, and taken, in the memory of the host."""
+    """An edge: whether its producer and its consumer have the tensor in the memory of the host."""
 
     text: str
     node: str
@@ -123,7 +123,7 @@ class _Edge(NamedTuple):
 
 
 def _edges(body: FunctionDef, nodes: Mapping[str, NodeDef], kernels_of: Mapping[str, Any]) -> Iterator[_Edge]:
-    """The data edges between nodes that have a kernel on the device; what a call gives or takes is not known."""
+    """The data edges between nodes that have a kernel on the device; those of calls are not known."""
     for node in body.node_def:
         kernel = kernels_of[node.name]
         for position, text in enumerate(() if kernel is None else node.input):
@@ -141,14 +141,16 @@ def _edges(body: FunctionDef, nodes: Mapping[str, NodeDef], kernels_of: Mapping[
 
 def _kernel(node: NodeDef, device: str) -> Any:
     """The kernel that runs a node on a device; None where there is none."""
-    found = None
+    fallback = None
     for kernel in _kernels(node.op):
         fits = kernel.device_type in (device, _ANY_DEVICE) and not kernel.label
-        if fits and all(_dtype(node, each.name) in each.allowed_values.list.type for each in kernel.constraint):
+        if fits and all(
+            _dtype(node, constraint.name) in constraint.allowed_values.list.type for constraint in kernel.constraint
+        ):
             if kernel.device_type == device:
                 return kernel
-            found = kernel
-    return found
+            fallback = kernel
+    return fallback
 
 
 @functools.cache
@@ -157,14 +159,14 @@ def _kernels(op: str) -> Sequence[Any]:
 
 
 def _definition(op: str) -> Any:
-    """What an op that has a kernel takes and gives."""
+    """The operands and results of an op that has a kernel."""
     return op_def_registry.get(op)
 
 
 def _dtype(node: NodeDef, attribute: str) -> int:
     if attribute in node.attr:
         return node.attr[attribute].type
-    return next((each.default_value.type for each in _definition(node.op).attr if each.name == attribute), 0)
+    return next((attr.default_value.type for attr in _definition(node.op).attr if attr.name == attribute), 0)
 
 
 def _dtypes(node: NodeDef) -> str:
@@ -174,7 +176,7 @@ def _dtypes(node: NodeDef) -> str:
 
 def _operand(definitions: Sequence[Any], position: int) -> str | None:
     """The name of an operand; None where the op takes a list of them."""
-    if any(each.number_attr or each.type_list_attr for each in definitions):
+    if any(definition.number_attr or definition.type_list_attr for definition in definitions):
         return None
     return definitions[position].name
 

@@ -13,9 +13,9 @@ def ulps(expected: Array, actual: Array, before: Array, *, whole: bool = False) 
     Args:
         expected: of any dtype.
         actual: of the same shape and dtype.
-        before: likewise; what both started from: after a cancellation its last place is what counts.
-        whole: whether the unit is that of the largest element for all of them: a slot variable is a sum of terms that
-            cancel, and how large they were is not seen.
+        before: likewise; the common value before the step: after a cancellation its last place counts.
+        whole: whether the unit of the largest element holds for all elements: a slot variable is a sum of terms that
+            cancel, and their size is not known.
 
     Returns:
         The number of units; infinite where one of the first two is not finite and the other differs, and where
@@ -25,12 +25,12 @@ def ulps(expected: Array, actual: Array, before: Array, *, whole: bool = False) 
         return 0.0
     if expected.dtype.kind in "biuSO":
         return float((expected != actual).any()) * float("inf")
-    wide = [each.astype(np.float64) for each in (expected, actual, before)]
+    wide = [array.astype(np.float64) for array in (expected, actual, before)]
     finite = np.isfinite(wide[0]) & np.isfinite(wide[1])
     differ = ~finite & ~((wide[0] == wide[1]) | (np.isnan(wide[0]) & np.isnan(wide[1])))
     if differ.any():
         return float("inf")
-    scale = np.maximum.reduce([np.abs(np.where(np.isfinite(each), each, 0)) for each in wide])
+    scale = np.maximum.reduce([np.abs(np.where(np.isfinite(array), array, 0)) for array in wide])
     if whole:
         scale = np.full_like(scale, scale.max(initial=0.0))
     unit = np.spacing(scale.astype(expected.dtype)).astype(np.float64)

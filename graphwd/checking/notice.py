@@ -1,8 +1,8 @@
-"""Finds out what of a step could notice a decay of a weight: all else must be as the original leaves it.
+"""Finds the parts of a step that could notice a decay of a weight: all others must be as the original leaves them.
 
-A weight that is written by one node, and that nothing takes after that node, may be decayed there without anything else
-seeing it. Whatever does take it later, and whatever comes after that, may. This goes by handles and the order of nodes
-alone: what is an update, a gradient or a slot variable is not asked.
+If a weight is written by one node, and used by none after that node, no other node sees a decay there. A later user of
+the weight, and every node downstream of it, may see it. Only handles and the order of nodes count here: updates,
+gradients and slot variables are not told apart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from graphwd.graph.graph import Graph, Variable, call_kind
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form
 from graphwd.graph.traits import ALIAS_OPS, METADATA_OPS, READ_OPS, SIGNS, Trait, ops_with
 
-_SUMS = SIGNS  # a cast, which is one of these too, is gone through before
+_SUMS = SIGNS  # it includes casts, which are handled before
 
 _PARTS = ops_with(Trait.PRODUCT, Trait.QUOTIENT, Trait.QUOTIENT_OR_ZERO, Trait.SELECT)
 """Ops that may keep a part of the weight."""
@@ -33,7 +33,7 @@ class Writing:
         always: whether every run does.
         rows: whether it writes a list of rows.
         adds: whether it writes the sum of the variable and something.
-        quiet: whether nothing in it takes the variable after the write.
+        quiet: whether nothing in it uses the variable after the write.
     """
 
     once: bool
@@ -47,7 +47,7 @@ _UNKNOWN = Writing(once=False, always=False, rows=False, adds=False, quiet=False
 
 
 class Notice:
-    """What may notice decays, in the body of a step itself."""
+    """The parts of a step's own body that may notice decays."""
 
     def __init__(self, graph: Graph, decayed: Iterable[Variable]) -> None:
         """Follows the handles of a step.
@@ -65,24 +65,26 @@ class Notice:
         arguments: dict[Variable, set[str]] = {}
         for name, variable in graph.handles.items():
             arguments.setdefault(variable, set()).add(name)
-        self._found = {each: self._in_body(graph.root, frozenset(names)) for each, names in arguments.items()}
-        late = [name for each in decayed for name in self._found[each].late] if self._found else []
+        self._accesses = {
+            variable: self._in_body(graph.root, frozenset(names)) for variable, names in arguments.items()
+        }
+        late = [name for variable in decayed for name in self._accesses[variable].late] if self._accesses else []
         self._affected = self._after(late)
 
     def writing(self, variable: Variable) -> Writing | None:
         """How the step writes a variable; None where it does not."""
-        return self._found[variable].writing
+        return self._accesses[variable].writing
 
     def affects(self, variable: Variable) -> bool:
         """Whether a decay, of this variable or another, may change what the step itself writes to a variable."""
-        return any(name in self._affected for name in self._found[variable].writers)
+        return any(name in self._affected for name in self._accesses[variable].writers)
 
     def affects_result(self, position: int) -> bool:
         """Whether a decay may change one of the step's results."""
         return self._graph.root.results[position].node in self._affected
 
     def _after(self, names: Iterable[str]) -> set[str]:
-        """Some nodes, and all that come after any of them."""
+        """Some nodes, and all nodes downstream of them."""
         waiting = list(names)
         seen = set(waiting)
         while waiting:
@@ -99,7 +101,7 @@ class Notice:
             self._written[key] = self._in_body(self._graph.body(name), arguments).writing
         return self._written[key]
 
-    def _in_body(self, body: Body, arguments: frozenset[str]) -> _Found:
+    def _in_body(self, body: Body, arguments: frozenset[str]) -> _Accesses:
         handles = {Edge(name, 0) for name in arguments}
         takers: list[Node] = []
         for node in body.nodes:
@@ -115,11 +117,11 @@ class Notice:
         late = [node.name for node in takers if node.name in after]
         late += [name for name, writing in writers.items() if not writing.quiet and name not in late]
         if not writers:
-            return _Found(None, (), ())
+            return _Accesses(None, (), ())
         if len(writers) > 1:
-            return _Found(_UNKNOWN, tuple(writers), tuple(late))
+            return _Accesses(_UNKNOWN, tuple(writers), tuple(late))
         ((name, writing),) = writers.items()
-        return _Found(replace(writing, quiet=not late), (name,), tuple(late))
+        return _Accesses(replace(writing, quiet=not late), (name,), tuple(late))
 
     def _by_node(self, body: Body, node: Node, handles: set[Edge]) -> Writing | None:
         """How one node that takes a variable writes it."""
@@ -131,38 +133,38 @@ class Notice:
             return _UNKNOWN
         call, scans = CALL_OPS[node.op], call_kind(node) is CallKind.SCAN
         taken = [index for index, edge in enumerate(node.inputs) if edge in handles]
-        found: list[Writing | None] = []
+        writings: list[Writing | None] = []
         for callee in self._graph.callees(node):
             arguments = self._graph.library[callee.function].signature.input_arg
-            # Before what the function of a dataset captures comes the element, which is no input of the node.
+            # The captures of a dataset's function come after the element, which is not an input of the node.
             shift = len(arguments) - len(node.inputs) if scans else -call.skip
             names = frozenset(arguments[i + shift].name for i in taken if 0 <= i + shift < len(arguments))
-            found.append(self._in_function(callee.function, names) if names else None)
-        return _joined(found, call_kind(node))
+            writings.append(self._in_function(callee.function, names) if names else None)
+        return _joined(writings, call_kind(node))
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """Of one body and one variable: how it is written, by which nodes, and what takes it after the first of them."""
+class _Accesses:
+    """The accesses of a body to one variable: how it is written, the writers, and the users after the first write."""
 
     writing: Writing | None
     writers: tuple[str, ...]
     late: tuple[str, ...]
 
 
-def _joined(found: list[Writing | None], kind: CallKind) -> Writing | None:
-    """How a call writes a variable, by how its functions do."""
-    writings = [each for each in found if each is not None]
+def _joined(of_callees: list[Writing | None], kind: CallKind) -> Writing | None:
+    """How a call writes a variable, given how each of its functions does."""
+    writings = [writing for writing in of_callees if writing is not None]
     if not writings:
         return None
     if kind in (CallKind.LOOP, CallKind.SCAN) or (kind is CallKind.CALL and len(writings) > 1):
         return _UNKNOWN
     return Writing(
-        once=all(each.once for each in writings),
-        always=len(writings) == len(found) and all(each.always for each in writings),
-        rows=any(each.rows for each in writings),
-        adds=all(each.adds for each in writings),
-        quiet=all(each.quiet for each in writings),
+        once=all(writing.once for writing in writings),
+        always=len(writings) == len(of_callees) and all(writing.always for writing in writings),
+        rows=any(writing.rows for writing in writings),
+        adds=all(writing.adds for writing in writings),
+        quiet=all(writing.quiet for writing in writings),
     )
 
 
@@ -185,7 +187,7 @@ def _is_sum(body: Body, edge: Edge, handles: set[Edge]) -> bool:
     shares: dict[Edge, float] = {}
 
     def share(edge: Edge) -> float:
-        """How often a tensor has the content as a term: NaN where a product may hold a part of it."""
+        """The coefficient of the content in a tensor; NaN where a product may hold a part of it."""
         if edge not in shares:
             shares[edge] = 0.0
             shares[edge] = _share(nodes.get(edge.node), edge.index, share, handles)
@@ -203,12 +205,12 @@ def _share(node: Node | None, index: int, share: Callable[[Edge], float], handle
         return share(node.inputs[index])
     if node.op in _SUMS:
         signs = itertools.chain((_SUMS[node.op][0],), itertools.repeat(_SUMS[node.op][1]))
-        return sum(sign * share(each) for sign, each in zip(signs, node.inputs, strict=False))
-    return math.nan if node.op in _PARTS and any(share(each) for each in node.inputs) else 0.0
+        return sum(sign * share(edge) for sign, edge in zip(signs, node.inputs, strict=False))
+    return math.nan if node.op in _PARTS and any(share(edge) for edge in node.inputs) else 0.0
 
 
 def _later(body: Body, names: Iterable[str]) -> set[str]:
-    """The nodes that come after any of some nodes."""
+    """The nodes downstream of some nodes."""
     waited = set(names)
     later: set[str] = set()
     for node in body.nodes:

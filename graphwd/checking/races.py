@@ -1,4 +1,4 @@
-"""Finds injected nodes that race with the rest of a step: whether a decay happens in its place on every run."""
+"""Finds injected nodes that race with the rest of a step, so that a decay may not happen in its place on every run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _accesses(body: Body) -> Iterator[list[Node]]:
 
 
 def _reachable(body: Body, bit: dict[str, int]) -> dict[str, int]:
-    """For every node, the bits of the accesses that are done before it."""
+    """For every node, the bits of the accesses that precede it."""
     before: dict[str, int] = {}
     for node in body.nodes:
         bits = 0

@@ -1,8 +1,8 @@
 # pyright: basic
-"""Puts the learning rates of a plan to the test: where one is doubled, the update must double.
+"""Tests the learning rates of a plan: where one is doubled, the update must double.
 
-A rate is followed from where the plan finds it to the variable, the argument or the node that it comes from, so that
-all that uses it gets it doubled. A velocity that holds the rate, as that of Keras' SGD does, is doubled with it.
+A rate is followed from its place in the plan to the variable, the argument or the node that it comes from, so that all
+its uses are doubled. A velocity that includes the rate, such as that of Keras' SGD, is doubled with it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ROUNDING = 4
 """Units in the last place of a weight that two updates may round apart."""
 
 _RELATIVE = 1e-3
-"""What an update may differ from twice the other, relative to its largest element."""
+"""How much an update may differ from twice another one, relative to its largest element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Source:
     """Where a learning rate comes from.
 
     Attributes:
-        variable: the number of the variable that it is the content of; None where it is a tensor.
-        tensors: the tensors that are doubled where it is none, or one that the step itself writes.
+        variable: the number of the variable whose content it is; None where it is a tensor.
+        tensors: the tensors to double where it is not a variable, or one that the step itself writes.
     """
 
     variable: int | None
@@ -49,7 +49,7 @@ class Source:
 
 
 class Rates:
-    """The learning rates of a plan: what each is in a run, and whether it is one."""
+    """The learning rates of a plan: their values in a run, and whether they are learning rates."""
 
     def __init__(
         self,
@@ -58,13 +58,13 @@ class Rates:
         injections: Iterable[Injection],
         numbers: Mapping[int, float],
     ) -> None:
-        """Finds where each comes from.
+        """Finds the source of each learning rate.
 
         Args:
             step: the original.
             graph: its view.
             injections: those of the plan whose decay is multiplied by a learning rate.
-            numbers: by the number of a decayed variable its learning rate, where the plan has a constant.
+            numbers: the learning rates that are constants of the plan, by the number of the decayed variable.
         """
         self._graph = graph
         self._names: dict[int, str] = {}
@@ -79,17 +79,17 @@ class Rates:
                 place = (injection.site.path, injection.rate.learning_rate.tensor)
                 self._places.setdefault(injection.variable.id, []).append(place)
                 self._names[injection.variable.id] = injection.rate.learning_rate.name
-        places = {place for each in self._places.values() for place in each}
+        places = {place for group in self._places.values() for place in group}
         self._sources = {place: self._source(*place) for place in places}
         watched = places.union(*(source.tensors for source in self._sources.values()), *self._guesses.values())
         self._pieces = Reference(step, (), sorted(watched, key=str)) if watched else None
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Whether there are any learning rates to test."""
         return self._pieces is not None
 
     def name(self, variable: int) -> str:
-        """What a user calls the learning rate of a decayed variable."""
+        """The name of a decayed variable's learning rate."""
         return self._names[variable]
 
     @property
@@ -98,32 +98,32 @@ class Rates:
         return (variable for variable, places in self._guesses.items() if not places)
 
     def run(self, arguments: Sequence[tf.Tensor]) -> dict[int, float]:
-        """Runs the original, and says what each learning rate is.
+        """Runs the original, and returns the value of each learning rate.
 
         Args:
             arguments: of the step, flat.
 
         Returns:
-            The rate for each decayed variable, by its number; without those whose rate is never made in this run, or is
-            several, or no number.
+            The rate for each decayed variable, by its number; without those whose rate is not computed in this run, has
+            several values, or is not a finite scalar.
         """
         assert self._pieces is not None
         self._pieces.run(arguments)
-        found: dict[int, float] = {}
+        rates: dict[int, float] = {}
         for variable, places in self._places.items():
             values = {
                 float(v.ravel()[0]) if v.size == 1 else np.nan for p in places for v in self._pieces.seen.get(p, ())
             }
             if len(values) == 1 and np.isfinite(rate := values.pop()):
-                found[variable] = rate
-        return found
+                rates[variable] = rate
+        return rates
 
     def doubled(self, state: Sequence[Array], index: Mapping[int, int]) -> list[Array] | None:
         """A state in which every learning rate that is the content of a variable is doubled.
 
         Args:
             state: the variables of the step.
-            index: for the number of each, its place in the state.
+            index: the place of each variable in the state, by its number.
 
         Returns:
             The state; None where no learning rate is the content of one.
@@ -131,10 +131,10 @@ class Rates:
         variables = {source.variable for source in self._sources.values() if source.variable in index}
         if not variables:
             return None
-        made = list(state)
+        doubled = list(state)
         for i in (index[variable] for variable in variables if variable is not None):
-            made[i] = (2 * state[i]).astype(state[i].dtype)
-        return made
+            doubled[i] = (2 * state[i]).astype(state[i].dtype)
+        return doubled
 
     def probe(
         self,
@@ -144,13 +144,13 @@ class Rates:
         index: Mapping[int, int],
         slots: Iterable[int],
     ) -> dict[int, bool]:
-        """Says of which variables the update is a multiple of the learning rate.
+        """Finds out for which variables the update is a multiple of the learning rate.
 
         Args:
             arguments: of the step, flat.
-            run: gives the variables after a run from some state.
-            state: one in which slot variables are not zero.
-            index: for the number of each variable of the step, its place in the state.
+            run: returns the variables after a run from some state.
+            state: a state in which slot variables are not zero.
+            index: the place of each variable of the step in the state, by its number.
             slots: places in the state of variables that may be velocities.
 
         Returns:
@@ -174,17 +174,17 @@ class Rates:
         results = {source: twice(source) for source in dict.fromkeys(self._sources.values())}
         guessed = {Source(None, (place,)) for places in self._guesses.values() for place in places}
         results |= {source: twice(source) for source in guessed - results.keys()}
-        found: dict[int, bool] = {}
+        verdicts: dict[int, bool] = {}
         for variable, places in self._places.items():
             for source in {self._sources[place] for place in places}:
                 i = index[variable]
-                found |= _is_double(variable, state[i], plain[i], results[source][i])
+                verdicts |= _is_double(variable, state[i], plain[i], results[source][i])
         for variable, places in self._guesses.items():
             i = index[variable]
             said = [_is_double(variable, state[i], plain[i], results[Source(None, (place,))][i]) for place in places]
-            # It may be any of the constants of that value.
-            found |= {variable: True} if {variable: True} in said else next(iter(said), {})
-        return found
+            # The rate may be any of the constants of that value.
+            verdicts |= {variable: True} if {variable: True} in said else next(iter(said), {})
+        return verdicts
 
     def _doubled(
         self, source: Source, state: Sequence[Array], plain: Sequence[Array], index: Mapping[int, int]
@@ -212,8 +212,8 @@ class Rates:
             return Source(None, ((path, edge),))
         handle = self._origin(path, node.input[0])
         variable = self._graph.handles.get(handle[1]) if not handle[0] else None
-        reads = (output_edge(each.name, "value") for each in self._nodes(path) if each.op == "ReadVariableOp")
-        same = [(path, each) for each in reads if self._origin(path, self._node(path, each).input[0]) == handle]
+        reads = (output_edge(reader.name, "value") for reader in self._nodes(path) if reader.op == "ReadVariableOp")
+        same = [(path, read) for read in reads if self._origin(path, self._node(path, read).input[0]) == handle]
         return Source(None if variable is None else variable.id, tuple(same))
 
     def _origin(self, path: Path, edge: str, *, casts: bool = False) -> tuple[Path, str]:
@@ -223,9 +223,9 @@ class Rates:
             if node is not None and (node.op in ALIAS_OPS - {"IdentityN"} or (casts and node.op == "Cast")):
                 edge = node.input[0]
             elif node is None and path and CALL_OPS[path[-1].op].kind in (CallKind.CALL, CallKind.BRANCH):
-                names = [each.name for each in self._function(path).signature.input_arg]
+                names = [argument.name for argument in self._function(path).signature.input_arg]
                 frame, path = path[-1], path[:-1]
-                caller = next(each for each in self._nodes(path) if each.name == frame.node)
+                caller = next(candidate for candidate in self._nodes(path) if candidate.name == frame.node)
                 edge = caller.input[CALL_OPS[frame.op].skip + names.index(edge)]
             else:
                 return path, edge
@@ -238,7 +238,7 @@ class Rates:
 
     def _node(self, path: Path, edge: str) -> Any:
         name = node_of(edge)
-        return next((each for each in self._nodes(path) if each.name == name), None)
+        return next((node for node in self._nodes(path) if node.name == name), None)
 
 
 def _differ(one: Array, other: Array) -> bool:
@@ -250,9 +250,9 @@ def _differ(one: Array, other: Array) -> bool:
 
 
 def _is_double(variable: int, before: Array, once: Array, twice: Array) -> dict[int, bool]:
-    """Whether one update is twice another; nothing where that cannot be seen."""
+    """Whether one update is twice another; empty where the update is too small to see."""
     unit = np.spacing(np.maximum.reduce([np.abs(before), np.abs(once), np.abs(twice)])).astype(np.float64)
-    wide = [each.astype(np.float64) for each in (before, once, twice)]
+    wide = [array.astype(np.float64) for array in (before, once, twice)]
     update, doubled = wide[1] - wide[0], wide[2] - wide[0]
     if not np.isfinite(update).all() or not np.isfinite(doubled).all() or not (np.abs(update) > _VISIBLE * unit).any():
         return {}

@@ -1,8 +1,8 @@
 # pyright: basic
-"""Runs a step as its plan says, without rewriting it: what a rewritten step is compared with.
+"""Runs a step with the decays of its plan, without rewriting it: the reference for a rewritten step.
 
-The bodies of the original are run in pieces, one after the other, eagerly. Between two pieces, in float64, the decay is
-done by its formula. Nothing here knows how a decay is written into a graph.
+The bodies of the original are run in pieces, one after the other, eagerly. Between two pieces the decay is computed by
+its formula, in float64. Nothing here depends on how a decay is written into a graph.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Reference:
             self._watched.setdefault(id(nest), []).append((path, edge))
         self._factors: Mapping[tuple[Path, str], float] = {}
         self.seen: dict[tuple[Path, str], list[Any]] = {}
-        """Of each watched tensor the values of the last run, as NumPy arrays, one for each time that it was made."""
+        """For each watched tensor its values in the last run, as NumPy arrays, one for each time it was computed."""
 
     def run(
         self, arguments: Sequence[tf.Tensor], factors: Mapping[tuple[Path, str], float] | None = None
@@ -72,7 +72,7 @@ class Reference:
 
         Args:
             arguments: its tensors, flat.
-            factors: what watched tensors are multiplied by, for all that uses them.
+            factors: the factors of watched tensors, for all their uses.
 
         Returns:
             Its results, flat.
@@ -156,7 +156,7 @@ class _Program:
 
 
 class _Compiler:
-    """Cuts a body into pieces wherever a decay is done or a decayed value is used."""
+    """Cuts a body into pieces wherever a decay happens or a decayed value is used."""
 
     def __init__(self, reference: Reference, function: FunctionDef, nest: Nest) -> None:
         self._reference = reference
@@ -173,10 +173,12 @@ class _Compiler:
         self._overrides: dict[Use, Injection] = {
             use: injection for injection in nest.here.values() for use in injection.uses
         }
-        self._needs: dict[str, list[str]] = {}  # what must be made before a node, for the formula of its inputs
+        self._needs: dict[str, list[str]] = {}  # what must be computed before a node, for the formula of its inputs
         for name, injection in nest.here.items():
             for text in self._formula(name, injection):
-                self._used_by.setdefault(text, set()).add("")  # by a formula: it must outlast the piece that makes it
+                self._used_by.setdefault(text, set()).add(
+                    ""
+                )  # by a formula: it must outlast the piece that computes it
                 for user in {name, *(use.node for use in injection.uses)}:
                     self._needs.setdefault(user, []).append(node_of(text))
         self._watched: dict[str, list[tuple[Path, str]]] = {}  # by the node that makes them
@@ -186,7 +188,7 @@ class _Compiler:
         self._instructions: list[_Instruction] = []
 
     def _formula(self, write: str, injection: Injection) -> Iterator[str]:
-        """What a formula is computed from, besides the weight."""
+        """The operands of a formula, besides the weight."""
         proto = self._nodes[write].proto
         yield proto.input[0]
         rows = WRITE_OPS[proto.op].rows
@@ -207,9 +209,9 @@ class _Compiler:
                 node = self._nodes.get(name)
                 sources = sources_of(node.proto) if node is not None else ()
                 missing = [
-                    each
-                    for each in [*sources, *self._needs.get(name, ())]
-                    if each in self._nodes and each not in order and each != name
+                    source
+                    for source in [*sources, *self._needs.get(name, ())]
+                    if source in self._nodes and source not in order and source != name
                 ]
                 if len(waiting) > 100 * len(self._nodes) + 1000:
                     raise VerifyError(f"'{name}' and what its decay is computed from wait for each other")
@@ -268,7 +270,7 @@ class _Compiler:
         return early
 
     def _observe(self, node: str) -> None:
-        """Shows the reference what is watched of a node or an argument."""
+        """Passes the watched tensors of a node or an argument to the reference."""
         for watched in self._watched.get(node, ()):
             self._instructions.append(lambda values, watched=watched: self._reference.observe(watched, values))
 
@@ -295,7 +297,7 @@ class _Compiler:
                     copy.input.append(text)
                 else:
                     copy.input.append(self._input(part, inputs, text, self._types[text]))
-            # Every node is done, whether or not its outputs are used.
+            # Every node runs, whether or not its outputs are used.
             part.signature.control_output.append(f"done_{number}")
             part.control_ret[f"done_{number}"] = node.name
         outputs = [
@@ -338,7 +340,7 @@ class _Compiler:
         return instruction
 
     def _decay(self, write: Node, injection: Injection) -> _Instruction:
-        """Multiplies the weight, or the rows that the write is of."""
+        """Decays the weight, or the rows of the write."""
         rows = WRITE_OPS[write.op].rows
 
         def instruction(values: _Values) -> None:
@@ -352,7 +354,7 @@ class _Compiler:
         return instruction
 
     def _override(self, node: Node, position: int, injection: Injection) -> _Instruction:
-        """Makes what a node of the update gets in place of the weight as it was read, the value or the gradient."""
+        """Computes the tensor that a node of the update gets in place of the weight, the value or the gradient."""
         match injection:
             case Before():
                 return self._read_decayed(node, position, injection)
@@ -379,7 +381,7 @@ class _Compiler:
         summed = f"{injection.site.node} summed"
 
         def instruction(values: _Values) -> None:
-            if summed not in values:  # once for all that it goes to: the weight may have been written since
+            if summed not in values:  # once for all its uses: the weight may have been written since
                 weight = values[read] if read is not None else _read(values[handle], injection)
                 which = None if rows is None else values[rows]
                 values[summed] = _summed(values[term], weight, injection, values, which, sign=sign)
@@ -388,7 +390,7 @@ class _Compiler:
         return instruction
 
     def _read_decayed(self, node: Node, position: int, injection: Before) -> _Instruction:
-        """Makes the weight that the update reads, decayed."""
+        """Computes the decayed weight that the update reads."""
         write = self._nodes[injection.site.node]
         rows = WRITE_OPS[write.op].rows if injection.rows else None
         reader = next(name for name, uses in injection.readiness.rereads if Use(node.name, position) in uses)
@@ -470,7 +472,7 @@ def _summed(
     *,
     sign: int,
 ) -> tf.Tensor:
-    """The sum t + r p(w), or the difference; where t is of rows, in the first gradient of each row."""
+    """The sum t + r p(w), or the difference; where t is a sparse gradient, in the first gradient of each row."""
     total = term.numpy().astype(np.float64)
     wide = weight.numpy().astype(np.float64)
     if rows is None:

@@ -1,10 +1,10 @@
 # pyright: basic
-"""Runs one trace of a step and its rewritten form from the same states, and holds one against the other.
+"""Runs one trace of a step and its rewritten form from the same states, and compares them.
 
-The original is run as a whole. A decoupled decay is a formula of the weight before that run and after it, and what no
-decay can reach (`notice`) must be as the original leaves it; neither takes anything from the plan but, where the rule
-is scaled by it, the learning rate, which is put to the test (`rate_probe`). For all else the original is run in pieces,
-with a decay wherever the plan has one (`reference`).
+The original is run as a whole. A decoupled decay is a formula of the weight before and after that run. Variables that
+no decay can reach (`notice`) must be as the original leaves them. Both checks take nothing from the plan but the
+learning rate, where the rule is scaled by it, and that is tested (`rate_probe`). For everything else the original is
+run in pieces, with the decays of the plan between them (`reference`).
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from graphwd.steps.state import STATE, State
 Array = np.ndarray
 
 _ROUNDING = 1024
-"""Units in the last place: what a sum of a few numbers may lose when it cancels; random numbers differ by millions."""
+"""Units in the last place that a sum of a few numbers may lose by cancellation; random numbers differ by millions."""
 
 
 _NOTHING = 2.0**-20
-"""A share that is none."""
+"""A share that counts as zero."""
 
 
 class Settings(NamedTuple):
     """How steps are verified.
 
     Attributes:
-        runs: how many are run.
-        tolerance: the largest error that is right, in units in the last place.
-        seed: of the arguments that are made.
+        runs: how many steps are run.
+        tolerance: the largest error allowed, in units in the last place.
+        seed: the seed of generated arguments.
     """
 
     runs: int
@@ -67,13 +67,13 @@ class Call(NamedTuple):
 
 @dataclass
 class _Account:
-    """What is known of one variable or output, and what was found.
+    """What is known of one variable or output, and the findings.
 
     Attributes:
-        name: what it is called.
+        name: its name.
         variable: the variable of the step; None for an output.
         rule: the rule that decays it; None where none does.
-        certain: whether the whole step says what it must be.
+        certain: whether the run of the whole step tells its value.
         missing: whether its rule decays it, but the plan does not.
         left: whether a rule would decay it, and the plan leaves it, as the policy allows.
     """
@@ -97,7 +97,7 @@ class _Account:
         return self.rule is not None and is_decoupled(self.rule) and self.rule.semantics.scale.power > 0
 
     def checked(self, tolerance: float, function: str) -> Checked:
-        """What was found, for the report."""
+        """The findings, for the report."""
         if self.error > tolerance or self.reason:
             verdict = Verdict.WRONG
         elif self.rule is not None and self.decay <= 2 * tolerance:
@@ -113,7 +113,7 @@ class _Account:
 
 
 def is_decoupled(rule: Rule) -> bool:
-    """Whether a rule multiplies the weight, where others add to the gradient."""
+    """Whether a rule decays the weight; others add to the gradient."""
     return rule.semantics.mode is Mode.DECOUPLED
 
 
@@ -129,14 +129,14 @@ class SideBySide:
         variables: Sequence[tf.Variable] | None,
         settings: Settings,
     ) -> None:
-        """Finds out what can be said of each variable without the plan.
+        """Finds out what is known of each variable without the plan.
 
         Args:
             step: the trace.
-            rewritten: what was made of it.
+            rewritten: its rewritten form.
             policy: the policy.
-            arguments: makes those of a run.
-            variables: the variables of ``rewritten`` in the order of the captures of ``step``, where they are others.
+            arguments: makes the arguments of a run.
+            variables: the variables of ``rewritten`` in the order of the captures of ``step``, where they differ.
             settings: how it is verified.
 
         Raises:
@@ -153,7 +153,7 @@ class SideBySide:
             raise VerifyError(f"the original has {len(self._mine)} variables, the rewritten step {len(theirs)}")
         self._random = np.random.default_rng(settings.seed)
         self._first = arguments(self._random)
-        by_handle = {id(each.handle): place for place, each in enumerate(self._mine)}
+        by_handle = {id(variable.handle): place for place, variable in enumerate(self._mine)}
         given = {
             id(leaf.handle): leaf
             for leaf in tf.nest.flatten((self._first.args, self._first.kwargs))
@@ -174,11 +174,19 @@ class SideBySide:
             if name in self._graph.handles and id(tensor) in by_handle
         }
         self._accounts = self._open(policy)
-        scaled = {each.variable.id: each.rule for each in self._accounts if each.scaled and each.variable and each.rule}
-        injections = [each for each in self._decided.injections if each.variable.id in scaled]
-        # Where the learning rate is a constant, the plan has multiplied it out.
-        constant = {each.variable.id for each in injections if each.rate.is_constant}
-        numbers = {(each.variable.id, each.rate.number) for each in injections if each.variable.id in constant}
+        scaled = {
+            account.variable.id: account.rule
+            for account in self._accounts
+            if account.scaled and account.variable and account.rule
+        }
+        injections = [injection for injection in self._decided.injections if injection.variable.id in scaled]
+        # The plan's rate includes a learning rate that is a constant.
+        constant = {injection.variable.id for injection in injections if injection.rate.is_constant}
+        numbers = {
+            (injection.variable.id, injection.rate.number)
+            for injection in injections
+            if injection.variable.id in constant
+        }
         several = {i for i, rate in numbers if any(i == j and rate != other for j, other in numbers)}
         self._numbers = {i: _learning_rate(scaled[i], rate) for i, rate in numbers if i not in several}
         self._rates = Rates(step, self._graph, injections, self._numbers)
@@ -190,11 +198,17 @@ class SideBySide:
         rules = self._rules(policy)
         planned = {injection.variable.id for injection in self._decided.injections}
         left = policy.leave_not_updated
-        skipped = {each.variable.id for each in self._decided.decisions if left and each.outcome is Outcome.NO_UPDATE}
-        decayed = [each for each in self._graph.variables if each.id in rules and each.id not in skipped]
+        skipped = {
+            decision.variable.id
+            for decision in self._decided.decisions
+            if left and decision.outcome is Outcome.NO_UPDATE
+        }
+        decayed = [
+            variable for variable in self._graph.variables if variable.id in rules and variable.id not in skipped
+        ]
         self._notice = notice = Notice(self._graph, decayed)
-        # A decay that comes before the update, in the gradient or in the weight, is seen by what the update is made of.
-        self._early = any(_is_early(rules[each.id], notice.writing(each)) for each in decayed)
+        # A decay before the update, in the gradient or in the weight, is seen by the arithmetic of the update.
+        self._early = any(_is_early(rules[variable.id], notice.writing(variable)) for variable in decayed)
         accounts = [_Account(variable.name.removesuffix(":0")) for variable in self._mine]
         for variable in self._graph.variables:
             if variable.id not in self._places:
@@ -215,17 +229,17 @@ class SideBySide:
         return accounts
 
     def _other_rows(self, variable: Variable, rule: Rule, writing: Writing) -> str:
-        """What is wrong with the rows that the plan decays, for which rows a step touches only the plan says."""
+        """What is wrong with the rows that the plan decays; empty where nothing is."""
         if not writing.once or not is_decoupled(rule):
             return ""
         asked = writing.rows and rule.sparse is Sparse.TOUCHED
-        planned = {each.rows for each in self._decided.injections if each.variable.id == variable.id}
+        planned = {injection.rows for injection in self._decided.injections if injection.variable.id == variable.id}
         return "" if planned <= {asked} else "the plan decays other rows of it than its rule says"
 
     def _rules(self, policy: Policy) -> dict[int, Rule]:
-        """By the number of each variable the rule that asks for a decay, whatever the plan makes of it."""
-        known = {each.variable.id: each.writes for each in self._decided.decisions}
-        found: dict[int, Rule] = {}
+        """The rules that ask for a decay, by the number of the variable, regardless of the plan."""
+        known = {decision.variable.id: decision.writes for decision in self._decided.decisions}
+        rules: dict[int, Rule] = {}
         for variable in self._graph.variables:
             if variable.trainable:
                 writes = known.get(variable.id) or VariableWrites(variable, (), (), (), frozenset())
@@ -235,13 +249,13 @@ class SideBySide:
         return found
 
     def run(self, function: str = "") -> Verification:
-        """Runs both, and says what was found; the variables are left as they were.
+        """Runs both and compares them; the variables are left as they were.
 
         Args:
-            function: what the report calls the trace, where there are several.
+            function: the name of the trace in the report, where there are several.
 
         Returns:
-            What was found.
+            The findings.
 
         Raises:
             VerifyError: the step cannot be verified: it is random, it fails, or a decay lies in the function of a
@@ -249,18 +263,18 @@ class SideBySide:
         """
         start, theirs = _values(self._mine), _values(self._theirs)
         try:
-            found = self._run()
+            racing = self._run()
         finally:
             _assign(self._mine, start)
             _assign(self._theirs, theirs)
         tolerance = self._settings.tolerance
-        variables = tuple(each.checked(tolerance, function) for each in self._accounts)
-        outputs = tuple(each.checked(tolerance, function) for each in self._outputs if each is not None)
-        return Verification(variables, found, self._settings.runs, outputs)
+        variables = tuple(account.checked(tolerance, function) for account in self._accounts)
+        outputs = tuple(account.checked(tolerance, function) for account in self._outputs if account is not None)
+        return Verification(variables, racing, self._settings.runs, outputs)
 
     def _run(self) -> tuple[str, ...]:
         state = _values(self._mine)
-        found: tuple[str, ...] = ()
+        racing: tuple[str, ...] = ()
         moving: tuple[list[Array], Call] | None = None
         for number in range(self._settings.runs):
             call = self._arguments(self._random) if number else self._first
@@ -272,7 +286,7 @@ class SideBySide:
                 # The first run of a traced function may round otherwise than later ones.
                 plain, outputs = again, outputs_again
                 rewritten = concrete(self._rewritten, *call.args, **call.kwargs)
-                found = tuple(races(read(rewritten)))
+                racing = tuple(races(read(rewritten)))
             self._compare(_Run(call, state, plain, outputs))
             if moving is None or number == 1 or self._moves(state, plain):
                 moving = state, call
@@ -281,16 +295,16 @@ class SideBySide:
             self._compare_at_other_rates(*moving)
             self._probe(*moving)
         self._find_averages(state, self._first)
-        return found
+        return racing
 
     def _compare_at_other_rates(self, state: Sequence[Array], call: Call) -> None:
-        """Holds both steps against each other where learning rates are doubled: a decay must not know them by heart."""
+        """Compares both steps with doubled learning rates: the decay must use the actual rates."""
         doubled = self._rates.doubled(state, self._places) if self._rates else None
         if doubled is not None:
             self._compare(_Run(call, doubled, *self._after(self._mine, doubled, self._original(call))))
 
     def _find_averages(self, state: Sequence[Array], call: Call) -> None:
-        """Finds what is decayed and is an average of another variable; not where a rule says what its update is."""
+        """Finds decayed variables that are averages of others, except where a rule names the update."""
         asked = [
             place
             for place, account in enumerate(self._accounts)
@@ -299,18 +313,18 @@ class SideBySide:
         shapes = [value.shape for value in state]
         if not any(shapes.count(shapes[place]) > 1 for place in asked):
             return
-        made: list[tuple[Sequence[Array], Sequence[Array]]] = []
+        runs: list[tuple[Sequence[Array], Sequence[Array]]] = []
         for _ in range(2):
             moved = [
                 self._moved(value) if variable.trainable and variable.dtype.is_floating else value
                 for variable, value in zip(self._mine, state, strict=True)
             ]
             try:
-                made.append((moved, self._after(self._mine, moved, self._original(call))[0]))
+                runs.append((moved, self._after(self._mine, moved, self._original(call))[0]))
             except VerifyError:
-                return  # the step does not stand that
-        for place, average in find_averages(made, asked).items():
-            if average.keeps < _NOTHING and not self._is_copy(place, average.of, made, call):
+                return  # the step fails with such values
+        for place, average in find_averages(runs, asked).items():
+            if average.keeps < _NOTHING and not self._is_copy(place, average.of, runs, call):
                 continue
             kept = f"{average.keeps:.4g} of itself and the rest of" if average.keeps >= _NOTHING else "a copy of"
             self._accounts[
@@ -318,16 +332,16 @@ class SideBySide:
             ].reason = f"it is decayed, but what the step makes of it is {kept} '{self._accounts[average.of].name}'"
 
     def _is_copy(
-        self, place: int, of: int, made: Sequence[tuple[Sequence[Array], Sequence[Array]]], call: Call
+        self, place: int, of: int, runs: Sequence[tuple[Sequence[Array], Sequence[Array]]], call: Call
     ) -> bool:
-        """Of two variables that become the same, whether one is the copy: what it was does not matter to the other."""
-        (state, after), (other, _) = made[0], made[1]
-        moved = [other[place] if each == place else value for each, value in enumerate(state)]
+        """Whether a variable is the copy of another: the other's new value does not depend on it."""
+        (state, after), (other, _) = runs[0], runs[1]
+        moved = [other[place] if position == place else value for position, value in enumerate(state)]
         now, _ = self._after(self._mine, moved, self._original(call))
         return ulps(after[of], now[of], state[of], whole=True) <= _ROUNDING
 
     def _moved(self, value: Array) -> Array:
-        """A weight a little elsewhere."""
+        """A weight, changed a little at random."""
         noise = self._random.normal(size=value.shape)
         wide = value.astype(np.float64)
         return np.asarray(wide * (1 + noise / 8) + noise / 64).astype(value.dtype)
@@ -336,12 +350,12 @@ class SideBySide:
         return lambda: _leaves(self._step(*call.args, **call.kwargs))
 
     def _moves(self, before: Sequence[Array], after: Sequence[Array]) -> bool:
-        """Whether a run updates all that is decayed by a learning rate."""
+        """Whether a run updates all variables whose decay is scaled by a learning rate."""
         places = [place for place, account in enumerate(self._accounts) if account.scaled]
         return all(before[place].tobytes() != after[place].tobytes() for place in places)
 
     def _open_outputs(self, first: Sequence[Any], second: Sequence[Any]) -> None:
-        """An account for each output of the step; none for one that no two runs agree on."""
+        """An account for each output of the step; None for one that differs from run to run."""
         results = len(self._graph.root.results)
         for position, (one, other) in enumerate(zip(first, second, strict=True)):
             if one is None or ulps(one, other, one, whole=True) > _ROUNDING:
@@ -351,7 +365,7 @@ class SideBySide:
             self._outputs.append(_Account(f"output {position}", certain=not reached))
 
     def _compare(self, run: _Run) -> None:
-        """Holds one run of the rewritten step against the original."""
+        """Compares one run of the rewritten step with the original."""
         actual, outputs = self._after(
             self._theirs, run.state, lambda: _leaves(self._rewritten(*run.call.args, **run.call.kwargs)), "rewritten"
         )
@@ -392,7 +406,7 @@ class SideBySide:
         account.decay = max(account.decay, ulps(expected, plain, before))
 
     def _formula(self, account: _Account, run: _Run, place: int) -> tuple[Array, Array]:
-        """What a decayed weight must be by the whole step, and for which of its elements that is known."""
+        """The value of a decayed weight according to the whole step, and for which elements it is known."""
         rule, variable = account.rule, account.variable
         assert rule is not None
         assert variable is not None
@@ -441,14 +455,14 @@ class SideBySide:
     def _compare_other(
         self, account: _Account, before: Array, plain: Array, now: Array, replay: Callable[[], Array]
     ) -> None:
-        """Holds what no rule decays against the original, and where a decay may reach it against the plan."""
+        """Compares what no rule decays with the original, or with the plan where a decay may reach it."""
         error = ulps(plain, now, before, whole=True)
         account.seen = True
         account.fits &= error <= self._settings.tolerance
         if not account.certain:
             expected = replay()
             in_pieces = ulps(expected, now, before, whole=True)
-            # Where the plan does not reach it either, the pieces of a compiled step may round otherwise than the whole.
+            # If no decay of the plan reaches it, the pieces of a compiled step may round differently from the whole.
             untouched = ulps(expected, plain, before, whole=True) <= self._settings.tolerance
             error = min(error, in_pieces) if untouched else in_pieces
         account.error = max(account.error, error)
@@ -463,15 +477,15 @@ class SideBySide:
         return run.replay
 
     def _probe(self, state: Sequence[Array], call: Call) -> None:
-        """Puts the learning rates to the test."""
+        """Tests the learning rates."""
         slots = [
             place
             for place, account in enumerate(self._accounts)
             if account.variable is not None and not account.variable.trainable
         ]
         run = lambda state, step: self._after(self._mine, state, step)[0]  # noqa: E731
-        found = self._rates.probe(call.flat, run, state, self._places, slots) if self._rates else {}
-        found |= dict.fromkeys(self._rates.nowhere, False)  # what is not there is no factor of the update
+        verdicts = self._rates.probe(call.flat, run, state, self._places, slots) if self._rates else {}
+        verdicts |= dict.fromkeys(self._rates.nowhere, False)  # a constant that is missing is no factor of the update
         for account in self._accounts:
             if not account.scaled or account.missing:
                 continue
@@ -479,9 +493,9 @@ class SideBySide:
             assert account.rule is not None
             writing = self._notice.writing(account.variable)
             assert writing is not None
-            is_factor = found.get(account.variable.id)
+            is_factor = verdicts.get(account.variable.id)
             account.learning_rate = RateCheck.PROBED if is_factor else RateCheck.PLAN
-            # What a rule names is the user's own word; an update that is no sum need not be a multiple of its rate.
+            # A rate that a rule names is the user's choice; an update that is no sum may not be a multiple of its rate.
             named = account.rule.learning_rate is not None
             if is_factor is False and account.certain and writing.adds and not named:
                 account.learning_rate = RateCheck.REFUTED
@@ -494,7 +508,7 @@ class SideBySide:
     def _after(
         self, variables: Sequence[tf.Variable], state: Sequence[Array], run: Callable[[], Any], what: str = "original"
     ) -> tuple[list[Array], Any]:
-        """The variables after a run from some state, and what it gives."""
+        """The variables after a run from some state, and its results."""
         _assign(variables, state)
         try:
             result = run()
@@ -514,7 +528,7 @@ class _Run:
         plain: the variables after it.
         outputs: what it returned.
         rates: the learning rate of each variable in it, by its number.
-        replay: what it is with the decays of the plan, once that is known.
+        replay: the variables and results with the decays of the plan, once they are known.
     """
 
     call: Call
@@ -526,7 +540,7 @@ class _Run:
 
 
 def _says(rule: Rule, writing: Writing) -> bool:
-    """Whether a run of the whole original says what a decayed variable must be."""
+    """Whether a run of the whole original tells the value of a decayed variable."""
     return is_decoupled(rule) and writing.once and (rule.semantics.order is Order.AFTER or writing.adds)
 
 
@@ -548,7 +562,7 @@ def _where(known: Array, expected: Array, other: Array) -> Array:
 
 
 def _leaves(result: Any) -> list[Any]:
-    """What a step returns, as arrays; None for what is no content, such as a handle."""
+    """The results of a step as arrays; None for a result without content, such as a handle."""
     tensors = [leaf for leaf in tf.nest.flatten(result, expand_composites=True) if tf.is_tensor(leaf)]
     return [None if tensor.dtype in (tf.resource, tf.variant) else tensor.numpy() for tensor in tensors]
 

@@ -1,4 +1,4 @@
-"""What a verification says: of every variable and output, what it was held against, and whether it is right."""
+"""The findings of a verification: for every variable and output its reference, and whether it is right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphwd.errors import VerifyError
 
 
 class Verdict(Enum):
-    """What a verification says of a variable or an output."""
+    """The verdict on a variable or an output."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -21,7 +21,7 @@ class Verdict(Enum):
 
 
 class Kind(Enum):
-    """What a variable or an output was held against."""
+    """The reference that a variable or an output was compared with."""
 
     WHOLE = "the whole step"  # the original, run as a whole: nothing is taken from the plan but a learning rate
     PLAN = "the plan's places only"  # the original, run in pieces with a decay wherever the plan has one
@@ -37,18 +37,18 @@ class RateCheck(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a verification found for one variable or output.
+    """The findings for one variable or output.
 
     Attributes:
         name: the variable, or ``output 0``, ``output 1``, ...
         decayed: whether the policy decays it.
-        error: the largest difference between the rewritten step and what it must be, in units in the last place.
+        error: the largest difference between the rewritten step and the reference, in units in the last place.
         decay: the largest difference that the decay made, in the same units.
-        verdict: what that says.
-        kind: what it was held against.
-        learning_rate: where the decay is multiplied by the learning rate, what is known of that.
+        verdict: the verdict.
+        kind: the reference.
+        learning_rate: what is known of the learning rate that scales the decay; None where none does.
         reason: what else is wrong with it, for a message.
-        function: the trace or the function that it was found in, where several were verified.
+        function: the trace or the function that it belongs to, where several were verified.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a verification found.
+    """The findings of a verification.
 
     Attributes:
-        variables: every variable of the step, slot variables included; of several traces those of each.
+        variables: every variable of the step, slot variables included; for several traces, those of each.
         races: injected nodes that may run in the wrong order on another run.
         runs: how many steps were run, of each trace.
         outputs: every tensor that the step returns, but those that differ from run to run of the original.
@@ -81,37 +81,39 @@ class Verification:
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
-        return not self.races and all(each.verdict is not Verdict.WRONG for each in (*self.variables, *self.outputs))
+        return not self.races and all(
+            checked.verdict is not Verdict.WRONG for checked in (*self.variables, *self.outputs)
+        )
 
     @property
     def largest_error(self) -> float:
         """The largest error of any variable or output, in units in the last place."""
-        return max((each.error for each in (*self.variables, *self.outputs)), default=0.0)
+        return max((checked.error for checked in (*self.variables, *self.outputs)), default=0.0)
 
     def check(self) -> None:
-        """Refuses what is wrong.
+        """Refuses a wrong step.
 
         Raises:
             VerifyError: a variable or an output is not what it must be, or injected nodes race.
         """
-        wrong = [each for each in (*self.variables, *self.outputs) if each.verdict is Verdict.WRONG]
+        wrong = [checked for checked in (*self.variables, *self.outputs) if checked.verdict is Verdict.WRONG]
         if wrong or self.races:
-            raise VerifyError("\n".join([*(_problem(each) for each in wrong), *self.races]))
+            raise VerifyError("\n".join([*(_problem(checked) for checked in wrong), *self.races]))
 
     def __str__(self) -> str:
         """The findings as a table."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         every = (*self.variables, *self.outputs)
-        named = any(each.function for each in every)
-        rates = any(each.learning_rate for each in every)
+        named = any(checked.function for checked in every)
+        rates = any(checked.learning_rate for checked in every)
         columns = [*(["in"] if named else []), "variable", "decay (ulp)", "error (ulp)", "verdict", "held against"]
         for column in (*columns, *(["learning rate"] if rates else [])):
             table.add_column(column, overflow="fold")
-        for each in every:
-            decay = f"{each.decay:.4g}" if each.decayed else "-"
-            row = [each.name, decay, f"{each.error:.4g}", each.verdict.value, each.kind.value]
-            rate = each.learning_rate.value if each.learning_rate else "-"
-            table.add_row(*([each.function] if named else []), *row, *([rate] if rates else []))
+        for checked in every:
+            decay = f"{checked.decay:.4g}" if checked.decayed else "-"
+            row = [checked.name, decay, f"{checked.error:.4g}", checked.verdict.value, checked.kind.value]
+            rate = checked.learning_rate.value if checked.learning_rate else "-"
+            table.add_row(*([checked.function] if named else []), *row, *([rate] if rates else []))
         console = Console(width=10_000, color_system=None, force_terminal=False)
         with console.capture() as capture:
             console.print(table)

@@ -1,5 +1,5 @@
 # pyright: basic
-"""Verifies a step: its rewritten form is held against the original, run as a whole from the same states."""
+"""Verifies a step: compares its rewritten form with the original, run as a whole from the same states."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["Checked", "Kind", "Pair", "RateCheck", "Verdict", "Verification", "u
 
 
 class Pair(NamedTuple):
-    """One trace of a step and what was made of it.
+    """One trace of a step and its rewritten form.
 
     Attributes:
         original: the trace.
-        rewritten: what was made of it: a callable.
+        rewritten: its rewritten form: a callable.
         variables: the variables of ``rewritten``, in the order of the captures of ``original``; None where they are the
             same; more may follow.
-        function: what the report calls it; empty where it is the only one.
-        partial: whether the policy is that of a whole model, which need not have a variable of it for each rule.
+        function: its name in the report; empty where it is the only one.
+        partial: whether the policy is for a whole model, so that a rule may match no variable of this trace.
     """
 
     original: ConcreteFunction
@@ -83,7 +83,7 @@ def verify(
         **kwargs: arguments by name.
 
     Returns:
-        What was found; its ``check()`` raises where something is wrong.
+        The findings; ``check()`` raises where something is wrong.
 
     Raises:
         PlanError: the policy does not fit the original.
@@ -118,7 +118,7 @@ def verify_pairs(
     """Verifies several traces or functions, one after the other.
 
     Args:
-        pairs: each with what was made of it.
+        pairs: the traces, each with its rewritten form.
         policy: the policy.
         args: arguments for all of them.
         kwargs: likewise, by name.
@@ -127,12 +127,12 @@ def verify_pairs(
         seed: of the inputs.
 
     Returns:
-        What was found in all of them.
+        The findings for all of them.
 
     Raises:
         GraphwdError: as for `verify`.
     """
-    found: list[Verification] = []
+    verifications: list[Verification] = []
     whole = as_policy(policy)
     for_some = dataclasses.replace(whole, rules=tuple(dataclasses.replace(rule, optional=True) for rule in whole.rules))
     options = tf.config.optimizer.get_experimental_options()
@@ -144,19 +144,19 @@ def verify_pairs(
             settings = Settings(runs, tolerance, seed)
             rules = for_some if pair.partial else whole
             beside = SideBySide(pair.original, pair.rewritten, rules, given, pair.variables, settings)
-            found.append(beside.run(pair.function))
+            verifications.append(beside.run(pair.function))
     finally:
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False} | options)
     return Verification(
-        tuple(each for one in found for each in one.variables),
-        tuple(race for one in found for race in one.races),
+        tuple(checked for one in verifications for checked in one.variables),
+        tuple(race for one in verifications for race in one.races),
         runs,
-        tuple(each for one in found for each in one.outputs),
+        tuple(checked for one in verifications for checked in one.outputs),
     )
 
 
 def _steps(original: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[ConcreteFunction]:
-    """The traces to verify: all that a step holds where nobody says which."""
+    """The traces to verify: without arguments, all that a step holds."""
     untold = not args and not kwargs and is_polymorphic(original) and original.input_signature is None
     if untold and not is_concrete(original) and (held := traces(original)):
         return held
@@ -164,7 +164,7 @@ def _steps(original: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> l
 
 
 def _arguments(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], random: np.random.Generator) -> Call:
-    """Arguments for a run: those given, and random ones for those that are not."""
+    """Arguments for a run: those given, and random ones for the others."""
     signature_args, signature_kwargs = step.structured_input_signature
     given = (*args, *signature_args[len(args) :])
     named = {**signature_kwargs, **kwargs}

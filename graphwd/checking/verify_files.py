@@ -1,4 +1,4 @@
-"""Loads what `graphwd verify` verifies: steps and SavedModels beside the SavedModels that were made of them."""
+"""Loads the pairs that `graphwd verify` verifies: steps or SavedModels, and their rewritten SavedModels."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def model_pairs(source: str, name: str | None, rewritten: str | os.PathLike[str]
     Args:
         source: the SavedModel directory.
         name: a function or signature; None for all that train.
-        rewritten: the directory of what was made of it.
+        rewritten: the directory of the rewritten SavedModel.
 
     Returns:
         A pair for each trace.
 
     Raises:
-        StepError: a directory holds no SavedModel, or not what the other holds.
+        StepError: a directory holds no SavedModel, or the two do not match.
         UsageError: a TensorFlow 1 SavedModel without a name.
     """
     model = read_model(Path(source))
@@ -85,19 +85,19 @@ def model_pairs(source: str, name: str | None, rewritten: str | os.PathLike[str]
 
 
 def _trains(trace: ConcreteFunction) -> bool:
-    return any(each.writes for each in find_updates(read(trace)).variables)
+    return any(account.writes for account in find_updates(read(trace)).variables)
 
 
 def _traces(loaded: Any, name: str, folder: str | os.PathLike[str], *, signature: bool) -> list[ConcreteFunction]:
-    found: Any = loaded.signatures.get(name) if signature else loaded
+    function: Any = loaded.signatures.get(name) if signature else loaded
     for part in () if signature else name.split("."):
-        found = getattr(found, part, None)
-    traces: list[Any] = [found] if is_concrete(found) else list(getattr(found, "concrete_functions", ()))
+        function = getattr(function, part, None)
+    traces: list[Any] = [function] if is_concrete(function) else list(getattr(function, "concrete_functions", ()))
     if not traces:
         raise StepError(f"{folder}: holds no function or signature '{name}'")
-    for each in traces:
-        each.graphwd_module = loaded  # a restored function does not keep its variables
-    return [rooted(each, loaded) for each in traces]
+    for trace in traces:
+        trace.graphwd_module = loaded  # a restored function does not keep its variables
+    return [rooted(trace, loaded) for trace in traces]
 
 
 def _named(what: str, number: int, every: Sequence[object]) -> str:

@@ -1,4 +1,4 @@
-"""The commands of the command line: what each says of itself, its flags, and what it does."""
+"""The commands of the command line: for each its help text, its flags, and its function."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ is run.
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: what it says of itself, the flags it defines, and what it does with what is left."""
+    """One command: its help text, the flags it defines, and the function of the remaining arguments."""
 
     usage: str
     about: str
@@ -104,7 +104,7 @@ def _step_fn(positional: Sequence[str], what: str = "STEP_FN") -> str:
 
 
 def _value(values: flags.FlagValues, name: str) -> Any:
-    """What a flag is set to."""
+    """The value of a flag."""
     flag: flags.Flag[Any] = values[name]  # pyright: ignore[reportUnknownVariableType] - of any type
     return flag.value
 
@@ -122,7 +122,7 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
     source = source_of(text, _value(values, "module"))
     if _value(values, "link") and not isinstance(source, Files):
         raise UsageError("--link is for the files of a SavedModel; a Python step is saved anew: leave --link out")
-    # Only now, with the command line and the policy known to be sound, wait for TensorFlow.
+    # TensorFlow is imported only when the command line and the policy are known to be valid.
     _import_tensorflow()
     from graphwd.models.target import rewrite
 
@@ -135,7 +135,7 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
 
 def _stem(target: Target) -> str:
-    """What the name of its default output begins with."""
+    """The prefix of the name of its default output."""
     return os.path.normpath(target.name).removesuffix(".meta")
 
 
@@ -173,7 +173,7 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
 
 def _describe(values: flags.FlagValues, source: Files | PythonSource) -> None:
-    """Says what graphwd has done to a model; without a policy there is nothing to say of anything else."""
+    """Describes the decays in a rewritten model, which is all that can be told without a policy."""
     if not isinstance(source, Files):
         _policy_path(values)
         return
@@ -218,20 +218,20 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
 
 
 def _only_the_answer() -> contextlib.AbstractContextManager[object]:
-    """Keeps what the user's code prints, which is no part of the answer, from standard output."""
+    """Keeps the output of the user's code, which is not part of the answer, from standard output."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
 def _import_tensorflow() -> None:
-    """Imports TensorFlow without its start-up remarks: on standard error graphwd promises one message.
+    """Imports TensorFlow without its start-up messages: graphwd promises one message on standard error.
 
-    The remarks come from C++ before any of TensorFlow's own switches takes effect, hence the redirected descriptor.
+    C++ code prints these before any of TensorFlow's own switches takes effect, hence the redirected descriptor.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     try:
         with open(os.devnull, "wb") as nowhere, _redirected(2, nowhere.fileno()):
-            importlib.import_module("tensorflow").keras  # noqa: B018 - importing Keras makes remarks of its own
+            importlib.import_module("tensorflow").keras  # noqa: B018 - importing Keras prints messages, too
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
             raise StepError("TensorFlow is not installed here; install tensorflow beside graphwd") from None

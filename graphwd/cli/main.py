@@ -57,18 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Opens to nothing what the caller has closed: TensorFlow would print to whatever file is opened next."""
+    """Opens closed standard streams to the null device: TensorFlow would print to whatever file is opened next."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
     if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison] - it is where descriptor 2 was closed
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open to the end of the process
 
 
 def _tell(text: str) -> str:
-    """Prints the answer; returns why that cannot be done, if not for want of a reader."""
+    """Prints the answer; returns why that failed, but not if only the reader is gone."""
     try:
         if text:  # /dev/full refuses even to write nothing
             sys.stdout.write(text)
@@ -92,7 +92,7 @@ def _ended(message: str, status: int) -> int:
 
 
 def _drop(stream: TextIO) -> None:
-    """Lets what a stream still holds go to nothing: at exit Python would fail to write it once more."""
+    """Discards the buffer of a stream: at exit Python would fail again to write it."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

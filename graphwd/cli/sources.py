@@ -1,4 +1,4 @@
-"""What a command line can name: a Python step or a model in files. TensorFlow is not imported before it is opened."""
+"""The sources that a command line can name: a Python step or a model in files. Only opening imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Files:
     """A SavedModel directory or a ``.meta`` file.
 
     Attributes:
-        text: what the user wrote.
-        path: the path of it.
+        text: the argument of the user.
+        path: its path.
         function: a function, a signature, or the tags of a graph; None for all that train.
     """
 
@@ -29,13 +29,13 @@ class Files:
     function: str | None = None
 
     def open(self) -> Model:
-        """Reads its protos, to be planned, rewritten, stripped or described."""
+        """Reads its protos, for planning, rewriting, stripping or describing."""
         from graphwd.models.saved_model import open_model
 
         return open_model(self.path, None if self.function is None else [self.function])
 
     def beside(self, rewritten: str) -> Sequence[Pair]:
-        """Loads each function that trains, to be verified beside what was made of it."""
+        """Loads each function that trains, with its rewritten form, for verification."""
         from graphwd.checking.verify_files import model_pairs
 
         if self.path.endswith(".meta"):
@@ -48,7 +48,7 @@ class PythonSource:
     """An attribute of a file or module.
 
     Attributes:
-        text: what the user wrote.
+        text: the argument of the user.
         module: where a plain name is looked for.
     """
 
@@ -56,24 +56,24 @@ class PythonSource:
     module: str | None
 
     def open(self) -> Target:
-        """Imports it, which runs its code, to be planned and rewritten."""
+        """Imports it, which runs its code, for planning and rewriting."""
         from graphwd.models.export import PythonStep
         from graphwd.steps.load import find_step
 
-        found = find_step(self.text, self.module)
-        return PythonStep(found.step, found.name)
+        named = find_step(self.text, self.module)
+        return PythonStep(named.step, named.name)
 
     def beside(self, rewritten: str) -> Sequence[Pair]:
         """Loads each trace, likewise."""
         from graphwd.checking.verify_files import step_pairs
         from graphwd.steps.load import find_step
 
-        found = find_step(self.text, self.module)
-        return step_pairs(found.step, found.name, rewritten)
+        named = find_step(self.text, self.module)
+        return step_pairs(named.step, named.name, rewritten)
 
 
 def source_of(text: str, module: str | None) -> Files | PythonSource:
-    """What a text names: the one place that asks which kind of thing that is.
+    """Tells what kind of source a text names.
 
     Args:
         text: a directory, a ``.meta`` file, either with a function behind a colon, or the name of a Python step.

@@ -1,1 +1,1 @@
-"""What a step is: read-only views of graphs and function bodies, and what is known of ops."""
+"""What a step is: read-only views of graphs and function bodies, and tables of ops."""

@@ -25,7 +25,7 @@ class Node(NamedTuple):
         name: its name, unique in the body.
         op: its op type.
         inputs: its data inputs, in order.
-        controls: the names of the nodes that it waits for besides.
+        controls: the names of the nodes that it waits for by control.
         protos: the nodes of the body as TensorFlow keeps them.
         index: which of these it is.
     """
@@ -39,17 +39,17 @@ class Node(NamedTuple):
 
     @property
     def proto(self) -> NodeDef:
-        """The node as TensorFlow keeps it; not held, for of most nodes nobody asks for it again."""
+        """The node as TensorFlow keeps it; not held, since it is rarely needed again."""
         return self.protos[self.index]
 
 
 class Layout(NamedTuple):
-    """Where the nodes of a function are: what is worth keeping of a body that nobody reads any more.
+    """Where the nodes of a function are: kept after its body is dropped.
 
     Attributes:
-        indices: by name, which of the function's nodes each is.
-        places: of each node of the function, the place in an order in which they may run; mostly the same order.
-        waiting: which of the function's nodes wait for others by control.
+        indices: the index of each node of the function, by name.
+        places: for each node of the function, its place in an order in which they may run; mostly the same order.
+        waiting: the indices of the nodes that wait for others by control.
     """
 
     indices: Mapping[str, int]
@@ -64,8 +64,8 @@ class Body:
         name: the name of the function.
         arguments: names of its arguments, in order.
         nodes: its nodes, each after all that it waits for.
-        places: of each node of the function, in its order there, the place among ``nodes``; mostly the same order.
-        results: where its results come from, in order.
+        places: for each node of the function, in its order there, the place among ``nodes``; mostly the same order.
+        results: the edges of its results, in order.
     """
 
     def __init__(self, function: FunctionDef) -> None:
@@ -95,7 +95,7 @@ class Body:
 def _results(function: FunctionDef, known: Container[str]) -> Iterator[Edge]:
     body = function.signature.name
     for result in function.signature.output_arg:
-        # A protobuf map that is asked for what it does not hold adds it.
+        # Access to a missing key of a protobuf map would add the key.
         if result.name not in function.ret:
             raise GraphError(f"the function '{body}' does not say where its result '{result.name}' comes from")
         edge = parse_edge(function.ret[result.name])
@@ -109,8 +109,8 @@ def _results(function: FunctionDef, known: Container[str]) -> Iterator[Edge]:
 def _in_order(body: str, arguments: Iterable[str], protos: RepeatedCompositeFieldContainer[NodeDef]) -> _Order:
     """Parses nodes and orders them, each after all that it waits for.
 
-    They stay as they are but for those that come before something they wait for, of which TensorFlow leaves a few:
-    such a node is put right after the last of that.
+    The order stays as it is, except for the few nodes that TensorFlow leaves before something they wait for. Such a
+    node is put right after the last node that it waits for.
     """
     order = _Order(body, arguments)
     for index, proto in enumerate(protos):
@@ -127,30 +127,30 @@ def _in_order(body: str, arguments: Iterable[str], protos: RepeatedCompositeFiel
 
 
 class _Order:
-    """Nodes that are put one by one, each after what it waits for.
+    """Nodes that are put one by one, each after the nodes that it waits for.
 
     Attributes:
-        known: by name, the first output of each argument and node: nearly all edges come from it, and share it.
+        known: the first output of each argument and node, by name; nearly all edges share these objects.
         nodes: the nodes, in order.
     """
 
     def __init__(self, body: str, arguments: Iterable[str]) -> None:
         self._body = body
         self.known = {name: Edge(name, 0) for name in arguments}
-        self._late: dict[str, set[str]] = {}  # of each node that is to be put later, what it still waits for
+        self._late: dict[str, set[str]] = {}  # for each node to be put later, the nodes that it still waits for
         self._waiting_for: dict[str, list[Node]] = {}
         self.nodes: list[Node] = []
         self._stayed = True
 
     def places(self, protos: Iterable[NodeDef]) -> Sequence[int]:
-        """Where each node of the function, in its order there, is put."""
+        """The place of each node of the function, in the function's order."""
         if self._stayed:
             return range(len(self.nodes))
         places = {node.name: place for place, node in enumerate(self.nodes)}
         return array("q", (places[proto.name] for proto in protos))
 
     def parse(self, proto: NodeDef, protos: Sequence[NodeDef], index: int) -> tuple[Node, set[str] | None]:
-        """A node, and what it waits for that is not put yet."""
+        """A node, and the names that it waits for and that are not put yet."""
         known, late = self.known, self._late
         inputs: list[Edge] = []
         controls: list[str] = []
@@ -177,14 +177,14 @@ class _Order:
         return node, missing
 
     def put_later(self, node: Node, missing: set[str]) -> None:
-        """Puts a node when all of what is missing is put."""
+        """Puts a node as soon as all that it waits for is put."""
         self._stayed = False
         self._late[node.name] = missing
         for source in missing:
             self._waiting_for.setdefault(source, []).append(node)
 
     def put(self, node: Node) -> None:
-        """Puts a node, and those that waited for it alone."""
+        """Puts a node, and those that waited only for it."""
         if not self._waiting_for:
             self.nodes.append(node)
             return
@@ -200,7 +200,7 @@ class _Order:
                     ready.append(waiter)
 
     def refuse_late(self) -> None:
-        """Refuses nodes that wait for what never comes."""
+        """Refuses nodes that wait for a missing node or for each other."""
         for name, missing in self._late.items():
             if nowhere := sorted(missing - self.known.keys()):
                 raise GraphError(

@@ -1,8 +1,8 @@
 """The edges of a body, as text and parsed.
 
 This module alone knows how edges are written: ``node:output:index`` or ``argument`` in functions, ``node:index`` or
-``node`` in graphs, and ``^node`` for a control dependency in both. Only the parser of `graphwd.graph.body`, which goes
-through all edges of a step, takes a shorter way to the same.
+``node`` in graphs, and ``^node`` for a control dependency in both. Only the parser of `graphwd.graph.body`, which reads
+all edges of a step, has a faster way of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 _MAX_DIGITS = 10
-"""Of the number of an output: more than any node has."""
+"""How many digits the number of an output may have: more than any node needs."""
 
 _NAMED_OUTPUT = re.compile(r"[^:^]+:(?P<output>[a-z]\w*):\d+")
 
@@ -45,7 +45,7 @@ def parse_edge(text: str) -> Edge:
         The node and the number at the end; 0 where none is written.
 
     Raises:
-        GraphError: the number is none that a node could have.
+        GraphError: no node could have an output of that number.
     """
     node, colon, rest = text.partition(":")
     if not colon:

@@ -1,9 +1,8 @@
 # pyright: basic
 """Traced Python functions of tensors, as pieces of graph that can be spliced into bodies.
 
-A function is traced in a graph of its own: nothing of the surroundings gets in, no automatic control edges are added,
-and the ops are those that the function calls. Only what the ops themselves are is kept. How they are named, placed and
-ordered in a body is for whoever splices them.
+A function is traced in a graph of its own: it depends on no other graph, gets no automatic control edges, and holds the
+ops that the function calls. Only the ops themselves are kept. The splicer names, places and orders them in a body.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ class Op:
         role: what it is for: the name that the function gave it.
         node: its type and attributes, those at their defaults left out, and the mark; without name, inputs and device.
         inputs: its data inputs, in order.
-        waits: the numbers of the ops that the function makes it wait for besides.
+        waits: the numbers of the ops that the function makes it wait for by control.
         reads: whether it reads the variable that is the parameter ``handle``.
-        constant: of a constant, what tells it from others.
+        constant: the content of a constant, which identifies it.
     """
 
     role: str
@@ -59,11 +58,11 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """What a function traces to.
+    """The trace of a function.
 
     Attributes:
         ops: its ops, each after those that it takes or waits for.
-        result: what the function returns; None where it returns nothing.
+        result: the function's result; None where it returns nothing.
     """
 
     ops: tuple[Op, ...]
@@ -83,7 +82,7 @@ _READS = READ_OPS | {"Identity", "Gather"}
 _UNKNOWN: Any = tf.TensorShape(None)  # pyright: ignore[reportArgumentType] - the stubs know no unknown rank
 
 Kind = str | Reference
-"""What a parameter is: a tensor of a dtype, ``resource`` for a handle; or a v1 reference."""
+"""The kind of a parameter: a tensor of a dtype, ``resource`` for a handle; or a v1 reference."""
 
 
 def fragment(function: Callable[..., Any], kinds: Mapping[str, Kind], **options: Any) -> Fragment:
@@ -116,8 +115,8 @@ def _traced(
             f"'{function.__name__}' has branches, loops or calls of its own, which cannot be spliced yet"
         )
     names = {tensor.op.name: name for name, tensor in parameters.items()}
-    made = [op for op in graph.get_operations() if op.name not in names]
-    numbers = {op.name: number for number, op in enumerate(made)}
+    traced = [op for op in graph.get_operations() if op.name not in names]
+    numbers = {op.name: number for number, op in enumerate(traced)}
 
     def source(tensor: tf.Tensor) -> Input:
         if getattr(tensor, "graph", None) is not graph:  # an eager tensor has none
@@ -133,10 +132,10 @@ def _traced(
         constant = node.SerializeToString(deterministic=True) if op.type == "Const" else None
         role = op.name.replace("/", "_")
         node.attr[MARK].s = role.encode()
-        reads = op.type in _READS and any(each.source == "handle" for each in inputs)
+        reads = op.type in _READS and any(operand.source == "handle" for operand in inputs)
         return Op(role, node, inputs, waits, reads, constant)
 
-    ops = tuple(map(piece, made))
+    ops = tuple(map(piece, traced))
     return Fragment(ops, None if result is None else source(result))
 
 
@@ -147,7 +146,7 @@ def _parameter(name: str, kind: Kind) -> tf.Tensor:
 
 
 def _output(op: tf.Operation, index: int) -> tuple[str, int]:
-    """The name of an output and the number within it, of an output that is counted through."""
+    """The name of an output and the number within it, given its number among all outputs of the op."""
     node = op.node_def
     for output in op.op_def.output_arg:
         length = 1
@@ -162,9 +161,9 @@ def _output(op: tf.Operation, index: int) -> tuple[str, int]:
 
 
 def _plain(op: tf.Operation) -> NodeDef:
-    """The type and the attributes of an op, without those that only say the default.
+    """The type and the attributes of an op, without attributes that have their default.
 
-    But dtypes are always said: some of TensorFlow's passes read them without looking up the default.
+    Dtypes are always kept: some of TensorFlow's passes read them without looking up the default.
     """
     node = op.node_def
     defaults = {attribute.name: attribute.default_value for attribute in op.op_def.attr}

@@ -16,8 +16,8 @@ _COPY = re.compile(rf"{_SUFFIX}_\d+$")
 class NewNames:
     """Makes names for rewritten copies of functions.
 
-    TensorFlow's fingerprint takes the number at the end of a function's name for its identity: of two functions with
-    one number it takes either, now this, now that. So every copy has a number of its own.
+    TensorFlow's fingerprint takes the number at the end of a function's name for its identity. Of two functions with
+    one number it picks either, and not always the same. So every copy has a number of its own.
     """
 
     def __init__(self, taken: Iterable[str]) -> None:
@@ -34,22 +34,22 @@ class NewNames:
 
 
 def original_name(function: str) -> str:
-    """The name of what a function is a rewritten copy of; its own where it is none."""
+    """The name of the original of a rewritten copy; the function's own name where it is not a copy."""
     return _COPY.sub("", function)
 
 
 def set_library(meta_graph: MetaGraphDef, functions: Iterable[FunctionDef]) -> None:
-    """Lets the library hold these functions in this order."""
+    """Replaces the functions of the library by the given ones, in their order."""
     functions = list(functions)
     if not functions and not meta_graph.graph_def.HasField("library"):
-        return  # a field that is merely touched would be there
-    # What is taken out of a field stays what it is as long as somebody holds it.
+        return  # access alone would create the field
+    # Messages that are removed from a field stay valid as long as a reference to them exists.
     del meta_graph.graph_def.library.function[:]
     meta_graph.graph_def.library.function.extend(functions)
 
 
 def rename(meta_graph: MetaGraphDef, names: Mapping[str, str]) -> None:
-    """Gives functions other names, wherever they are named.
+    """Renames functions, wherever they are referred to.
 
     Args:
         meta_graph: the MetaGraphDef.
@@ -72,7 +72,7 @@ def _rename_in_objects(meta_graph: MetaGraphDef, names: Mapping[str, str]) -> No
     objects = meta_graph.object_graph_def
     for node in objects.nodes:
         if node.WhichOneof("kind") == "function":
-            node.function.concrete_functions[:] = [names.get(each, each) for each in node.function.concrete_functions]
+            node.function.concrete_functions[:] = [names.get(name, name) for name in node.function.concrete_functions]
         elif node.WhichOneof("kind") == "bare_concrete_function":
             name = node.bare_concrete_function.concrete_function_name
             node.bare_concrete_function.concrete_function_name = names.get(name, name)
@@ -86,11 +86,11 @@ def _rename_in_objects(meta_graph: MetaGraphDef, names: Mapping[str, str]) -> No
 
 
 def reachable(meta_graph: MetaGraphDef, functions: Iterable[FunctionDef]) -> set[str]:
-    """The functions that the main graph, the objects or a gradient refer to, by whatever way.
+    """The functions that the main graph, the objects or a gradient refer to, directly or not.
 
     Args:
         meta_graph: the MetaGraphDef.
-        functions: all functions there are, be they in its library or not.
+        functions: all functions, in its library or not.
     """
     library = {function.signature.name: function for function in functions}
     gradients = meta_graph.graph_def.library
@@ -99,15 +99,15 @@ def reachable(meta_graph: MetaGraphDef, functions: Iterable[FunctionDef]) -> set
         waiting += [*node.function.concrete_functions, node.bare_concrete_function.concrete_function_name]
     waiting += [gradient.gradient_func for gradient in gradients.gradient]
     waiting += [gradient.gradient_func for gradient in gradients.registered_gradients]
-    found: set[str] = set()
+    reached: set[str] = set()
     while waiting:
         name = waiting.pop()
-        if name in library and name not in found:
-            found.add(name)
+        if name in library and name not in reached:
+            reached.add(name)
             function = library[name]
             waiting += _mentioned(function.attr, library)
             waiting += [other for node in function.node_def for other in _mentioned(node.attr, library)]
-    return found
+    return reached
 
 
 def _mentioned(attributes: Mapping[str, Any], library: dict[str, FunctionDef]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The name scopes in which TensorFlow computes gradients: hints, and no more.
 
 A tape's nodes lie in ``gradient_tape/``, those of ``tf.gradients`` in ``gradients/``. A user may give a scope the same
-name. What is decided with the help of these names must be refused, or come out the same, where the names are missing.
+name. Where the names are missing, a decision that relies on them must be refused, or must not change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SCOPE = re.compile(r"(?:^|/)(?:gradient_tape|gradients)(?:_\d+)?(?=/)")
 
 def in_gradient_scope(name: str) -> bool:
     """Whether a node of that name may have been made while a gradient was computed."""
-    # Most such names are told by how they begin, and most others need no search.
+    # Most such names begin with the scope, and most others need no search.
     return name.startswith("gradient_tape/") or ("gradient" in name and _SCOPE.search(name) is not None)
 
 
@@ -42,7 +42,7 @@ class GradientScopes:
         }
 
     def hold(self, name: str) -> bool:
-        """Whether a node of that name was made, for all that its name says, while a gradient was computed."""
+        """Whether, as far as its name tells, a node was made while a gradient was computed."""
         if not self._others or not in_gradient_scope(name):
             return in_gradient_scope(name)
         return any(name[: match.end()] not in self._others for match in _SCOPE.finditer(name))

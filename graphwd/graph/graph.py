@@ -40,7 +40,7 @@ DTYPE_NAMES: Mapping[int, str] = {number: name for name, number in DTYPE_NUMBERS
 
 
 def differentiable(dtype: str) -> bool:
-    """Whether a variable of a dtype can have a gradient; a counter is ``trainable`` where nobody said otherwise."""
+    """Whether a variable of a dtype can have a gradient; counters, too, are ``trainable`` by default."""
     return not dtype.startswith(("int", "uint", "bool", "string"))
 
 
@@ -57,10 +57,10 @@ class Variable:
         path: its path in the object graph, where one is known.
         reference: whether it is a v1 reference variable, whose handle is the variable itself.
         device: the device that holds it, where one is known.
-        label: what tells it from other variables of its name, where there are some; else no text.
+        label: text that distinguishes it from other variables of its name; empty where there are none.
         key: the identity of its handle, while the step is alive; None where it is in a file.
         reached_by: whether a glob is a path to it in the object graph; None where no path is known.
-        other_name: what TensorFlow calls it, where its library shows another name.
+        other_name: TensorFlow's name for it, where its library shows another name.
     """
 
     id: int
@@ -78,7 +78,7 @@ class Variable:
 
     @property
     def shown(self) -> str:
-        """What tables and messages call it: unlike the name, no other trainable variable of the step's."""
+        """Its name in tables and messages, which no other trainable variable of the step has."""
         return f"{self.name} ({self.label})" if self.label else self.name
 
     @property
@@ -88,27 +88,27 @@ class Variable:
 
 
 def labels(named: Sequence[tuple[str, str | None]]) -> list[str]:
-    """What tells variables of one name apart.
+    """Makes labels that distinguish variables of one name.
 
     Args:
         named: the name of each variable, and its path where one is known.
 
     Returns:
-        For each that shares its name with others its path, or a number where it has none or shares that, too; else no
-        text.
+        For each variable that shares its name with others, its path, or a number where the path is missing or shared,
+        too; for any other variable an empty text.
     """
     names, both = Counter(name for name, _ in named), Counter(named)
     seen: Counter[str] = Counter()
-    found: list[str] = []
+    result: list[str] = []
     for name, path in named:
         seen[name] += 1
         if names[name] == 1:
-            found.append("")
+            result.append("")
         elif path is not None and both[name, path] == 1:
-            found.append(f"path {path}")
+            result.append(f"path {path}")
         else:
-            found.append(f"{seen[name]} of {names[name]}")
-    return found
+            result.append(f"{seen[name]} of {names[name]}")
+    return result
 
 
 class Callee(NamedTuple):
@@ -133,7 +133,7 @@ class Graph:
         library: every function that the step may call, by name.
         handles: for every argument of the root that is a variable's handle, the variable.
         data: the arguments of the root that carry the step's data, and its captured tensors.
-        ranks: for those of them of which it is known, the number of dimensions.
+        ranks: the number of dimensions of each of these arguments, where known.
         variables: every variable of the step, by number.
     """
 
@@ -153,8 +153,8 @@ class Graph:
             library: the functions that it may call.
             handles: the arguments of ``root`` that are variables' handles.
             data: the arguments of ``root`` that carry data.
-            ranks: for those of them of which it is known, the number of dimensions.
-            like: a view of a step that calls some of the same functions: what it has parsed of them need not be again.
+            ranks: the number of dimensions of each of these arguments, where known.
+            like: a view of a step that calls some of the same functions; the bodies it has parsed are reused.
         """
         self.root_function = root
         self.library: Mapping[str, FunctionDef] = {function.signature.name: function for function in library}
@@ -167,7 +167,7 @@ class Graph:
         )
 
     def with_slots(self, slots: Collection[int]) -> Graph:
-        """The same step, seen so that some trainable variables are slot variables.
+        """A view of the same step in which some trainable variables count as slot variables.
 
         Args:
             slots: their numbers.
@@ -188,7 +188,7 @@ class Graph:
 
     @functools.cached_property
     def gradient_scopes(self) -> GradientScopes:
-        """The name scopes in which gradients are computed, as far as names can say it."""
+        """The name scopes in which gradients are computed, as far as names can tell."""
         return GradientScopes((self.root_function, *self.library.values()))
 
     @functools.cached_property
@@ -215,7 +215,7 @@ class Graph:
         return self._bodies[function]
 
     def bodies_of(self, library: Mapping[str, FunctionDef]) -> dict[str, Body]:
-        """The bodies parsed so far of functions that another library holds, too: the same, not others of their names.
+        """The bodies parsed so far of functions that another library shares; a function of the same name is not enough.
 
         Args:
             library: its functions, by name.
@@ -223,7 +223,7 @@ class Graph:
         return {name: body for name, body in self._bodies.items() if library.get(name) is self.library[name]}
 
     def forget_bodies(self) -> None:
-        """Drops the parsed bodies, which take more memory than the functions do; whoever asks has them parsed again."""
+        """Drops the parsed bodies, which take more memory than the functions; they are parsed again when needed."""
         self._bodies.clear()
         vars(self).pop("root", None)
 
@@ -240,10 +240,10 @@ class Graph:
         if call is None:
             return ()
         proto = node.proto if isinstance(node, Node) else node
-        found = tuple(callee for attribute in call.attributes for callee in _callees(proto, attribute))
-        if len(found) < len(call.attributes):
+        callees = tuple(callee for attribute in call.attributes for callee in _callees(proto, attribute))
+        if len(callees) < len(call.attributes):
             raise GraphError(f"the node '{node.name}' ({node.op}) does not name the functions that it calls")
-        return found
+        return callees
 
     def functions_of(self, node: Node) -> Iterator[str]:
         """Names of all functions that any attribute of a node refers to, followed by graphwd or not."""
@@ -255,7 +255,7 @@ class Graph:
 
 
 def state_count(node: Node) -> int:
-    """How many loop-carried values a dataset op with a function feeds back.
+    """Counts the loop-carried values that a dataset op with a function feeds back.
 
     Args:
         node: a node whose op is of `CallKind.SCAN`.
@@ -264,7 +264,7 @@ def state_count(node: Node) -> int:
 
 
 def call_kind(node: Node) -> CallKind:
-    """What a node does with the functions it calls."""
+    """How a node runs the functions that it calls."""
     return CALL_OPS[node.op].kind
 
 

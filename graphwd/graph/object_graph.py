@@ -1,4 +1,4 @@
-"""Objects that refer to each other by names, and which paths of names lead to which of them."""
+"""Objects that refer to each other by names, and the paths of names that lead to them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Edges = Sequence[Sequence[tuple[str, int]]]
 class ObjectGraph:
     """The paths from a root to objects: the names on the way, joined by dots.
 
-    A path does not come back to an object that it has passed on the shortest way: a layer that refers to its model does
-    not thereby hold the other layers.
+    A path does not return to an object on its shortest path: a layer that refers to its model does not hold the other
+    layers by that.
     """
 
     def __init__(self, edges: Edges) -> None:
@@ -42,23 +42,23 @@ class ObjectGraph:
         return ".".join(reversed(parts))
 
     def paths(self) -> dict[int, str]:
-        """The shortest path to every object that one leads to, by number, in breadth-first order."""
+        """The shortest path to every reachable object, by number, in breadth-first order."""
         return {number: self.path(number) or "" for number in self._parents}
 
     def reached_by(self, number: int, glob: str) -> bool:
-        """Whether a glob is the whole of some path to an object."""
+        """Whether a glob matches the whole of some path to an object."""
         if glob not in self._reached:
             pattern = composed(glob)
-            machines = [Glob.of(each) for each in forms(pattern, ".")]
+            machines = [Glob.of(form) for form in forms(pattern, ".")]
             machines.append(Glob.literal(pattern))
             self._reached[glob] = frozenset().union(*(self._run(machine) for machine in machines))
         return number in self._reached[glob]
 
     def _run(self, machine: Glob) -> set[int]:
-        """The objects that some path leads to that a glob matches: all paths at once, for there may be very many."""
+        """The objects with a path that a glob matches. All paths are followed at once, since there may be very many."""
         places = {0: machine.start}
         waiting = deque([0])
-        found: set[int] = set()
+        reached: set[int] = set()
         while waiting:
             number = waiting.popleft()
             passed = self._ancestors(number)
@@ -71,8 +71,8 @@ class ObjectGraph:
                     places[child] = after
                     waiting.append(child)
                     if after & machine.end:
-                        found.add(child)
-        return found
+                        reached.add(child)
+        return reached
 
     def _ancestors(self, number: int) -> set[int]:
         passed = {number}

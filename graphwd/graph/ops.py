@@ -24,7 +24,7 @@ class Form(Enum):
     OTHER = "other"  # w <- w * value, min(w, value), ...
 
 
-@dataclass(frozen=True)  # no slots: what is worked out is kept
+@dataclass(frozen=True)  # no slots: the properties are cached
 class WriteOp:
     """An op that writes a variable.
 
@@ -42,13 +42,13 @@ class WriteOp:
 
     @functools.cached_property
     def value(self) -> int:
-        """Position of what is written: the gradient of an Apply op, the value of every other."""
+        """Position of the written operand: the gradient of an Apply op, the value of any other op."""
         names = ("grad", "delta") if self.form is Form.APPLY else ("value", "updates")
         return next(i for i, name in enumerate(self.operands) if name in names)
 
     @functools.cached_property
     def rows(self) -> int | None:
-        """Position of the indices of the rows written; None where no such list says what is."""
+        """Position of the indices of the written rows; None where the op takes no such list."""
         return self.operands.index("indices") if "indices" in self.operands and not self.partial else None
 
     @functools.cached_property
@@ -61,8 +61,8 @@ class WriteOp:
     def proximal(self) -> bool:
         """Whether an Apply op ends in a proximal step, the soft threshold of an L1 penalty.
 
-        What such an op writes is not the weight plus something made of the gradient: the Proximal ops cut that sum off
-        at the threshold, FTRL and AdagradDA compute the weight from their slot variables.
+        Such an op does not add a function of the gradient to the weight: the Proximal ops cut that sum off at the
+        threshold, FTRL and AdagradDA compute the weight from their slot variables.
         """
         return "l1" in self.operands
 
@@ -200,16 +200,16 @@ WRITE_OPS: Mapping[str, WriteOp] = {
     **{name: _write_op(name, *row) for name, row in _OTHERS.items()},
     **{name: _write_op(name, *row, partial=True) for name, row in _PARTIAL.items()},
 }
-"""The ops that write variables; a further one is one row above, and the names of its slots in `_SLOTS` where new."""
+"""The ops that write variables. A new op is one row above, and the names of its new slot variables go to `_SLOTS`."""
 
 
 class CallKind(Enum):
-    """What a call op does with its functions."""
+    """How a call op runs its functions."""
 
     CALL = "call"  # runs it once
     BRANCH = "branch"  # runs exactly one of them
     LOOP = "loop"  # runs them again and again, results fed back to the arguments
-    SCAN = "scan"  # runs it for every element of a dataset: state, element and captures are its arguments
+    SCAN = "scan"  # runs it for every element of a dataset; its arguments are the state, the element and the captures
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +221,9 @@ class CallOp:
         attributes: the attributes that name the functions.
         skip: how many of its inputs come before the arguments.
         drop: how many of its inputs come after them.
-        folds: whether a scan gives out the state that it ends with, where others give out what each element makes.
-        types: the attribute that lists the dtypes of its arguments, or of the last of them; None where they are sorted,
-            so that none can be added at the end.
+        folds: whether a scan returns its final state; other scans return a result for each element.
+        types: the attribute that lists the dtypes of its arguments, or of the last of them; None where the arguments
+            are sorted, so that none can be added at the end.
     """
 
     kind: CallKind

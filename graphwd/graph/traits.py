@@ -1,8 +1,8 @@
-"""What is known of the TensorFlow ops that write no variable and call no function: one row an op. Data, no behaviour.
+"""A table of the TensorFlow ops that write no variable and call no function: one row an op. Data, no behaviour.
 
-`ops_with` makes sets of ops of the rows: here those that several modules use, in a module those that it alone uses. So
-a further op is one more row, and its row says all that is known of it. A module names an op itself only where it goes
-on to the operands or attributes of just that op. ``tests/graph/ops_test.py`` holds the rows against the registry of the
+`ops_with` makes sets of ops from the rows. Sets that several modules use are made here, others in the module that uses
+them. So a new op is one more row, and its row says all that is known of it. A module names an op itself only where it
+reads the operands or attributes of just that op. ``tests/graph/ops_test.py`` compares the rows with the registry of the
 installed TensorFlow.
 """
 
@@ -13,29 +13,29 @@ from enum import Flag, auto
 
 
 class Trait(Flag):
-    """What an op does to its inputs, or what it is to a step."""
+    """A property of an op: what it computes, or its part in a step."""
 
-    # What has to do with variables.
+    # Ops of variables.
     HANDLE = auto()  # makes a variable's handle, or v1 reference, inside the graph
-    READ = auto()  # gives out content of the variable that its first input is the handle of
+    READ = auto()  # reads the variable whose handle is its first input
     METADATA = auto()  # takes a variable but neither reads nor writes its content
-    REFERENCE = auto()  # hands a v1 reference on, where every op but these and writes takes the content
+    REFERENCE = auto()  # passes a v1 reference on; every other op but a write reads its content
 
-    # What comes from outside.
+    # Ops with values from outside.
     DATA = auto()  # brings the step's data into the graph
     PYTHON_CALL = auto()  # runs Python code
 
-    # What hands its inputs on.
+    # Ops that pass their inputs on.
     ALIAS = auto()  # output i is input i, in any body
-    PASS_THROUGH = auto()  # output i is input i, but it is not a mere alias: a frame, a shape, a reference matters
-    GUARD = auto()  # an alias that raises where its input is not as it should be
+    PASS_THROUGH = auto()  # output i is input i, but not as a mere alias: a frame, a shape, a reference matters
+    GUARD = auto()  # an alias that raises where its input is invalid
     SWITCH = auto()  # v1 control flow: both outputs are the first input
     MERGE = auto()  # v1 control flow: the first output is one of the inputs
     ENTER = auto()  # v1 control flow: goes into a loop
     EXIT = auto()  # v1 control flow: comes out of a loop
     NEXT_ITERATION = auto()  # v1 control flow: goes back to the head of a loop, which is a merge
 
-    # What computes.
+    # Ops that compute.
     SUM = auto()  # adds its inputs
     DIFFERENCE = auto()  # subtracts its second input from its first
     NEGATION = auto()  # changes the sign of its input
@@ -47,28 +47,28 @@ class Trait(Flag):
     SELECT = auto()  # takes each element from its second or its third input, as the first says
     MATRIX = auto()  # multiplies matrices
     SHAPE = auto()  # its outputs depend on the shapes of its inputs alone
-    STATISTIC = auto()  # makes a number, or a few, of a whole tensor: what a gradient is clipped by, or centred
-    LINEAR = auto()  # of a multiple of its first input it makes the same multiple, but for the sign
+    STATISTIC = auto()  # reduces a whole tensor to a number, or a few, by which a gradient is clipped or centred
+    LINEAR = auto()  # is linear in its first input, with factor 1 or -1
 
-    # How its output lies to its inputs.
-    SCALAR = auto()  # makes one number of numbers
+    # How an output corresponds to the inputs.
+    SCALAR = auto()  # computes a scalar from scalars
     ROWWISE = auto()  # has a row for each row of its inputs
     FUSIBLE = auto()  # elementwise for XLA, which makes one loop of several of these
-    FIRST_OPERAND = auto()  # the first input says what, and all others where: indices, axes, shapes
-    INDEXED = auto()  # the second input are indices of rows
+    FIRST_OPERAND = auto()  # only the first input holds values; the others are indices, axes, shapes
+    INDEXED = auto()  # the second input holds indices of rows
 
-    # What sign its output has.
+    # The sign of the output.
     SAME_SIGN = auto()  # that of its first input
-    MAGNITUDE = auto()  # that of no input: a statistic of squares, or so
-    POSITIVE = auto()  # never negative, where it is made of constants
+    MAGNITUDE = auto()  # independent of the inputs' signs, as for a statistic of squares
+    POSITIVE = auto()  # never negative, where it is computed from constants
 
-    # Sums, unscales, clips, centres, casts or rearranges a gradient, as optimizers do not. Not said of an op of which
-    # another trait says it.
+    # Prepares a gradient before the optimizer: sums, unscales, clips, centres, casts or rearranges it. Left out where
+    # another trait implies it.
     PREPARATION = auto()
 
-    # What most ops of a kind are. An op that one set has and another has not is written with the single traits.
+    # Common combinations. An op that has only a part of a combination is written with the single traits.
     ELEMENTWISE = SCALAR | ROWWISE | FUSIBLE
-    CONDITION = FUSIBLE | PREPARATION  # compares, or combines what was compared
+    CONDITION = FUSIBLE | PREPARATION  # compares, or combines the results of comparisons
     REARRANGEMENT = FIRST_OPERAND | PREPARATION
     REDUCTION = FIRST_OPERAND | STATISTIC
 
@@ -214,7 +214,7 @@ KNOWN_OPS = frozenset(_TABLE)
 
 
 def ops_with(*traits: Trait) -> frozenset[str]:
-    """The ops that have any of some traits. To be asked when a module is loaded, not for every node."""
+    """The ops that have any of some traits. To be called when a module is loaded, not for every node."""
     return frozenset(op for op, row in _TABLE.items() if any(trait in row for trait in traits))
 
 
@@ -234,7 +234,7 @@ QUOTIENT_OPS = ops_with(Trait.QUOTIENT)
 SCALING_OPS = ops_with(Trait.PRODUCT, Trait.QUOTIENT)
 ADDITIVE_OPS = ops_with(Trait.SUM, Trait.DIFFERENCE)
 SUM_OPS = ops_with(Trait.SUM, Trait.DIFFERENCE, Trait.ALIAS)
-"""Ops that add up what they are given, with a sign."""
+"""Ops that add their inputs, with a sign."""
 
 LINEAR_OPS = ops_with(Trait.LINEAR)
 

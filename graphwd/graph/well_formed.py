@@ -1,8 +1,8 @@
 # pyright: basic
-"""Checks the nodes of a graph that nobody has loaded yet against TensorFlow's op registry.
+"""Checks the nodes of a graph from a file against TensorFlow's op registry.
 
-What a ConcreteFunction holds, TensorFlow has checked; a file may hold anything. Behind this check every node of a known
-op has the inputs and the attributes that the op wants, so that no other module need ask.
+TensorFlow has checked the nodes of a ConcreteFunction; a file may hold anything. After this check every node of a known
+op has the inputs and the attributes that the op requires, so that no other module has to check them.
 
 TensorFlow internals used here, and why there is no public way:
 
@@ -46,13 +46,13 @@ class _Attribute(NamedTuple):
 
 
 class _Op(NamedTuple):
-    """What a node of an op must have.
+    """The attributes and inputs that a node of an op must have.
 
     Attributes:
         attributes: its attributes.
-        inputs: how many inputs it has always.
-        numbers: the attributes that say how many more there are, with their defaults.
-        lists: the attributes that list the types of more.
+        inputs: the fixed number of inputs.
+        numbers: the attributes that give the number of further inputs, with their defaults.
+        lists: the attributes that list the types of further inputs.
     """
 
     attributes: tuple[_Attribute, ...]
@@ -112,7 +112,7 @@ def _check_inputs(where: str, node: NodeDef, op: _Op) -> None:
 
 @functools.cache
 def _op(name: str) -> _Op | None:
-    """What a node of an op must have; None where TensorFlow does not know the op here."""
+    """The requirements of an op; None where this TensorFlow does not know the op."""
     definition = op_def_registry.get(name)
     if definition is None:
         return None
@@ -130,6 +130,6 @@ def _op(name: str) -> _Op | None:
     return _Op(
         attributes,
         len(definition.input_arg) - len(counted) - len(listed),
-        tuple((each, defaults[each].i) for each in counted),
-        tuple((each, len(defaults[each].list.type)) for each in listed),
+        tuple((name, defaults[name].i) for name in counted),
+        tuple((name, len(defaults[name].list.type)) for name in listed),
     )

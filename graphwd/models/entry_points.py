@@ -1,4 +1,4 @@
-"""Finds what of a TF2 SavedModel can be called, and views the calls that train as one graph.
+"""Finds the callable functions of a TF2 SavedModel, and views those that train as one graph.
 
 The view is a step that runs one of the entry points: a ``Case`` of functions that each call one of them. So updates of
 one variable in two of them exclude each other, as branches do.
@@ -29,7 +29,7 @@ SIGNATURES = "signatures"
 """The name under which the root of a SavedModel holds its signatures."""
 
 _LISTS_OF_OTHERS = frozenset({"_trainable_variables"})
-"""Attributes of a Keras optimizer that list the model's weights; a path through them is none to a weight."""
+"""Attributes of a Keras optimizer that list the model's weights; a path through them does not count."""
 
 _WRAPPER = "graphwd_entry_point_{}"
 
@@ -43,7 +43,7 @@ class EntryPoint:
         function: its name in the library.
         nodes: the objects that refer to it, by number.
         signature: whether it is a signature.
-        bound: for each of its last arguments, the number of the object that is bound to it.
+        bound: the numbers of the objects that are bound to its last arguments.
     """
 
     name: str
@@ -54,7 +54,7 @@ class EntryPoint:
 
 
 class Exports:
-    """What a TF2 SavedModel exports, read once.
+    """The exports of a TF2 SavedModel, read once.
 
     Attributes:
         meta_graph: the SavedModel's only MetaGraphDef.
@@ -78,7 +78,7 @@ class Exports:
     def entry_points(self) -> list[EntryPoint]:
         """Finds every function and signature.
 
-        Functions that save and restore single objects are none.
+        Functions that save and restore single objects are left out.
 
         Returns:
             The entry points, functions first; a function has one for each of its traces.
@@ -87,7 +87,7 @@ class Exports:
             StepError: the object graph is malformed.
         """
         objects = self.meta_graph.object_graph_def
-        found: dict[tuple[str, str, bool], list[int]] = {}
+        numbers_by_name: dict[tuple[str, str, bool], list[int]] = {}
         for number, path in self._objects.paths().items():
             node = objects.nodes[number]
             kind = node.WhichOneof("kind")
@@ -95,18 +95,20 @@ class Exports:
             signature = parts[0] == SIGNATURES
             if kind == "function":
                 for function in node.function.concrete_functions:
-                    found.setdefault((path, function, False), []).append(number)
+                    numbers_by_name.setdefault((path, function, False), []).append(number)
             elif kind == "bare_concrete_function":
                 function = node.bare_concrete_function.concrete_function_name
                 if signature:
-                    found.setdefault((".".join(parts[1:]), function, True), []).append(number)
+                    numbers_by_name.setdefault((".".join(parts[1:]), function, True), []).append(number)
                 else:
                     # TensorFlow lists the traces of a function as its children, too.
                     parent = (".".join(parts[:-1]), function, False)
-                    found.setdefault(parent if parent in found else (path, function, False), []).append(number)
+                    numbers_by_name.setdefault(
+                        parent if parent in numbers_by_name else (path, function, False), []
+                    ).append(number)
         entries = [
             EntryPoint(name, function, tuple(numbers), signature, _bound(objects, function))
-            for (name, function, signature), numbers in found.items()
+            for (name, function, signature), numbers in numbers_by_name.items()
         ]
         return sorted(entries, key=lambda entry: entry.signature)
 
@@ -139,7 +141,7 @@ class Exports:
         if not training:
             raise StepError(f"no function or signature trains; there is {listed(known, 12) or 'none'}")
         if training != entries:
-            # What is said of a variable depends on all that is viewed: another view, another search.
+            # The account of a variable depends on the whole view, so a new view needs a new search.
             graph = self.view(training, graph)
             analysis = find_updates(graph)
         return training, graph, analysis
@@ -210,7 +212,7 @@ def _object_graph(objects: SavedObjectGraph) -> ObjectGraph:
 def rewritten_functions(
     root: FunctionDef, functions: Iterable[FunctionDef], entries: Sequence[EntryPoint]
 ) -> list[str]:
-    """What the entry points of a rewritten view call.
+    """Finds the functions that the entry points of a rewritten view call.
 
     Args:
         root: the rewritten root of a `view`.
@@ -218,7 +220,7 @@ def rewritten_functions(
         entries: the entry points of the view.
 
     Returns:
-        For each entry point, the name of the function that it calls now: its own where nothing below it is decayed.
+        For each entry point, the name of the function that it now calls, which is its own where nothing is decayed.
     """
     by_name = {function.signature.name: function for function in functions}
     branches = [function.name for function in root.node_def[0].attr["branches"].list.func]
@@ -262,10 +264,10 @@ def _variables(objects: SavedObjectGraph, numbers: Iterable[int], graph: ObjectG
         if objects.nodes[number].WhichOneof("kind") == "variable"
     }
     told = {name: variable for name, variable in handles.items() if variable.trainable}
-    found = labels([(variable.name, variable.path) for variable in told.values()])
+    texts = labels([(variable.name, variable.path) for variable in told.values()])
     return handles | {
         name: dataclasses.replace(variable, label=label)
-        for (name, variable), label in zip(told.items(), found, strict=True)
+        for (name, variable), label in zip(told.items(), texts, strict=True)
     }
 
 
@@ -287,7 +289,7 @@ def _variable(saved: SavedVariable, index: int, graph: ObjectGraph, number: int)
 
 
 def signature_call(meta_graph: MetaGraphDef, key: str) -> Iterator[str]:
-    """The nodes of the main graph that run a signature: those that its outputs come from.
+    """The nodes of the main graph that run a signature: the producers of its outputs.
 
     Args:
         meta_graph: the MetaGraphDef.

@@ -37,14 +37,14 @@ def concrete_functions(step: Any, name: str) -> list[ConcreteFunction]:
         The step itself where it is concrete, the trace of its ``input_signature``, or every trace that it holds.
 
     Raises:
-        StepError: it has neither, so nobody said what its arguments are; or it does not trace.
+        StepError: it has neither, so its arguments are not known; or it does not trace.
     """
     if is_concrete(step):
         return [step]
     if step.input_signature is not None:
         return [trace(step, (), {})]
-    if found := traces(step):
-        return found
+    if held := traces(step):
+        return held
     raise StepError(
         f"{name}: the tf.function has no input_signature and was never traced, so its arguments are not known; give "
         "it an input_signature, or call its get_concrete_function where the file is imported"
@@ -72,7 +72,7 @@ class PythonStep:
         self._signatures: dict[str, ConcreteFunction] = {}
 
     def bounds(self) -> AbstractContextManager[None]:
-        """What it is read and written in: all that is read of it bounds itself."""
+        """The context in which it is read and written; no limit is needed."""
         return contextlib.nullcontext()
 
     def prepare(self, policy: Policy) -> Sequence[Prepared[Trace]]:
@@ -81,10 +81,10 @@ class PythonStep:
         return self._prepared
 
     def problems(self) -> Iterator[str]:
-        """Why its traces cannot be saved, where that can be told before."""
+        """Why its traces cannot be saved, as far as that is known before."""
         if hasattr(tf.Module, self.name) or self.name == _VARIABLES:
             yield f"a SavedModel cannot hold a function named '{self.name}'; give the step another name"
-        if any(_captures_other_resources(each.part.step) for each in self._prepared):
+        if any(_captures_other_resources(trace.part.step) for trace in self._prepared):
             yield (
                 "the step uses a resource that is no variable, as a lookup table or the iterator of a dataset is, and "
                 "that it was not given; a SavedModel of the step cannot hold it: give the step what comes out of it"
@@ -191,17 +191,17 @@ def load_function(folder: str | os.PathLike[str], name: str) -> tuple[ConcreteFu
         StepError: the directory holds no SavedModel, or none with such a function.
     """
     loaded = load_model(folder)
-    found: Any = loaded
+    function: Any = loaded
     for part in name.split("."):
-        found = getattr(found, part, None)
-    if not is_concrete(found) and getattr(found, "concrete_functions", None):
-        found = found.concrete_functions[0]
-    if not is_concrete(found):
-        found = loaded.signatures.get(name) if hasattr(loaded, "signatures") else None
-    if not is_concrete(found):
+        function = getattr(function, part, None)
+    if not is_concrete(function) and getattr(function, "concrete_functions", None):
+        function = function.concrete_functions[0]
+    if not is_concrete(function):
+        function = loaded.signatures.get(name) if hasattr(loaded, "signatures") else None
+    if not is_concrete(function):
         raise StepError(f"{folder}: holds no function or signature '{name}'")
-    found.graphwd_module = loaded  # a restored function does not keep its variables
-    return rooted(found, loaded), variables_of(found)
+    function.graphwd_module = loaded  # a restored function does not keep its variables
+    return rooted(function, loaded), variables_of(function)
 
 
 def load_model(folder: str | os.PathLike[str]) -> Any:

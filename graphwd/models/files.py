@@ -1,4 +1,4 @@
-"""Writes a model's directory beside its place and moves it there in one step: complete and durable, or not at all."""
+"""Writes a model's directory next to its target and moves it there in one step: complete and durable, or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LARGE = 64 * 2**20
 
 
 class Files(Enum):
-    """How files that stay as they are get into a new model, where they cannot be shared by reflink."""
+    """How unchanged files get into a new model, where they cannot be shared by reflink."""
 
     COPY = "copy"
     LINK = "link"  # hard links; where that fails, copies
@@ -68,27 +68,27 @@ def _is_model(path: Path) -> bool:
 
 
 def _exists(target: Path) -> bool:
-    """Whether anything has the name of the target, be it a link that leads nowhere."""
+    """Whether the name of the target exists, even as a dangling link."""
     try:
         target.lstat()
     except FileNotFoundError:
         return False
-    except OSError as error:  # its name is too long, or what should hold it is no directory
+    except OSError as error:  # its name is too long, or its parent is no directory
         raise StepError(f"{target}: cannot be written: {error.strerror}") from None
     return True
 
 
 @contextlib.contextmanager
 def new_directory(target: Path, *, overwrite: bool = False) -> Generator[Path]:
-    """A directory to fill, which takes the place of the target when the block ends without an error.
+    """A directory to fill, which replaces the target when the block ends without an error.
 
     Args:
-        target: where it will be.
-        overwrite: whether it takes the place of a directory that is there.
+        target: its final path.
+        overwrite: whether it replaces an existing directory.
 
     Yields:
-        A new directory beside the target. When the block ends it is flushed to the disk, then renamed; a target that
-        was there is exchanged with it and then removed.
+        A new directory beside the target. When the block ends it is flushed to the disk, then renamed; an existing
+        target is exchanged with it and then removed.
 
     Raises:
         StepError: it cannot be written; then nothing is left of it.
@@ -103,7 +103,7 @@ def new_directory(target: Path, *, overwrite: bool = False) -> Generator[Path]:
         if overwrite and target.is_dir():
             _exchange(Path(folder), target)
         else:
-            os.rename(folder, target)  # fails where the target has come to exist and is not empty
+            os.rename(folder, target)  # fails if the target exists by now and is not empty
         _flush_one(target.parent)
     except OSError as error:
         raise StepError(f"{target}: cannot be written: {error.strerror or error}") from None
@@ -120,14 +120,14 @@ def fill(
     *,
     keep: Callable[[str], bool],
 ) -> None:
-    """Fills a new directory with a model of which a few files are changed.
+    """Fills a new directory with a copy of a model in which a few files are changed.
 
     Args:
         folder: the new directory, empty.
         source: the model.
-        changed: the content of files that are other or new, by their path in the model.
-        files: how all others get there.
-        keep: whether a file that is not changed is there at all, by its path in the model.
+        changed: the content of changed and new files, by their path in the model.
+        files: how all other files get there.
+        keep: whether an unchanged file is kept, by its path in the model.
 
     Raises:
         StepError: a file of the model cannot be read, or is no file.
@@ -180,7 +180,7 @@ def _folders(source: Path) -> Iterator[str]:
 
 
 def _walk(source: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As `os.walk`, in a fixed order, through links, and never in a circle."""
+    """Like `os.walk`, but in a fixed order, through links, and without cycles."""
     for base, folders, names in os.walk(source, followlinks=True, onerror=_cannot_read):
         folders.sort()
         here = Path(os.path.realpath(base))
@@ -215,8 +215,8 @@ def _transfer(source: Path, target: Path, files: Files, advance: Callable[[int],
 
 
 def _copy(reader: FileIO, writer: FileIO, source: Path, advance: Callable[[int], None]) -> None:
-    """Copies a file inside the kernel as far as that goes, and what is left through memory."""
-    with contextlib.suppress(OSError):  # whatever the error is: if it stays, the copy below meets it, too
+    """Copies a file inside the kernel as far as possible, and the rest through memory."""
+    with contextlib.suppress(OSError):  # an error that persists also occurs in the copy below
         while count := os.copy_file_range(reader.fileno(), writer.fileno(), _CHUNK):
             advance(count)
     while chunk := _read(reader, source):
@@ -235,7 +235,7 @@ def _read(reader: FileIO, source: Path) -> bytes:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Generator[Callable[[int], None]]:
-    """A progress bar on standard error, where there is much to copy and somebody to see it."""
+    """A progress bar on standard error, where there is much to copy and that is a terminal."""
     with Progress(disable=total < _LARGE, transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task("copying", total=total)
         yield lambda count: progress.update(task, advance=count)
@@ -261,7 +261,7 @@ def _flush_one(path: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Lets two directories change places, at no moment without either."""
+    """Exchanges two directories atomically."""
     libc = ctypes.CDLL(None, use_errno=True)
     done = libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE)
     if done != 0:

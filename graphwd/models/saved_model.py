@@ -1,4 +1,4 @@
-"""Rewrites SavedModels as files: their protos are edited, and nothing is loaded, run, or read of their weights.
+"""Rewrites SavedModels as files: edits their protos, without loading or running them or reading their weights.
 
 TensorFlow internals used here, and why there is no public way:
 
@@ -44,7 +44,7 @@ _SHARD = re.compile(r"variables\.data-\d{5}-of-(\d{5})")
 
 @contextlib.contextmanager
 def _bounded() -> Generator[None]:
-    """Bounds the depth of what is read: a chain of thousands of nodes, functions or objects is refused."""
+    """Limits the depth of a model: a chain of thousands of nodes, functions or objects is refused."""
     try:
         with collection_paused():
             yield
@@ -147,7 +147,7 @@ def strip(
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """What is done to the graphs of one version of TensorFlow."""
+    """The operations on the graphs of one version of TensorFlow."""
 
     take_out: Callable[[MetaGraphDef], int]
     decays: Callable[[MetaGraphDef], list[dict[str, Any]]]
@@ -187,30 +187,30 @@ class _Model(ABC):
         """Writes it as it is now."""
 
     def bounds(self) -> AbstractContextManager[None]:
-        """What it is read and written in."""
+        """The context in which it is read and written."""
         return _bounded()
 
     def prepare(self, policy: Policy) -> Sequence[Prepared[MainGraph | TrainingFunctions]]:
         """Reads and plans its graphs."""
-        if policy.fuse:  # what was fused could not be taken out again
+        if policy.fuse:  # a fused decay could not be taken out again
             raise StepError(f"{policy.where}: 'fuse: xla' is for Python steps; leave it out to rewrite a file")
         return [plan_part(part, policy) for part in self.parts()]
 
     def problems(self) -> Iterator[str]:
-        """Why it could not be written, to be part of its plan: its graphs say that themselves."""
+        """Why it could not be written, for its plan: none, since the plans of its graphs say that."""
         return iter(())
 
     def replace(self, prepared: Sequence[Prepared[MainGraph | TrainingFunctions]], _policy: Policy, /) -> None:
         """Gives its graphs weight decay."""
-        for each in prepared:
-            each.part.replace(each.inject(), each.plan)
+        for ready in prepared:
+            ready.part.replace(ready.inject(), ready.plan)
 
     def take_out(self) -> int:
         """Takes graphwd's own decay out again; returns how many decays those were."""
         return sum(map(self._version.take_out, self._meta_graphs))
 
     def decays(self) -> list[dict[str, Any]]:
-        """Says what graphwd has done to it."""
+        """Reads the records of graphwd's decays in it."""
         return [decay for meta_graph in self._meta_graphs for decay in self._version.decays(meta_graph)]
 
 
@@ -249,11 +249,11 @@ class _SavedModel(_Model):
         with new_directory(output.path, overwrite=output.overwrite) as folder:
             fill(folder, source, changed, files, keep=lambda path: not changed or path != FINGERPRINT_FILE)
             if changed and (source / FINGERPRINT_FILE).exists():
-                # Without one TensorFlow makes do; with a wrong one it would not.
+                # TensorFlow accepts a missing fingerprint, but not a wrong one.
                 with contextlib.suppress(fingerprinting.FingerprintException):
                     path: Any = os.fsencode(folder)  # a path need not be UTF-8; the stubs know no bytes
-                    made = fingerprinting.CreateFingerprintDef(path)
-                    (folder / FINGERPRINT_FILE).write_bytes(made)
+                    fingerprint = fingerprinting.CreateFingerprintDef(path)
+                    (folder / FINGERPRINT_FILE).write_bytes(fingerprint)
 
 
 class _MetaGraph(_Model):
@@ -298,7 +298,7 @@ class _MetaGraph(_Model):
             )
 
     def _belongs(self, path: str) -> bool:
-        """Whether a file beside it is of its checkpoint."""
+        """Whether a file beside it belongs to its checkpoint."""
         return re.fullmatch(rf"{re.escape(self._source.stem)}\.(index|data-\d+-of-\d+)", path) is not None
 
 
@@ -318,12 +318,12 @@ def open_model(source: str | os.PathLike[str], functions: Iterable[str] | None =
 
 
 def is_meta_file(source: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of a TensorFlow 1 MetaGraph, not of a SavedModel directory."""
+    """Whether a path names a TensorFlow 1 MetaGraph, not a SavedModel directory."""
     return os.fspath(source).endswith(".meta") and not os.path.isdir(source)
 
 
 def _missing_weights(folder: Path) -> Iterator[str]:
-    """Refuses a model whose checkpoint is not whole: what is written would not load."""
+    """Refuses a model with an incomplete checkpoint: the result would not load."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     counts = {int(match[1]) for match in map(_SHARD.fullmatch, names) if match}
     needed = {"variables.index"}
@@ -363,7 +363,7 @@ def read_model(source: Path) -> SavedModel:
 
 
 def _read_proto(path: Path, message: _Proto) -> _Proto:
-    """Reads a file into a message and returns that."""
+    """Reads a file into a message and returns the message."""
     try:
         message.ParseFromString(path.read_bytes())
     except OSError as error:
@@ -380,7 +380,7 @@ def is_v2(model: SavedModel) -> bool:
 
 
 def _training_graphs(meta_graphs: Iterable[MetaGraphDef], source: Path, names: Iterable[str] | None) -> list[MainGraph]:
-    """The main graphs of a TensorFlow 1 SavedModel that train, or those of some tags."""
+    """The main graphs of a TensorFlow 1 SavedModel that train, or those with some tags."""
     by_tags = {",".join(meta_graph.meta_info_def.tags): meta_graph for meta_graph in meta_graphs}
     known = ", ".join(f"'{tags}'" for tags in by_tags)
     if names is not None:

@@ -1,6 +1,6 @@
-"""What is planned, rewritten, stripped and described as one: Python steps that are saved, and models in files.
+"""Plans, rewrites, strips and describes any step that is saved: Python steps, and models in files.
 
-Each of these is one sequence here, whatever the step is and wherever it lives.
+Each of these is one sequence here, the same for every kind of step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from graphwd.rewriting.part import Prepared, merged, whole_plan
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where something is written.
+    """The place to write to.
 
     Attributes:
         path: the directory. It appears complete or not at all.
@@ -33,13 +33,13 @@ class Output:
 
 
 class Target(Protocol):
-    """A step that a SavedModel or a MetaGraph can be written of."""
+    """A step that can be written as a SavedModel or a MetaGraph."""
 
     name: str
-    """What errors call it."""
+    """Its name in errors."""
 
     def bounds(self) -> AbstractContextManager[None]:
-        """What it is read and written in."""
+        """The context in which it is read and written."""
         ...
 
     def prepare(self, policy: Policy) -> Sequence[Prepared[Any]]:
@@ -51,7 +51,7 @@ class Target(Protocol):
         ...
 
     def problems(self) -> Iterator[str]:
-        """Why it could not be written, to be part of its plan."""
+        """Why it could not be written, for its plan."""
         ...
 
     def faults(self) -> Iterator[str]:
@@ -67,23 +67,23 @@ class Target(Protocol):
         ...
 
     def replace(self, prepared: Sequence[Prepared[Any]], policy: Policy, /) -> None:
-        """Gives it weight decay: to it as it was read, of which nobody else knows."""
+        """Gives it weight decay: only its copy in memory is changed."""
         ...
 
     def save(self, output: Output) -> None:
-        """Writes what it is now."""
+        """Writes it in its present state."""
         ...
 
 
 class Model(Target, Protocol):
-    """A target that is in files, where graphwd may have written it."""
+    """A target in files, which graphwd may have written before."""
 
     def take_out(self) -> int:
         """Takes graphwd's own decay out again; returns how many decays those were."""
         ...
 
     def decays(self) -> list[dict[str, Any]]:
-        """Says what graphwd has done to it."""
+        """Reads the records of graphwd's decays in it."""
         ...
 
 
@@ -122,7 +122,7 @@ def rewrite(target: Target, policy: Policy, output: Output) -> Plan:
     with target.bounds():
         target.refuse_output(output)
         prepared = target.prepare(policy)
-        decided = merged([each.plan for each in prepared], target.problems())
+        decided = merged([part.plan for part in prepared], target.problems())
         decided.check()
         _refuse_faults(target)
         target.replace(prepared, policy)
@@ -160,7 +160,7 @@ def describe(model: Model) -> list[dict[str, Any]]:
         model: the model.
 
     Returns:
-        For every decay in it, and every way that leads to it: ``variable``, ``at``, ``where``, ``rate``,
+        For every decay in it, and every path of calls to it: ``variable``, ``at``, ``where``, ``rate``,
         ``learning_rate``, ``rows``. Empty where graphwd has not rewritten it.
 
     Raises:

@@ -1,8 +1,8 @@
 """Rewrites the main graph of a TensorFlow 1 MetaGraphDef: a SavedModel's, or a ``.meta`` file's.
 
 The graph is viewed as one function body whose arguments are its variables. It differs from a body in two ways: a
-tensor is written ``node`` or ``node:1``, not ``node:output:0``; and what is fetched is named elsewhere, in the
-signatures and in the collection ``train_op``.
+tensor is written ``node`` or ``node:1``, not ``node:output:0``; and the fetches are named elsewhere, in the signatures
+and in the collection ``train_op``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from graphwd.rewriting.inject import Rewritten, decay_of, decay_records, take_ou
 from graphwd.rewriting.part import without_own_variables
 
 TRAIN_OP = "train_op"
-"""The collection that names the nodes that make a training step."""
+"""The collection that names the nodes that perform a training step."""
 
 _ENTERS, _EXITS = ops_with(Trait.ENTER), ops_with(Trait.EXIT)
 _TRAINABLE = ("trainable_variables", "trainable_resource_variables")
@@ -81,17 +81,17 @@ class MainGraph:
         """
         self.meta_graph = meta_graph
         self.graph = view_main_graph(meta_graph)
-        self._found: Analysis | None = None
+        self._analysis: Analysis | None = None
 
     def trains(self) -> bool:
         """Whether it updates a trainable variable from a gradient."""
-        self._found = find_updates(self.graph)
-        return any(writes.updates for writes in self._found.variables)
+        self._analysis = find_updates(self.graph)
+        return any(writes.updates for writes in self._analysis.variables)
 
     def find_updates(self) -> Analysis:
         """Finds every update of every trainable variable."""
-        found, self._found = self._found, None
-        return found or find_updates(self.graph)
+        analysis, self._analysis = self._analysis, None
+        return analysis or find_updates(self.graph)
 
     def limited(self, plan: Plan) -> Plan:
         """The plan, which refuses what is updated in a frame of a TensorFlow 1 while loop."""
@@ -101,8 +101,8 @@ class MainGraph:
         """Gives the main graph weight decay, in place.
 
         Args:
-            rewritten: what was made of the view.
-            plan: what it was made by.
+            rewritten: the rewritten view.
+            plan: its plan.
         """
         meta_graph, root = self.meta_graph, rewritten.root
         count = len(self.graph.root_function.node_def)
@@ -112,7 +112,7 @@ class MainGraph:
             if injection.variable.reference and not injection.site.path and isinstance(injection, After)
         }
         moved = {write: decay for decay, write in _decayed_writes(root.node_def[count:]).items()}
-        # Whatever takes the reference that a write returns takes the one that its decay returns.
+        # Users of the reference that a write returns get the one that its decay returns.
         _take_from(root.node_def[:count], {write: moved[write] for write in references})
         _put_back(meta_graph, root)
         if rewritten.functions:
@@ -121,11 +121,15 @@ class MainGraph:
 
 
 def _without_loops(plan: Plan, looping: Collection[str]) -> Plan:
-    """A plan that refuses what is updated in a frame of a TensorFlow 1 while loop."""
+    """A plan that refuses variables that are updated in a frame of a TensorFlow 1 while loop."""
     problems: list[str] = []
     decisions: list[Decision] = []
     for decision in plan.decisions if looping else ():
-        sites = [each.site for each in decision.injections if not each.site.path and each.site.node in looping]
+        sites = [
+            injection.site
+            for injection in decision.injections
+            if not injection.site.path and injection.site.node in looping
+        ]
         if sites:
             decision = replace(decision, outcome=Outcome.REFUSED, injections=())
             problems.append(
@@ -167,7 +171,7 @@ def strip_main_graph(meta_graph: MetaGraphDef) -> int:
 
 
 def describe_main_graph(meta_graph: MetaGraphDef) -> list[dict[str, Any]]:
-    """Says what graphwd has done to the main graph: as `describe_saved_model` does."""
+    """Reads the records of graphwd's decays in the main graph, as `describe_saved_model` does."""
     return decay_records(view_main_graph(meta_graph))
 
 
@@ -193,22 +197,22 @@ def _variable(node: NodeDef, index: int, trainable: bool) -> Variable:
 
 def _in_loops(graph: Graph) -> set[str]:
     """The nodes that run in a frame of a TensorFlow 1 while loop."""
-    found = {node.name for node in graph.root.nodes if node.op in _ENTERS}
-    for node in graph.root.nodes if found else ():
+    looped = {node.name for node in graph.root.nodes if node.op in _ENTERS}
+    for node in graph.root.nodes if looped else ():
         sources = (*(edge.node for edge in node.inputs), *node.controls)
-        if node.op not in _EXITS and not found.isdisjoint(sources):
-            found.add(node.name)
-    return found
+        if node.op not in _EXITS and not looped.isdisjoint(sources):
+            looped.add(node.name)
+    return looped
 
 
 def _decayed_writes(nodes: Iterable[NodeDef]) -> dict[str, str]:
-    """The node of the write, by that of its decay, for every decay after a write that is recorded in some nodes."""
+    """For every recorded decay after a write, the node of the write, by the node of the decay."""
     records = [decay_of(node) for node in nodes if RECORD in node.attr]
     return {record["decay"]: record["write"] for record in records if record["where"] == "after"}
 
 
 def _take_from(nodes: Iterable[NodeDef], sources: Mapping[str, str]) -> None:
-    """Lets the original nodes take the first output of other nodes than they do."""
+    """Redirects data inputs of the original nodes to the first output of other nodes."""
     for node in nodes if sources else ():
         for position, text in enumerate(node.input):
             if node_of(text) in sources and MARK not in node.attr:
@@ -216,7 +220,7 @@ def _take_from(nodes: Iterable[NodeDef], sources: Mapping[str, str]) -> None:
 
 
 def _put_back(meta_graph: MetaGraphDef, root: FunctionDef) -> None:
-    """Lets the main graph have the nodes of a body, its variables where they were and new nodes at the end."""
+    """Gives the main graph the nodes of a body; variables keep their places, and new nodes come last."""
     nodes = meta_graph.graph_def.node
     others = [node for node in nodes if node.op not in HANDLE_OPS]
     for old, new in zip(others, root.node_def, strict=False):
@@ -236,7 +240,7 @@ def _copy(node: NodeDef, target: NodeDef) -> None:
 
 
 def _graph_edge(text: str) -> str:
-    """An edge as a graph writes it. Of the ops that are injected only ``Unique`` has a second output."""
+    """An edge in the notation of graphs. Of the injected ops only ``Unique`` has a second output."""
     output = output_of(text)
     if output is None:
         return text
@@ -244,17 +248,17 @@ def _graph_edge(text: str) -> str:
 
 
 def _fetch_instead(meta_graph: MetaGraphDef, targets: Mapping[str, str]) -> None:
-    """Lets whoever runs a write by its name run another node."""
+    """Redirects fetches of a write to another node."""
     if TRAIN_OP in meta_graph.collection_def:
         names = meta_graph.collection_def[TRAIN_OP].node_list.value
         for position, name in enumerate(names):
-            names[position] = _led_on(name, targets)
+            names[position] = _redirected(name, targets)
     for signature in meta_graph.signature_def.values():
         for info in signature.outputs.values():
-            info.name = _led_on(info.name, targets)
+            info.name = _redirected(info.name, targets)
 
 
-def _led_on(name: str, targets: Mapping[str, str]) -> str:
-    """What is fetched, a tensor or a node, of the node that another one stands for."""
+def _redirected(name: str, targets: Mapping[str, str]) -> str:
+    """A fetch, of a tensor or a node, redirected to the node that replaces another one."""
     node = node_of(name)
     return with_node(name, targets[node]) if node in targets else name

@@ -39,28 +39,28 @@ class TrainingFunctions:
         """
         self._meta_graph = meta_graph
         exports = Exports(meta_graph)
-        # Before the search, as in all parts: but here it is by a search that the functions are chosen.
+        # Before the search, as in all parts. Here the functions themselves are chosen by a search.
         refuse_rewritten(exports.view(()))
-        self._entries, self.graph, found = exports.choose(functions)
-        self._found: Analysis | None = found
+        self._entries, self.graph, analysis = exports.choose(functions)
+        self._analysis: Analysis | None = analysis
 
     def find_updates(self) -> Analysis:
         """Finds every update of every trainable variable."""
-        found, self._found = self._found, None
-        return found or find_updates(self.graph)
+        analysis, self._analysis = self._analysis, None
+        return analysis or find_updates(self.graph)
 
     def limited(self, plan: Plan) -> Plan:
-        """The plan, which refuses a signature that another function than its own runs."""
+        """The plan, which refuses a signature that is run by a function other than its own."""
         decayed = sorted({injection.site.path[0].callee.position for injection in plan.injections})
         problems = (_signature_problem(self._meta_graph, self._entries[number]) for number in decayed)
         first = itertools.islice(filter(None, problems), 1)
         return without_own_variables(replace(plan, problems=(*plan.problems, *first)))
 
     def replace(self, rewritten: Rewritten, _plan: Plan) -> None:
-        """Gives the functions weight decay, in place, and takes out those that nothing refers to any more.
+        """Gives the functions weight decay, in place, and removes those that are no longer referred to.
 
         Args:
-            rewritten: what was made of the view.
+            rewritten: the rewritten view.
         """
         meta_graph = self._meta_graph
         called = rewritten_functions(rewritten.root, rewritten.functions, self._entries)
@@ -68,16 +68,16 @@ class TrainingFunctions:
         for function in rewritten.functions:
             if not is_wrapper(function.signature.name):
                 copies.setdefault(original_name(function.signature.name), []).append(function)
-        # Beside the original, so that taking the decay out again gives the library in its order.
+        # Next to the original, so that taking the decay out again restores the order of the library.
         library = [
-            each
+            member
             for function in meta_graph.graph_def.library.function
-            for each in (function, *copies.get(function.signature.name, ()))
+            for member in (function, *copies.get(function.signature.name, ()))
         ]
         for entry, name in zip(self._entries, called, strict=True):
             if name != entry.function:
                 _refer_to(meta_graph, entry, name)
-        # What a copy does not refer to as its original did has a copy itself.
+        # Where a copy no longer refers to a function of the original, that function has a copy itself.
         lost = copies.keys() - reachable(meta_graph, library) if copies else set[str]()
         set_library(meta_graph, [function for function in library if function.signature.name not in lost])
         for name in lost:
@@ -106,7 +106,7 @@ def strip_functions(meta_graph: MetaGraphDef) -> int:
     library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
     count = sum(len(take_out(function)) for function in library.values())
     rename(meta_graph, {name: original_name(name) for name in library if original_name(name) != name})
-    # Where the original had to stay, its copy is the same again.
+    # Where the original is still there, its copy equals it again.
     kept: dict[str, FunctionDef] = {}
     for function in meta_graph.graph_def.library.function:
         kept.setdefault(function.signature.name, function)
@@ -115,7 +115,7 @@ def strip_functions(meta_graph: MetaGraphDef) -> int:
 
 
 def describe_functions(meta_graph: MetaGraphDef) -> list[dict[str, Any]]:
-    """Says what graphwd has done to the model: as `describe_saved_model` does."""
+    """Reads the records of graphwd's decays in the model, as `describe_saved_model` does."""
     if not any(RECORD in node.attr for f in meta_graph.graph_def.library.function for node in f.node_def):
         return []
     exports = Exports(meta_graph)
@@ -123,12 +123,12 @@ def describe_functions(meta_graph: MetaGraphDef) -> list[dict[str, Any]]:
 
 
 def _refer_to(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
-    """Lets everything that refers to an entry point's function refer to another."""
+    """Redirects all references to an entry point's function to another function."""
     objects = meta_graph.object_graph_def
     for number in entry.nodes:
         node = objects.nodes[number]
         if node.WhichOneof("kind") == "function":
-            names = [name if each == entry.function else each for each in node.function.concrete_functions]
+            names = [name if other == entry.function else other for other in node.function.concrete_functions]
             node.function.concrete_functions[:] = names
         else:
             node.bare_concrete_function.concrete_function_name = name
@@ -141,7 +141,7 @@ def _refer_to(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
 
 
 def _call_instead(meta_graph: MetaGraphDef, entry: EntryPoint, name: str) -> None:
-    """Lets the main graph run a signature's rewritten function."""
+    """Makes the main graph run a signature's rewritten function."""
     for node in _calls(meta_graph, entry):
         node.attr["f"].func.name = name
 

@@ -297,10 +297,10 @@ class Nest:
 
     def by_node(self) -> Mapping[str, Mapping[Callee, Nest]]:
         """The nests below, by the node that calls and the function that it calls."""
-        found: dict[str, dict[Callee, Nest]] = {}
+        nests: dict[str, dict[Callee, Nest]] = {}
         for frame, below in self.calls.items():
-            found.setdefault(frame.node, {})[frame.callee] = below
-        return found
+            nests.setdefault(frame.node, {})[frame.callee] = below
+        return nests
 
     def outside(self, depth: int = 0) -> tuple[Elsewhere, ...]:
         """What has to be brought into this body from outside of it.
@@ -308,9 +308,9 @@ class Nest:
         Args:
             depth: how many calls lead to this body.
         """
-        here = (each for injection in self.here.values() for each in injection.elsewhere)
-        below = (each for nest in self.calls.values() for each in nest.outside(depth + 1))
-        return tuple(dict.fromkeys(each for each in (*here, *below) if each.depth < depth))
+        here = (tensor for injection in self.here.values() for tensor in injection.elsewhere)
+        below = (tensor for nest in self.calls.values() for tensor in nest.outside(depth + 1))
+        return tuple(dict.fromkeys(tensor for tensor in (*here, *below) if tensor.depth < depth))
 
     def signature(self) -> tuple[object, ...]:
         """What tells two rewritings of one body apart: not the variables, but what is done at which node."""

@@ -35,7 +35,7 @@ from graphwd.policy.rules import Mode, Order, Rule, Semantics, Sparse, Updates
 
 
 class RefusedError(Exception):
-    """Why a variable cannot be decayed as asked; said once for all variables of a rule that have the same reason."""
+    """Why a variable cannot be decayed as asked; reported once for all variables of a rule with the same reason."""
 
 
 def place_decay(rule: Rule, writes: VariableWrites, flows: Flows, *, leaves: bool = False) -> tuple[Injection, ...]:
@@ -45,13 +45,13 @@ def place_decay(rule: Rule, writes: VariableWrites, flows: Flows, *, leaves: boo
         rule: the rule that decides it; its rate is not 0.
         writes: all that the step does to the variable, which it writes.
         flows: the flow of data in the bodies of the updates.
-        leaves: whether the policy leaves alone what is certain to be no update.
+        leaves: whether the policy leaves alone variables whose writes are certainly no updates.
 
     Returns:
         One injection for each update that carries the decay.
 
     Raises:
-        RefusedError: that cannot be known, or is not supported; the message says what to write instead.
+        RefusedError: the place is not known or not supported; the message says what to write instead.
     """
     try:
         updates = _certain_updates(rule, writes, leaves=leaves)
@@ -65,7 +65,7 @@ def place_decay(rule: Rule, writes: VariableWrites, flows: Flows, *, leaves: boo
 
 
 def chosen_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
-    """The updates of a variable, as far as they can be told: those found, or those that the rule names.
+    """The updates of a variable, as far as they are known: those found, or those that the rule names.
 
     Args:
         rule: the rule that decides the variable.
@@ -125,10 +125,10 @@ def _certain_updates(rule: Rule, writes: VariableWrites, *, leaves: bool) -> Seq
 
 
 def _refuse_uncounted(rule: Rule, updates: Sequence[Update]) -> None:
-    """Refuses writes of which it cannot be told whether they are one update or several.
+    """Refuses writes that may be one update or several.
 
-    Those are writes that come from the step's data, of which nothing says what is a gradient, and writes from one
-    gradient that lie in different functions.
+    Those are writes that come from the step's data, where nothing says what is a gradient, and writes from one gradient
+    that lie in different functions.
     """
     uncounted = [update for update in updates if len(update.writes) > 1 and update.evidence is Evidence.DATA_PATH]
     if rule.updates is not Updates.ONE:
@@ -177,7 +177,7 @@ def _check_supported(rule: Rule, writes: VariableWrites, updates: Sequence[Updat
 
 
 def _choose(rule: Rule, updates: Sequence[Update]) -> Sequence[Update]:
-    """The updates that carry the decay: all where at most one of them can happen in a run."""
+    """The updates that carry the decay: all of them, if a run performs at most one."""
     match rule.updates:
         case Updates.EACH:
             return updates
@@ -196,7 +196,7 @@ def _choose(rule: Rule, updates: Sequence[Update]) -> Sequence[Update]:
 
 
 def _injection(rule: Rule, update: Update, writes: VariableWrites, flows: Flows, every: Sequence[Site]) -> Injection:
-    """What a rule injects at an update, of all the writes that update the variable."""
+    """The injection of a rule at one update; ``every`` lists the writes of all updates of the variable."""
     meaning = rule.semantics
     names = [write.site.node for write in update.writes]
     others = [site.node for site in every if site.path == update.site.path and site.node not in names]
@@ -285,8 +285,8 @@ def _after_remembering(rule: Rule, update: Update, flows: Flows, rate: Rate) -> 
 def _before(rule: Rule, update: Update, writes: VariableWrites, flows: Flows, rate: Rate) -> Before | InValue:
     """A decay ahead of an update: U(w) - c * w where the update adds to the weight, else U(w - c * w).
 
-    In the first form no read has to be told to come later, so that nothing else can notice, and it does not matter
-    which read is whose.
+    In the first form no read has to wait for the decay. So no other node sees the decay, and it does not matter which
+    read belongs to the update.
     """
     first, variable = update.writes[0], update.variable
     flow = flows.at(first.site.path)
@@ -312,7 +312,7 @@ def _before(rule: Rule, update: Update, writes: VariableWrites, flows: Flows, ra
 
 
 def _before_by_reading(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, rate: Rate) -> Before:
-    """A decay ahead of an update that overwrites the weight: what the update reads of it is read decayed."""
+    """A decay ahead of an update that overwrites the weight: the update reads the decayed weight."""
     first, names = update.writes[0], [write.site.node for write in update.writes]
     advice = "write 'order: after'"
     if first.evidence not in STRONG:
@@ -332,7 +332,7 @@ def _before_by_reading(rule: Rule, update: Update, writes: VariableWrites, flow:
 
 
 def _refuse_reads_between(flow: Flow, update: Update) -> None:
-    """Refuses an update of several writes between which the weight is read: the reader would see the decay."""
+    """Refuses an update of several writes if the weight is read between them: the reader would see the decay."""
     first, last = update.writes[0].site.node, update.writes[-1].site.node
     for name in flow.nodes if first != last else ():
         if flow.read(name) == update.variable and flow.precedes(first, name) and flow.precedes(name, last):
@@ -346,7 +346,7 @@ def _weight_of_sum(flow: Flow, update: Update, weights: Sequence[str], others: S
     """The tensor of the weight in a sum that is written, of the weight's own dtype."""
     first = update.writes[0].site.node
     for name in others if len(weights) > 1 else ():
-        if any(flow.precedes(node_of(each), name) for each in weights) and flow.precedes(name, first):
+        if any(flow.precedes(node_of(read), name) for read in weights) and flow.precedes(name, first):
             raise RefusedError(
                 f"its update starts from what the weight was before and after '{name}' wrote it; write 'order: after'"
             )
@@ -356,10 +356,10 @@ def _weight_of_sum(flow: Flow, update: Update, weights: Sequence[str], others: S
 
 
 def _other_writes(writes: VariableWrites, update: Update) -> list[str]:
-    """The nodes of an update's body in which the variable is written otherwise, be it in a function that they call."""
+    """The nodes of an update's body that write the variable apart from the update, directly or in a called function."""
     path = update.site.path
     every = [*writes.others, *writes.native_decays]
-    every += [write for each in (*writes.updates, *writes.guesses) if each is not update for write in each.writes]
+    every += [write for other in (*writes.updates, *writes.guesses) if other is not update for write in other.writes]
     nodes = [
         [frame.node for frame in write.site.path] + [write.site.node]
         for write in every
@@ -369,7 +369,7 @@ def _other_writes(writes: VariableWrites, update: Update) -> list[str]:
 
 
 def _entry(update: Update, flow: Flow, names: Sequence[str], asked: str | None) -> Entry:
-    """Where the gradient enters; that can be told without the learning rate where the gradient is but summed before."""
+    """The entry of the gradient; the learning rate is not needed where the gradient is only summed before."""
     try:
         learning_rate = find_learning_rate(flow, names, asked, exact=False)
     except UnclearError as reason:
@@ -414,7 +414,7 @@ def _coupled(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, nam
 
 
 def _weight_before(flow: Flow, update: Update, entry: Entry, others: Sequence[str]) -> str | None:
-    """The weight as the update takes it, where it takes it from before another write of the step; else None."""
+    """The weight that the update takes, where it was read before another write of the step; else None."""
     first = update.writes[0]
     if first.op.form is not Form.ASSIGN or not others:
         return None
@@ -422,7 +422,7 @@ def _weight_before(flow: Flow, update: Update, entry: Entry, others: Sequence[st
     older = [
         name
         for name in others
-        if any(flow.precedes(node_of(each), name) for each in terms.weights) and flow.precedes(name, first.site.node)
+        if any(flow.precedes(node_of(read), name) for read in terms.weights) and flow.precedes(name, first.site.node)
     ]
     if not older:
         return None

@@ -47,7 +47,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the plan says of one trainable variable.
+    """The decision for one trainable variable.
 
     Attributes:
         variable: the variable.
@@ -76,7 +76,7 @@ class Plan:
     Attributes:
         decisions: one for each trainable variable of the step, each once.
         problems: why the rewrite would be refused; empty where it would not.
-        notes: what is allowed, but nearly always a mistake or a surprise.
+        notes: things that are allowed, but nearly always a mistake or a surprise.
         graph: the step that it is for; None where it is for several.
         fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
         parts: where it is for several traces or graphs, the plan of each; else empty.
@@ -109,7 +109,10 @@ class Plan:
             "version": 1,
             "fuse": "xla" if self.fuse else "none",
             "steps": [
-                {"variables": len(part.decisions), "decayed": sum(bool(each.injections) for each in part.decisions)}
+                {
+                    "variables": len(part.decisions),
+                    "decayed": sum(bool(decision.injections) for decision in part.decisions),
+                }
                 for part in self.parts or (self,)
             ],
             "variables": [_record(decision) for decision in self.decisions],
@@ -136,7 +139,7 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
         policy: the policy.
 
     Returns:
-        The plan; what does not fit together is in its ``problems``, not raised.
+        The plan; conflicts between step and policy are listed in its ``problems``, not raised.
     """
     flows = Flows(analysis.graph, analysis.values) if analysis.graph is not None else None
     subjects = [subject(writes) for writes in analysis.variables]
@@ -173,7 +176,7 @@ def subject(writes: VariableWrites) -> Subject:
 
 
 def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows | None) -> tuple[Decision, str]:
-    """The decision for one variable and, where it is a refusal, why; else no text."""
+    """The decision for one variable and, where it is refused, the reason; otherwise an empty text."""
     variable, rule = writes.variable, policy.decide(seen)
     if rule is None:
         return Decision(variable, Outcome.UNMATCHED, None, writes), ""
@@ -192,7 +195,7 @@ def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows 
 
 
 def _namesake_advice(variable: Variable) -> str:
-    """How a rule can mean a variable and not those that share its name; nothing where none does."""
+    """How a rule can select a variable and not others of its name; empty where no other has that name."""
     if not variable.label:
         return ""
     ways = ["'path: PATH'"] if variable.path is not None else []
@@ -236,8 +239,8 @@ def _record(decision: Decision) -> dict[str, Any]:
 
 
 def _shown_updates(decision: Decision) -> Sequence[Update]:
-    found = (*decision.writes.updates, *decision.writes.guesses)
-    return (decision.rule and chosen_updates(decision.rule, decision.writes)) or found
+    updates = (*decision.writes.updates, *decision.writes.guesses)
+    return (decision.rule and chosen_updates(decision.rule, decision.writes)) or updates
 
 
 def _decay_record(injection: Injection) -> dict[str, Any]:
@@ -280,7 +283,7 @@ def _policy_problems(decisions: Sequence[Decision], subjects: Sequence[Subject],
 
 
 def no_rule(names: Iterable[str], policy: Policy) -> str:
-    """What is said of variables that no rule matches."""
+    """The message for variables that no rule matches."""
     return (
         f"{policy.where}: no rule matches {listed(names)}; end the rules with '- weight_decay: 0', or write "
         "'unmatched: skip'"
@@ -288,7 +291,7 @@ def no_rule(names: Iterable[str], policy: Policy) -> str:
 
 
 def left_over(rule: Rule, policy: Policy, variables: Sequence[Variable]) -> str:
-    """What is said of a rule that matches none of the trainable variables."""
+    """The message for a rule that matches none of the trainable variables."""
     advice = "correct or remove it, or write 'optional: true'"
     if policy.where.endswith(".cfg"):  # which has sections, not rules
         advice = "give the section the name that the layer has in TensorFlow, write wc=0, or remove it"
@@ -296,7 +299,7 @@ def left_over(rule: Rule, policy: Policy, variables: Sequence[Variable]) -> str:
 
 
 def shadowed(rule: Rule, names: Iterable[str]) -> str:
-    """What is said of a rule that comes after those that decide all that it matches."""
+    """The message for a rule whose matches are all decided by earlier rules."""
     return f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({listed(names)})"
 
 
@@ -306,9 +309,9 @@ def _near(rule: Rule, variables: Sequence[Variable]) -> str:
         return " (no object path is known for any variable of this step)"
     if selectors.variables is not None and all(variable.key is None for variable in variables):
         return " (a model in a file has none of the variables of this process: select by path or name)"
-    if found := [each for each in variables if _by_other_name(selectors.name, each)]:
-        names = listed(dict.fromkeys(str(each.other_name) for each in found))
-        return f": {names} is what TensorFlow calls {listed(each.name for each in found)}, as Keras shows it"
+    if matches := [variable for variable in variables if _by_other_name(selectors.name, variable)]:
+        names = listed(dict.fromkeys(str(variable.other_name) for variable in matches))
+        return f": {names} is what TensorFlow calls {listed(variable.name for variable in matches)}, as Keras shows it"
     asked = selectors.name or selectors.regex or selectors.path or ""
     shown = [(variable.path or "") if selectors.path is not None else variable.shown for variable in variables]
     close = difflib.get_close_matches(asked, shown, n=3, cutoff=0.5) or shown
@@ -316,7 +319,7 @@ def _near(rule: Rule, variables: Sequence[Variable]) -> str:
 
 
 def _by_other_name(glob: str | None, variable: Variable) -> bool:
-    """Whether a glob matches what TensorFlow calls a variable that its library shows by another name."""
+    """Whether a glob matches TensorFlow's name for a variable that its library shows by another name."""
     return glob is not None and variable.other_name is not None and glob_matches(variable.other_name, glob)
 
 
@@ -364,7 +367,7 @@ def _notes(
 
 
 def _content_notes(decision: Decision, flows: Flows) -> Iterator[str]:
-    """What is surprising about an update that is decayed."""
+    """Notes on surprising properties of an update that is decayed."""
     assert decision.rule is not None
     after = any(isinstance(injection, After) for injection in decision.injections)
     for update in chosen_updates(decision.rule, decision.writes):
@@ -388,7 +391,7 @@ def _content_notes(decision: Decision, flows: Flows) -> Iterator[str]:
 
 
 def _place_notes(decision: Decision) -> Iterator[str]:
-    """What is surprising about where a decay of several updates goes."""
+    """Notes on a surprising place of a decay, where there are several updates."""
     assert decision.rule is not None
     if decision.rule.updates not in (Updates.LAST, Updates.FIRST):
         return
@@ -406,7 +409,7 @@ def _place_notes(decision: Decision) -> Iterator[str]:
 
 
 def _gate_notes(decision: Decision, flows: Flows) -> Iterator[str]:
-    """What switches an update off by a factor, while the decay goes on."""
+    """Notes on factors that switch an update off but not its decay."""
     assert decision.rule is not None
     for update in chosen_updates(decision.rule, decision.writes):
         for write in update.writes:

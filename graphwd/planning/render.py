@@ -154,7 +154,7 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _device(record: Mapping[str, Any]) -> Iterator[str]:
-    """What was asked of a device, in a line; nothing where nothing was, or where the problems say it."""
+    """The result of a device check, in a line; nothing where there was no check, or where the problems tell it."""
     device = record.get("device")
     if device and not device["problems"]:
         count = f"{device['nodes']} node{'' if device['nodes'] == 1 else 's'}"

@@ -165,15 +165,15 @@ def _parse(text: str, source: str) -> _Parser:
         ) from None
     except configparser.ParsingError as error:
         line = error.errors[0][0]
-        found = text.split("\n")[line - 1].strip()
-        raise PolicyError(f"{source}:{line}: neither '[layer]' nor 'key=value': {_shorten(found)!r}") from None
+        content = text.split("\n")[line - 1].strip()
+        raise PolicyError(f"{source}:{line}: neither '[layer]' nor 'key=value': {_shorten(content)!r}") from None
     if not parser.sections():
         raise PolicyError(f"{source}:1: the file has no section; write '[conv1]', the layer, and 'wc=0.0005' under it")
     return parser
 
 
-def _line(found: re.Match[str]) -> int:
-    return found.string.count("\n", 0, found.start()) + 1
+def _line(match: re.Match[str]) -> int:
+    return match.string.count("\n", 0, match.start()) + 1
 
 
 def _rate(parser: _Parser, layer: str, where: str) -> float:
@@ -193,9 +193,9 @@ def _rate(parser: _Parser, layer: str, where: str) -> float:
 def _number(text: str, layer: str, where: str) -> float:
     rate = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not 0 <= rate < math.inf:
-        found = repr(_shorten(text)) if text else "nothing"
+        shown = repr(_shorten(text)) if text else "nothing"
         raise PolicyError(
-            f"{where}: wc of [{layer}] must be a finite number >= 0, got {found}; write wc=0 for no decay"
+            f"{where}: wc of [{layer}] must be a finite number >= 0, got {shown}; write wc=0 for no decay"
         )
     return rate
 

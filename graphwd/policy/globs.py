@@ -16,11 +16,11 @@ def composed(text: str) -> str:
 def glob_matches(name: str, pattern: str, separator: str = "/") -> bool:
     """Whether a pattern is a name, or a glob of all of it; ``*`` matches ``/``, too, and ``*/x`` also ``x``."""
     name, pattern = composed(name), composed(pattern)
-    return name == pattern or any(fnmatch.fnmatchcase(name, each) for each in forms(pattern, separator))
+    return name == pattern or any(fnmatch.fnmatchcase(name, form) for form in forms(pattern, separator))
 
 
 def forms(pattern: str, separator: str) -> Iterator[str]:
-    """A glob, and what is left of it where its first part matches nothing."""
+    """A glob, and its rest where its first part matches nothing."""
     yield pattern
     if pattern.startswith("*" + separator):
         yield pattern[2:]

@@ -192,7 +192,7 @@ class Policy:
 
 
 _MOST_BYTES = 16 * 2**20
-"""A policy of a thousand rules has a hundredth of that."""
+"""The size limit of a policy file; a policy of a thousand rules has a hundredth of it."""
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:

@@ -1,4 +1,4 @@
-"""What each key of a policy may hold, as a table, and the one function that reads a mapping by it."""
+"""The schema of a policy: a table of the values that each key may have, and the function that reads a mapping by it."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _op_types(key: str, item: Located) -> frozenset[str]:
     items = item.value if isinstance(item.value, tuple) else (item,)
     if not items:
         raise PolicyError(f"{item.where}: {key} must name at least one op type, such as MatMul")
-    return frozenset(_text(key, each) for each in items)
+    return frozenset(_text(key, entry) for entry in items)
 
 
 def _variables(key: str, item: Located) -> Listed:
@@ -139,10 +139,10 @@ def _variables(key: str, item: Located) -> Listed:
     listed = cast("Sequence[object]", value)
     if not listed:
         raise PolicyError(f"{item.where}: {key} must list at least one variable")
-    for i, each in enumerate(listed):
-        if not is_variable(each):
+    for i, variable in enumerate(listed):
+        if not is_variable(variable):
             raise PolicyError(
-                f"{item.where}[{i}]: {key} must list variables of TensorFlow or Keras, got a {type(each).__name__}"
+                f"{item.where}[{i}]: {key} must list variables of TensorFlow or Keras, got a {type(variable).__name__}"
             )
     return Listed(listed)
 

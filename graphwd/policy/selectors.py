@@ -76,7 +76,7 @@ class Listed:
         return any(key in identities for identities in self._identities())
 
     def without(self, keys: Collection[int | None]) -> list[str]:
-        """The names of those of which no handle has one of some identities."""
+        """The names of the variables none of whose handles has one of some identities."""
         pairs = zip(self._variables, self._identities(), strict=True)
         return [_shown(variable) for variable, identities in pairs if not identities & set(keys)]
 
@@ -111,7 +111,7 @@ def _is_sharded(value: object) -> bool:
 
 
 def _handles(variable: Any) -> Iterator[object]:
-    """The handles of a variable: of each copy, where a strategy has several of it."""
+    """The handles of a variable; under a strategy, those of all its copies."""
     if hasattr(variable, "_value"):  # of Keras; a distributed variable has none of that name
         variable = variable._value
     if variable is None:
@@ -120,8 +120,8 @@ def _handles(variable: Any) -> Iterator[object]:
         for shard in variable.variables:
             yield from _handles(shard)
         return
-    for each in getattr(variable, "_values", None) or (variable,):
-        yield each.handle
+    for replica in getattr(variable, "_values", None) or (variable,):
+        yield replica.handle
 
 
 @dataclass(frozen=True, slots=True)

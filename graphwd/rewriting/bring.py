@@ -1,8 +1,8 @@
-"""Brings tensors into bodies that do not have them: one more argument of each function on the way.
+"""Brings tensors into other bodies: each function on the way gets one more argument.
 
-A call gets one more input. So does a branch, and all its functions with it. A loop carries one more value, which its
-condition takes and its body returns as it was. The function of a dataset gets one more captured argument. The root gets
-one more argument, which whoever emits the step has to capture.
+A call gets one more input. So does a branch, with all its functions. A loop carries one more value, which its condition
+takes and its body returns unchanged. The function of a dataset gets one more captured argument. The root gets one more
+argument, for which the emitter of the step adds a capture.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BROUGHT = "_graphwd_brought"
 
 
 def add_arguments(function: FunctionDef, outside: Sequence[Elsewhere]) -> dict[Elsewhere, str]:
-    """Gives a function one more argument for each of some tensors, after all that it has.
+    """Gives a function one more argument for each of some tensors, after its own arguments.
 
     Args:
         function: the function; it is changed.
@@ -38,22 +38,22 @@ def add_arguments(function: FunctionDef, outside: Sequence[Elsewhere]) -> dict[E
     if not outside:
         return edges
     taken = {argument.name for argument in function.signature.input_arg} | {node.name for node in function.node_def}
-    for each in outside:
-        edges[each] = name = _free("graphwd_argument", taken)
+    for tensor in outside:
+        edges[tensor] = name = _free("graphwd_argument", taken)
         taken.add(name)
         argument = function.signature.input_arg.add(name=name)
-        argument.type = DTYPE_NUMBERS[each.dtype]  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
+        argument.type = DTYPE_NUMBERS[tensor.dtype]  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
         attributes = function.arg_attr[len(function.signature.input_arg) - 1].attr
         attributes[MARK].s = b"argument"
     return edges
 
 
 def return_arguments(function: FunctionDef, count: int) -> None:
-    """Lets the body of a loop return its last arguments as they were, after all that it returns.
+    """Makes the body of a loop return its last arguments unchanged, after its own results.
 
     Args:
         function: the body; it is changed.
-        count: how many.
+        count: the number of these arguments.
     """
     signature = function.signature
     taken = {result.name for result in signature.output_arg}
@@ -65,7 +65,7 @@ def return_arguments(function: FunctionDef, count: int) -> None:
 
 
 def pass_on(node: NodeDef, edges: Mapping[Elsewhere, str]) -> None:
-    """Gives a call some tensors, after all its arguments.
+    """Gives a call more arguments, after its own.
 
     Args:
         node: the call; it is changed.
@@ -76,15 +76,15 @@ def pass_on(node: NodeDef, edges: Mapping[Elsewhere, str]) -> None:
     """
     call = CALL_OPS[node.op]
     if call.types is None:
-        names = ", ".join(each.name for each in edges)
+        names = ", ".join(tensor.name for tensor in edges)
         raise RewriteError(f"{names} cannot be brought through '{node.name}' ({node.op}), which sorts its arguments")
     data = [text for text in node.input if not is_control(text)]
     end = len(data) - call.drop
     inputs = [*data[:end], *edges.values(), *data[end:], *(text for text in node.input if is_control(text))]
     del node.input[:]
     node.input.extend(inputs)
-    for each in edges:
-        node.attr[call.types].list.type.append(DTYPE_NUMBERS[each.dtype])  # pyright: ignore[reportArgumentType]
+    for tensor in edges:
+        node.attr[call.types].list.type.append(DTYPE_NUMBERS[tensor.dtype])  # pyright: ignore[reportArgumentType]
     if call.kind is CallKind.LOOP and node.attr["output_shapes"].list.shape:
         for _ in edges:
             node.attr["output_shapes"].list.shape.add().unknown_rank = True
@@ -93,7 +93,7 @@ def pass_on(node: NodeDef, edges: Mapping[Elsewhere, str]) -> None:
 
 
 def take_back(function: FunctionDef) -> None:
-    """Takes away what was brought into a function, and what it brings to others.
+    """Removes the arguments that were brought into a function, and those that it brings into others.
 
     Args:
         function: the function; it is changed.
@@ -113,7 +113,7 @@ def take_back(function: FunctionDef) -> None:
 
 
 def _take_inputs(node: NodeDef, count: int) -> None:
-    """Takes the last arguments away from a call."""
+    """Removes the last arguments of a call."""
     call = CALL_OPS[node.op]
     end = sum(not is_control(text) for text in node.input) - call.drop
     del node.input[end - count : end]

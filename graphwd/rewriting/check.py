@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 def check_rewritten(
     before: FunctionDef, after: FunctionDef, layout: Layout, injections: Mapping[str, Injection], calls: Iterable[Frame]
 ) -> None:
-    """Checks what was made of a body.
+    """Checks a rewritten body against the original.
 
     Args:
-        before: the original, in which no edge leads nowhere and no nodes wait for each other.
+        before: the original, which has no dangling edge and no cycle.
         after: the rewritten body.
         layout: where the nodes of the original are.
-        injections: what was to be injected, by the write that it belongs to.
-        calls: the calls that lead to other functions than they did.
+        injections: the planned injections, by the write that each belongs to.
+        calls: the calls whose callee was replaced.
 
     Raises:
         RewriteError: it is not the original with one decay for each injection.
@@ -44,15 +44,15 @@ def check_rewritten(
     delayed |= {each.early.write for each in injections.values() if isinstance(each, After) and each.early is not None}
     led_on: dict[str, set[str]] = defaultdict(set)
     for frame in calls:
-        led_on[frame.node].add(frame.callee.attribute)
-    unchanged = {*(use.node for use in moved), *delayed, *led_on}
+        retargeted[frame.node].add(frame.callee.attribute)
+    unchanged = {*(use.node for use in moved), *delayed, *retargeted}
     changed: list[tuple[int, NodeDef]] = []
     undecayed = {control_edge(write) for write, injection in injections.items() if isinstance(injection, After)}
     for place, old, new in zip(layout.places, before.node_def, after.node_def, strict=False):
         if old == new:
             continue
         unchanged.discard(old.name)
-        _check_changed(old, new, led_on.get(old.name, ()), moved, name)
+        _check_changed(old, new, retargeted.get(old.name, ()), moved, name)
         if old.name in delayed and new.input[-1] not in waits:
             raise RewriteError(f"rewriting '{name}' left {old.name} not to wait for its decay")
         changed.append((place, new))
@@ -63,7 +63,7 @@ def check_rewritten(
     if unchanged:
         raise RewriteError(f"rewriting '{name}' left '{min(unchanged)}' as it was")
     if not _keeps_order(after, count, layout, changed):
-        Body(after)  # raises where an edge leads nowhere or a circle was closed
+        Body(after)  # raises for a dangling edge or a cycle
 
 
 def _decays(before: FunctionDef, after: FunctionDef, injections: Mapping[str, Injection]) -> set[str]:
@@ -81,13 +81,13 @@ def _decays(before: FunctionDef, after: FunctionDef, injections: Mapping[str, In
     return decays
 
 
-def _check_changed(old: NodeDef, new: NodeDef, led_on: Iterable[str], moved: Collection[Use], name: str) -> None:
-    """Checks that a node is what it was, but for the attributes that name a function and the inputs that are moved."""
+def _check_changed(old: NodeDef, new: NodeDef, retargeted: Iterable[str], moved: Collection[Use], name: str) -> None:
+    """Checks that a node is unchanged, except for the given attributes and the moved inputs."""
     same = type(new)()
     same.CopyFrom(new)
     del same.input[:]
     same.input.extend(old.input)
-    for attribute in led_on:
+    for attribute in retargeted:
         same.attr[attribute].CopyFrom(old.attr[attribute])
     # By bytes: a NaN is not equal to itself.
     if same.SerializeToString(deterministic=True) != old.SerializeToString(deterministic=True):
@@ -98,13 +98,13 @@ def _check_changed(old: NodeDef, new: NodeDef, led_on: Iterable[str], moved: Col
 
 
 def _keeps_order(after: FunctionDef, count: int, layout: Layout, changed: Iterable[tuple[int, NodeDef]]) -> bool:
-    """Whether a rewritten body may run in the order of the original, each injected node right after what it waits for.
+    """Whether a rewritten body may run in the order of the original, each injected node right after its sources.
 
     Args:
         after: the rewritten body.
-        count: how many of its nodes, the first ones, are those of the original.
-        layout: where those are.
-        changed: those of them that wait for something else than they did, each with its place.
+        count: the number of original nodes, which come first in it.
+        layout: where the original nodes are.
+        changed: the original nodes with other inputs than before, each with its place.
     """
     places: dict[str, int] = {argument.name: -1 for argument in after.signature.input_arg}
     of_nodes, indices = layout.places, layout.indices

@@ -1,15 +1,15 @@
 # pyright: basic
 """Outlines an optimizer's arithmetic, decay included, into a function that XLA compiles.
 
-An optimizer that is written out in ops of its own, as those of Keras 3 are, goes through memory once an op: some twenty
-times for Adam. Compiled, its arithmetic is one loop. What is outlined is a set of nodes of one body: the write of each
-decayed variable, its decay, and behind them whatever is elementwise, back to the gradient, together with the slot
-variables that are written on the way. The set is convex: what lies on a path from one of its nodes to another is in it,
-so that every order in which nodes may run stays an order in which they may run.
+An optimizer that is written in single ops, as those of Keras 3 are, goes through memory once an op: some twenty times
+for Adam. Compiled, its arithmetic is one loop. The outlined nodes of a body are the write of each decayed variable, its
+decay, the elementwise ops that they depend on, back to the gradient, and the writes of slot variables on the way. The
+set is convex: a node on a path between two of its nodes is in the set. So the call of the outlined function closes no
+cycle.
 
 TensorFlow internals used here, and why there is no public way:
 
-* ``op_def_registry``: the dtypes of a node's results, which are written down by attributes that differ from op to op.
+* ``op_def_registry``: the dtypes of a node's results, which different ops keep in different attributes.
 
 Checked on TensorFlow 2.16 and 2.21 (tools/test_versions).
 """
@@ -51,7 +51,7 @@ _WRITES = frozenset(
 )
 _ELEMENTWISE = ops_with(Trait.FUSIBLE)
 FUSED = b"fused"
-"""The role of the call of what was outlined."""
+"""The role of the call of an outlined function."""
 
 
 def outline(
@@ -63,10 +63,11 @@ def outline(
         function: the body; it is changed.
         writes: the nodes that write decayed variables, and those that decay them.
         name: the name of the new function.
-        device: where the variables are, and it is to run.
+        device: the device of the variables, on which the function runs.
 
     Returns:
-        The new function, which the body calls; None where nothing can be outlined. And the writes that were not.
+        The new function, which the body calls, or None where nothing can be outlined; and the writes that stay in the
+        body.
     """
     nodes = {node.name: node for node in function.node_def}
     asked = list(writes)
@@ -79,7 +80,7 @@ def outline(
 
 
 def _behind(writes: Iterable[str], nodes: Mapping[str, NodeDef]) -> set[str]:
-    """Some writes and what is elementwise behind them, slot variables that are written and read back included."""
+    """Some writes and the elementwise ops that they depend on, slot variables that are written on the way included."""
     chosen: set[str] = set()
     waiting = list(writes)
     while waiting:
@@ -106,9 +107,9 @@ def _foreign_reads(chosen: Iterable[str], nodes: Mapping[str, NodeDef]) -> Itera
 
 
 def _convex(chosen: set[str], nodes: Mapping[str, NodeDef]) -> set[str]:
-    """The nodes of a set that do not come before what is outside of it and before another of them.
+    """The largest convex subset: without nodes from which a path leads out of the set and back into it.
 
-    Such are a read of the weight that the forward pass shares, or what a gradient is computed from.
+    Removed are, for example, a read of the weight that the forward pass shares, and operands of a gradient.
     """
     successors: dict[str, list[str]] = defaultdict(list)
     predecessors: dict[str, list[str]] = {}
@@ -117,7 +118,7 @@ def _convex(chosen: set[str], nodes: Mapping[str, NodeDef]) -> set[str]:
         for source in predecessors[node.name]:
             successors[source].append(node.name)
     kept = set(chosen)
-    before: set[str] = set()  # what is outside and leads into the set
+    before: set[str] = set()  # the nodes outside from which a path leads into the set
     waiting = [source for name in kept for source in predecessors[name] if source not in kept]
     while waiting:
         outside = waiting.pop()
@@ -131,7 +132,7 @@ def _convex(chosen: set[str], nodes: Mapping[str, NodeDef]) -> set[str]:
 
 
 class _Outline:
-    """The making of one function."""
+    """Outlines one function."""
 
     def __init__(self, function: FunctionDef, nodes: Mapping[str, NodeDef], chosen: set[str], name: str) -> None:
         self._function = function
@@ -140,32 +141,32 @@ class _Outline:
         self._inputs: dict[str, str] = {}
         self._outputs: dict[str, int] = {}
         self._arguments = {argument.name: argument.type for argument in function.signature.input_arg}
-        self._made = type(function)()
-        self._made.signature.name = name
+        self._outlined = type(function)()
+        self._outlined.signature.name = name
 
     def make(self, device: str) -> FunctionDef:
-        """Moves the nodes, and leaves a call of them."""
-        function, made = self._function, self._made
+        """Moves the nodes into the function, and puts a call in their place."""
+        function, outlined = self._function, self._outlined
         call_name = self._call_name()
         moved = [node for node in function.node_def if node.name in self._chosen]
         kept = [node for node in function.node_def if node.name not in self._chosen]
         waits = dict.fromkeys(wait for node in moved for wait in self._move(node))
         for node in kept:
-            self._lead_on(node, call_name)
+            self._redirect(node, call_name)
         for result, text in list(function.ret.items()):
-            function.ret[result] = self._led_on(text, call_name)
+            function.ret[result] = self._redirected(text, call_name)
         self._end_with(call_name)
         del function.node_def[:]
         function.node_def.extend(kept)
         self._call(call_name, device, waits)
-        made.signature.is_stateful = True
+        outlined.signature.is_stateful = True
         for key in ("_XlaMustCompile", "_noinline"):
-            made.attr[key].b = True
-        return made
+            outlined.attr[key].b = True
+        return outlined
 
     def _move(self, original: NodeDef) -> Iterator[str]:
-        """Copies a node into the new function; yields what it waits for outside."""
-        node = self._made.node_def.add()
+        """Copies a node into the new function; yields its control inputs from outside."""
+        node = self._outlined.node_def.add()
         node.CopyFrom(original)
         node.device = ""  # the whole of it runs on the device of the call
         node.attr.pop("_class", None)
@@ -178,8 +179,8 @@ class _Outline:
             else:
                 yield text
         if node.op in _WRITES:
-            self._made.signature.control_output.append(node.name)
-            self._made.control_ret[node.name] = node.name
+            self._outlined.signature.control_output.append(node.name)
+            self._outlined.control_ret[node.name] = node.name
 
     def _call_name(self) -> str:
         names = itertools.chain(["graphwd/fused"], (f"graphwd/fused_{number}" for number in itertools.count(1)))
@@ -189,25 +190,25 @@ class _Outline:
         """The argument of the new function that stands for a tensor from outside."""
         if text not in self._inputs:
             self._inputs[text] = f"input_{len(self._inputs)}"
-            argument = self._made.signature.input_arg.add(name=self._inputs[text])
+            argument = self._outlined.signature.input_arg.add(name=self._inputs[text])
             argument.type = self._dtype(text)
         return self._inputs[text]
 
-    def _led_on(self, text: str, call: str) -> str:
-        """A data edge, from the call where it came from a node that was moved."""
+    def _redirected(self, text: str, call: str) -> str:
+        """A data edge; if its producer was moved, the edge of the call that replaces it."""
         if node_of(text) not in self._chosen:
             return text
         if text not in self._outputs:
             number = self._outputs[text] = len(self._outputs)
-            result = self._made.signature.output_arg.add(name=f"output_{number}")
+            result = self._outlined.signature.output_arg.add(name=f"output_{number}")
             result.type = self._dtype(text)
-            self._made.ret[result.name] = text
+            self._outlined.ret[result.name] = text
         return output_edge(call, "output", self._outputs[text])
 
-    def _lead_on(self, node: NodeDef, call: str) -> None:
-        """Lets a node that stays take from the call what it took from nodes that were moved."""
+    def _redirect(self, node: NodeDef, call: str) -> None:
+        """Redirects the inputs of a remaining node from moved nodes to the call."""
         texts = list(node.input)
-        data = [self._led_on(text, call) for text in data_inputs(node)]
+        data = [self._redirected(text, call) for text in data_inputs(node)]
         control = [
             control_edge(call) if source_of(text) in self._chosen else text for text in texts if is_control(text)
         ]
@@ -217,7 +218,7 @@ class _Outline:
             node.input.extend(new)
 
     def _end_with(self, call: str) -> None:
-        """Lets the body end after the call where it ended after what was moved: once, for no node is named twice."""
+        """Replaces moved nodes among the control outputs by the call: once, since no node may occur twice."""
         function = self._function
         moved = sorted(output for output, node in function.control_ret.items() if node in self._chosen)
         if not moved:
@@ -232,7 +233,7 @@ class _Outline:
     def _call(self, name: str, device: str, waits: Iterable[str]) -> None:
         call = self._function.node_def.add(name=name, op="StatefulPartitionedCall", device=device)
         call.input.extend([*self._inputs, *waits])
-        signature = self._made.signature
+        signature = self._outlined.signature
         call.attr["Tin"].list.type.extend(argument.type for argument in signature.input_arg)
         call.attr["Tout"].list.type.extend(result.type for result in signature.output_arg)
         call.attr["f"].func.name = signature.name
@@ -248,7 +249,7 @@ class _Outline:
             return self._arguments[name]
         node = self._nodes[name]
         definition: Any = op_def_registry.get(node.op)
-        output = next(each for each in definition.output_arg if each.name == output_of(text))
+        output = next(result for result in definition.output_arg if result.name == output_of(text))
         if output.type_list_attr:
             return node.attr[output.type_list_attr].list.type[parse_edge(text).index]
         return node.attr[output.type_attr].type if output.type_attr else output.type

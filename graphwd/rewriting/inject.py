@@ -48,8 +48,8 @@ class Rewritten:
     Attributes:
         root: the step itself.
         functions: the rewritten library functions, callees before callers, each under a new name.
-        unfused: where the step was to be fused, the variables whose update or decay was not.
-        captures: what the root gets by its last arguments, in order.
+        unfused: the variables whose update or decay was not fused, although the step was to be.
+        captures: the new captures of the root, which are its last arguments, in order.
     """
 
     root: FunctionDef
@@ -63,20 +63,20 @@ def inject(
 ) -> Rewritten:
     """Makes a copy of a step with weight decay in it.
 
-    A library function is copied once for each way in which it is rewritten, and not at all where nothing below it is:
-    call sites that need no decay go on calling the original.
+    A library function is copied once for each way in which it is rewritten. Call sites without a decay in or below
+    their function go on calling the original.
 
     Args:
         graph: the step; it is not changed.
         injections: where decay goes.
-        new_name: makes a name, unused so far, for a rewritten copy of the function of the given name.
+        new_name: makes an unused name for a rewritten copy of the function of the given name.
         fuse: whether the arithmetic of each update is outlined, with the decay, into a function that XLA compiles.
 
     Returns:
         The rewritten step.
 
     Raises:
-        RewriteError: the step holds injected nodes already, or the result is not what was planned.
+        RewriteError: the step holds injected nodes already, or the result differs from the plan.
     """
     refuse_rewritten(graph)
     nest = nested(injections)
@@ -126,7 +126,7 @@ class _Writer:
             original: the function.
             layout: where its nodes are; needed unless the nest is empty.
             nest: the injections in and below it.
-            outside: what it gets from outside, by one more argument each.
+            outside: the tensors that it gets from outside, each by one more argument.
             depth: how many calls lead to it.
         """
         function = type(original)()
@@ -137,8 +137,8 @@ class _Writer:
         passed: list[tuple[NodeDef, dict[Elsewhere, str]]] = []
         for name, nests in nest.by_node().items():
             node = function.node_def[layout.indices[name]]
-            needed = tuple(dict.fromkeys(each for below in nests.values() for each in below.outside(depth + 1)))
-            passed.append((node, {each: brought.get(each, each.edge) for each in needed}))
+            needed = tuple(dict.fromkeys(tensor for below in nests.values() for tensor in below.outside(depth + 1)))
+            passed.append((node, {tensor: brought.get(tensor, tensor.edge) for tensor in needed}))
             for callee in self._graph.callees(node) if needed else nests:
                 looped = CALL_OPS[node.op].kind is CallKind.LOOP and callee.attribute == "body"
                 _set_callee(node, callee, self._copy(callee, nests.get(callee, Nest()), needed, depth + 1, looped))
@@ -162,10 +162,10 @@ class _Writer:
             if isinstance(injection, After | Before):
                 writes[decays[write]] = injection.variable.name
         for device, writes in by_device.items():
-            made, left_out = outline(function, writes, self._new_name(f"{function.signature.name}_fused"), device)
+            fused, left_out = outline(function, writes, self._new_name(f"{function.signature.name}_fused"), device)
             self.unfused += [writes[write] for write in left_out]
-            if made is not None:
-                self.functions.append(made)
+            if fused is not None:
+                self.functions.append(fused)
         Body(function)
 
     def _copy(self, callee: Callee, nest: Nest, outside: Sequence[Elsewhere], depth: int, looped: bool) -> str:
@@ -231,7 +231,7 @@ def _splice(
 
 
 def take_out(function: FunctionDef) -> list[dict[str, Any]]:
-    """Takes graphwd's own nodes out of a function body, in place, so that it equals what was rewritten.
+    """Takes graphwd's own nodes out of a function body, in place, so that it equals the original.
 
     Args:
         function: the body.
@@ -276,16 +276,16 @@ def decay_of(node: NodeDef) -> dict[str, Any]:
     Raises:
         RewriteError: the record is damaged, or of a later version.
     """
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     with contextlib.suppress(ValueError, RecursionError):
-        found = _read_record(json.loads(node.attr[RECORD].s), node.name)
-    if not found or not all(isinstance(value, _RECORD_TYPES[key]) for key, value in found.items()):
+        record = _read_record(json.loads(node.attr[RECORD].s), node.name)
+    if not record or not all(isinstance(value, _RECORD_TYPES[key]) for key, value in record.items()):
         raise RewriteError(f"'{node.name}' holds a damaged record of a decay")
-    return found
+    return record
 
 
 def _read_record(record: object, node: str) -> dict[str, Any]:
-    """What is known of a record; nothing where it is none."""
+    """The known keys of a record; empty where it is invalid."""
     if not isinstance(record, dict):
         return {}
     keys = cast("dict[str, Any]", record)
@@ -321,19 +321,19 @@ _RECORD_DEFAULTS: Mapping[str, Any] = {"delayed": [], "power": 1, "formula": "l2
 
 
 def decay_records(graph: Graph) -> list[dict[str, Any]]:
-    """Says what graphwd has done to a step.
+    """Reads the records of the decays in a step.
 
     Args:
         graph: a step that graphwd has rewritten.
 
     Returns:
-        For every decay, and every way that leads to it: ``variable``, ``at``, ``where``, ``rate``, ``learning_rate``,
+        For every decay, and every path of calls to it: ``variable``, ``at``, ``where``, ``rate``, ``learning_rate``,
         ``rows``.
 
     Raises:
         RewriteError: the record of one is damaged.
     """
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for site, variable in Interpreter(graph, told_apart=False, records=True).run().injected.items():
         function = graph.library[site.path[-1].callee.function] if site.path else graph.root_function
         record = next(decay_of(node) for node in function.node_def if node.name == site.node)
@@ -344,12 +344,12 @@ def decay_records(graph: Graph) -> list[dict[str, Any]]:
 
 
 def _redirect(function: FunctionDef, nodes: Iterable[NodeDef], targets: Mapping[str, str]) -> None:
-    """Lets what waited for some nodes wait for others: nodes that graphwd did not inject, and the function's end."""
+    """Redirects control dependencies from some nodes to others, but not those of injected nodes."""
     waits = {f"^{name}": f"^{target}" for name, target in targets.items()}
     for node in nodes if targets else ():
         inputs = node.input
         if not inputs or not is_control(inputs[-1]):
-            continue  # what a node waits for comes after what it takes
+            continue  # control inputs come after data inputs
         if any(text in waits for text in inputs) and MARK not in node.attr:
             moved = [waits.get(text, text) for text in inputs]
             del inputs[:]

@@ -1,4 +1,4 @@
-"""One way to plan and to write a step, wherever its graphs live: each graph of it is a `Part`."""
+"""The one way to plan and rewrite a step, wherever its graphs live: each of its graphs is a `Part`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Part(Protocol):
 
     @property
     def graph(self) -> Graph:
-        """How it is viewed."""
+        """The view of it."""
         ...
 
     def find_updates(self) -> Analysis:
-        """Finds every update of every trainable variable; to be asked once, for what is found takes memory."""
+        """Finds every update of every trainable variable; to be called once, since the result takes memory."""
         ...
 
     def limited(self, plan: Plan) -> Plan:
-        """A plan for it with what cannot be written into a part of this kind as problems."""
+        """Adds to a plan the problems of decays that cannot be written into a part of this kind."""
         ...
 
 
@@ -44,7 +44,7 @@ class Prepared(Generic[_Part]):
 
     Attributes:
         part: the part; it stays as it is.
-        plan: what is to be done.
+        plan: its plan.
     """
 
     part: _Part
@@ -54,7 +54,7 @@ class Prepared(Generic[_Part]):
         """Makes a copy of its graph with weight decay in it.
 
         Args:
-            new_name: makes a name for a rewritten copy of a function; None for names that the library has not.
+            new_name: makes a name for a rewritten copy of a function; None for names that are new to the library.
 
         Raises:
             GraphwdError: the plan has problems, or the graph cannot be rewritten.
@@ -77,7 +77,7 @@ def plan_part(part: _Part, policy: Policy) -> Prepared[_Part]:
     Raises:
         GraphwdError: the graph is malformed, or rewritten already.
     """
-    # Before the search: it would take graphwd's own decay for one that the step has of itself.
+    # Before the search, which would take graphwd's own decay for the step's.
     refuse_rewritten(part.graph)
     return Prepared(part, part.limited(make_plan(part.find_updates(), policy)))
 
@@ -95,24 +95,25 @@ def without_own_variables(plan: Plan) -> Plan:
 
 
 def whole_plan(prepared: Iterable[Prepared[Any]], problems: Iterable[str] = ()) -> Plan:
-    """Makes one plan of those of several parts, which says also what only writing can tell.
+    """Merges the plans of several parts, after a trial rewrite of each.
 
     Args:
         prepared: at least one.
-        problems: why the whole would be refused, beside what the plans say.
+        problems: further reasons to refuse the whole.
     """
-    return merged([_tried(each) for each in prepared], problems)
+    return merged([_tried(part) for part in prepared], problems)
 
 
 def merged(plans: Sequence[Plan], problems: Iterable[str] = ()) -> Plan:
-    """Makes one plan of those of several parts.
+    """Merges the plans of several parts.
 
     Args:
         plans: at least one.
-        problems: why the whole would be refused, beside what the plans say.
+        problems: further reasons to refuse the whole.
 
     Returns:
-        The decisions of the first, then of each other those that differ from all before; every problem and note once.
+        The decisions of the first plan, then those of each later plan that differ from all before; every problem and
+        note once.
     """
     return Plan(
         tuple(plans[0].decisions if len(plans) == 1 else _different(plans)),
@@ -125,7 +126,7 @@ def merged(plans: Sequence[Plan], problems: Iterable[str] = ()) -> Plan:
 
 
 def _different(plans: Sequence[Plan]) -> list[Decision]:
-    """The decisions of the first plan, then of each other those that are shown unlike all of the plans before."""
+    """The decisions of the first plan, then those of each later plan whose records differ from all before."""
     decisions: list[Decision] = []
     seen: set[str] = set()
     for plan in plans:
@@ -136,19 +137,19 @@ def _different(plans: Sequence[Plan]) -> list[Decision]:
 
 
 def _tried(prepared: Prepared[Any]) -> Plan:
-    """The plan with what only writing it can tell: that the result is refused, or is not all fused."""
+    """The plan, with the problems and notes of a trial rewrite: a refused result, or an incomplete fusion."""
     plan = prepared.plan
     if plan.problems:
         return plan
     try:
-        made = prepared.inject()
+        rewritten = prepared.inject()
     except (RewriteError, GraphError) as error:
         return replace(plan, problems=(str(error),))
-    return replace(plan, notes=(*plan.notes, *unfused_notes(made.unfused)))
+    return replace(plan, notes=(*plan.notes, *unfused_notes(rewritten.unfused)))
 
 
 def unfused_notes(names: Sequence[str]) -> list[str]:
-    """What is to be said of variables whose update or decay was to be fused, and was not.
+    """The notes on variables whose update or decay was to be fused, and was not.
 
     Args:
         names: the variables.

@@ -1,10 +1,10 @@
-"""Splices fragments into a body: names, marks, places and orders what was traced.
+"""Splices fragments into a body: names, marks, places and orders the traced ops.
 
 An injected node is named after the write that it belongs to: ``scope/graphwd/role_leaf`` for the write ``scope/leaf``.
 
-The device that a node asks for is often none, and then TensorFlow puts an update where its variable is, but arithmetic
-on the first accelerator: the weight would travel there and back at every step. So the nodes around a write are placed
-with it. Those in a gradient are not: the gradient is where TensorFlow puts it.
+A node often asks for no device. Then TensorFlow puts an update where its variable is, but arithmetic on the first
+accelerator: the weight would travel there and back at every step. So the nodes around a write are placed with it. Nodes
+in a gradient are not, since TensorFlow places the gradient itself.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Added:
-    """What is added to one body: its names, and the nodes that several decays share.
+    """The additions to one body: their names, and the nodes that several decays share.
 
     Attributes:
         function: the body.
-        present: the names of what was there before.
-        taken: the names of what was added.
-        shared: the tensors made once, by the device of the variables that they serve and what they hold.
+        present: the names of the original nodes.
+        taken: the names of the added nodes.
+        shared: tensors that several decays share, by the device of their variables and by content.
     """
 
     function: FunctionDef
@@ -50,8 +50,8 @@ class Splicer:
         Args:
             added: the body.
             write: the write that the decay belongs to.
-            place: the device that shared tensors are for.
-            with_write: whether the nodes are placed with the write, rather than where the write asks to be.
+            place: the device of the variable, which shared tensors are for.
+            with_write: whether the nodes are placed with the write, rather than on the device that the write asks for.
         """
         self._added = added
         self._write = write
@@ -60,7 +60,7 @@ class Splicer:
         self._location = f"loc:@{write.name}".encode()
         self._scope, self._leaf = _split(write.name)
         self.nodes: dict[str, NodeDef] = {}
-        """What was added, by role; the last of each."""
+        """The last added node of each role."""
 
     def splice(self, piece: Fragment, arguments: Mapping[str, str], waits: Sequence[str] = ()) -> str | None:
         """Adds a fragment.
@@ -73,12 +73,12 @@ class Splicer:
         Returns:
             The edge of its result; None where it has none.
         """
-        sources: list[str] = []  # of each op its name; of a constant its edge
+        sources: list[str] = []  # the name of each op, but the edge of a constant
         for op in piece.ops:
             if op.constant is not None:
                 sources.append(self._constant(op, op.constant))
                 continue
-            inputs = [_edge(each, arguments, sources) for each in op.inputs]
+            inputs = [_edge(operand, arguments, sources) for operand in op.inputs]
             inputs += [control_edge(source_of(sources[number])) for number in op.waits]
             if op.reads:
                 inputs += map(control_edge, waits)
@@ -86,7 +86,7 @@ class Splicer:
         return None if piece.result is None else _edge(piece.result, arguments, sources)
 
     def constant(self, role: str, value: float, dtype: str) -> str:
-        """A scalar, one for all decays of the body that need the same on the same device."""
+        """A scalar constant, shared by all decays of the body on the same device."""
         (op,) = fragment(_scalar, {}, value=value, dtype=dtype, role=role).ops
         assert op.constant is not None
         return self._constant(op, op.constant)
@@ -95,7 +95,7 @@ class Splicer:
         """The result of a fragment, computed once for all decays of the body on the same device.
 
         Args:
-            piece: the fragment; whenever it is computed in a step, it gives the same.
+            piece: the fragment; its result does not depend on when in a step it is computed.
             arguments: the edges that are its parameters, by name.
         """
         key = (self._place, id(piece), *sorted(arguments.items()))  # fragments are kept for good
@@ -127,7 +127,7 @@ class Splicer:
         node.name = self._name(op.role)
         node.input.extend(inputs)
         if self._with_write:
-            # No device: TensorFlow overrules one of the update that is not its variable's, but not that of a Const.
+            # No device: TensorFlow would override a wrong device of the update, but not of a Const.
             node.attr["_class"].list.s.append(self._location)
         else:
             node.device = self._write.device

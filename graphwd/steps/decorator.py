@@ -74,7 +74,7 @@ def _decayed(original: Any, policy: Policy, state: State) -> Any:
     """A ``tf.function`` that traces another, rewrites the trace, and calls that."""
     rewritten = _Rewritten(policy, state)
 
-    # Not its __dict__: in there TensorFlow keeps what it would unwrap to call a method without its instance.
+    # Not its __dict__: TensorFlow would unwrap entries in there, and call a method without its instance.
     @functools.wraps(original.python_function, updated=())
     def decayed_step(*args: Any, **kwargs: Any) -> Any:
         return rewritten.call(_trace(original, args, kwargs), args, kwargs)

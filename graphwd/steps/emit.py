@@ -1,5 +1,5 @@
 # pyright: basic
-"""Makes functions that run a rewritten body where a traced one runs the original.
+"""Makes functions that run a rewritten body in place of the original one.
 
 TensorFlow internals used here, and why there is no public way:
 
@@ -13,13 +13,12 @@ TensorFlow internals used here, and why there is no public way:
   from function definitions.
 * ``call_flat``, ``canonicalize_function_inputs``, ``unpack_inputs``, ``pack_output``, ``variable_accessed``,
   ``mark_as_unsaveable``, ``could_possibly_record``, ``_override_gradient_function``, ``_get_gradient_function``: the
-  parts that a call of a ``ConcreteFunction`` consists of; the whole would first make a graph that few calls need.
+  parts of a call of a ``ConcreteFunction``; the whole would first make a graph that few calls need.
 * ``_cached_graph`` of an ``AtomicFunction``: the graph that such a call asks which resources are only read.
 * ``to_func_graph``, ``_generated_graph`` of an ``AtomicFunction``: its Python view, which TensorFlow would make without
   the shapes that the original view has.
 * ``_gradient_function`` of an ``Operation``: the gradient of a call, which no function definition holds.
-* ``tf_decorator.make_decorator``, ``Function``: what ``tf.function`` itself uses to look like the function it was made
-  of.
+* ``tf_decorator.make_decorator``, ``Function``: what ``tf.function`` itself uses to look like the function it wraps.
 * ``handle_data_util.copy_handle_data``: the dtype and shape behind a resource handle, for shape inference.
 
 Checked on TensorFlow 2.16, 2.17, 2.18, 2.19, 2.20 and 2.21 (tools/test_versions).
@@ -57,9 +56,9 @@ _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
 class Emitted:
-    """A rewritten body, registered with TensorFlow for as long as this or what is made of it lives.
+    """A rewritten body, registered with TensorFlow as long as this object or a function made from it lives.
 
-    It does not keep the step that it was made of, so that it can be kept beside that by a weak key.
+    It holds no reference to the original step, so that it can be kept with that step as a weak key.
     """
 
     def __init__(
@@ -111,17 +110,17 @@ class Emitted:
                     concrete = ConcreteFunction(self._atomic)
                     _bind(concrete, original, self._own)
                 self._concrete = concrete
-        made: Any = self._concrete
+        function: Any = self._concrete
         if keep_variables:
-            made.graphwd_variables = tuple(variables_of(original))
-        return made
+            function.graphwd_variables = tuple(variables_of(original))
+        return function
 
     def call(self, original: ConcreteFunction, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Calls the body where ``original`` would be called, with the same effect as a call of `concrete`.
 
-        That takes as long to make as the whole rewrite, for it has a Python view of every node. A function that is
-        being traced, as the one around a decorated step, needs it only if someone asks for a gradient through the
-        call, and then it is made.
+        Making `concrete` takes as long as the whole rewrite, since it has a Python view of every node. A function that
+        is being traced, such as the one around a decorated step, needs it only for a gradient through the call, and
+        makes it then.
 
         Args:
             original: the step that was rewritten.
@@ -152,9 +151,9 @@ class Emitted:
 
     def _call_flat(self, inputs: Sequence[Any], traced: Any) -> Sequence[Any]:
         """Adds a call to the graph that is being traced."""
-        # All that is asked of this graph is which resources the body only reads. That a rewrite does not change: it
-        # writes what the original writes. Nothing else may see it, least of all a gradient that another thread takes
-        # meanwhile; hence a function of this call's own, under the name of the other.
+        # TensorFlow asks this graph only which resources the body merely reads. A rewrite does not change that, since
+        # it writes the same variables. Nothing else may see this graph, such as a gradient in another thread; hence
+        # this call has a function of its own, with the same name.
         atomic: Any = self._make_atomic(cached_graph=traced)
         try:
             return atomic.call_flat(*inputs)
@@ -164,7 +163,7 @@ class Emitted:
 
 def _with_captures(signature: Any, captures: Iterable[Elsewhere]) -> Any:
     """A function type with more captures."""
-    more = {f"graphwd_{i}": tf.TensorSpec(_UNKNOWN, each.dtype) for i, each in enumerate(captures)}
+    more = {f"graphwd_{i}": tf.TensorSpec(_UNKNOWN, capture.dtype) for i, capture in enumerate(captures)}
     if not more:
         return signature
     every = collections.OrderedDict([*signature.captures.items(), *more.items()])
@@ -172,35 +171,35 @@ def _with_captures(signature: Any, captures: Iterable[Elsewhere]) -> Any:
 
 
 def _capture(value: tf.Variable | tf.Tensor) -> Any:
-    """The tensor that a function captures: of a variable its handle."""
+    """The tensor that a function captures; for a variable, its handle."""
     return value.handle if isinstance(value, tf.Variable) else value
 
 
 def _bind(result: Any, original: ConcreteFunction, own: Sequence[tf.Variable | tf.Tensor]) -> None:
-    """Gives a new concrete function what an existing one has captured, and what graphwd captures of its own."""
+    """Gives a new concrete function the captures of an existing one, and graphwd's own captures."""
     captured = [*original._captured_inputs, *map(_capture, own)]
     result.set_external_captures(captured)
-    for each, tensor in zip(own, result.inputs[len(original.inputs) :], strict=True):
-        if isinstance(each, tf.Variable):
-            handle_data_util.copy_handle_data(each.handle, tensor)
-        result.graph.replace_capture(_capture(each), tensor)
+    for value, tensor in zip(own, result.inputs[len(original.inputs) :], strict=True):
+        if isinstance(value, tf.Variable):
+            handle_data_util.copy_handle_data(value.handle, tensor)
+        result.graph.replace_capture(_capture(value), tensor)
     for tensor, old in zip(result.inputs, original.inputs, strict=False):
         if tensor.dtype in (tf.resource, tf.variant):
             handle_data_util.copy_handle_data(old, tensor)
     inputs = {id(old): new for old, new in zip(original.inputs, result.inputs, strict=False)}
     for external, internal in original.graph.captures:
         result.graph.replace_capture(external, inputs[id(internal)])
-    # TensorFlow wraps what it takes over here in a tuple once more, and cannot read that when a gradient needs it.
+    # TensorFlow wraps this in a tuple once more, and cannot read that when a gradient needs it.
     result.graph.collective_manager_ids_used = original.inference_fn.call_options.collective_manager_ids_used
     result.graph.structured_input_signature = original.structured_input_signature
     result.graph.structured_outputs = original.structured_outputs
-    result.set_variables([*original.graph.variables, *(each for each in own if isinstance(each, tf.Variable))])
+    result.set_variables([*original.graph.variables, *(value for value in own if isinstance(value, tf.Variable))])
     result._arg_keywords = original._arg_keywords
     result._num_positional_args = original._num_positional_args
 
 
 def _view(atomic: Any, traced: Any) -> Any:
-    """The Python view of a rewritten body, which knows the shapes and the gradients that the original view knows."""
+    """The Python view of a rewritten body, with the shapes and the gradients of the original view."""
     parts: Any = types.SimpleNamespace(
         definition=_with_shapes(atomic.definition, traced),
         function_type=atomic.function_type,
@@ -213,10 +212,10 @@ def _view(atomic: Any, traced: Any) -> Any:
 
 
 def _with_shapes(function: FunctionDef, traced: Any) -> FunctionDef:
-    """A body whose nodes say the shapes that they have in the graph that it was traced as.
+    """A body whose nodes record the shapes that they have in the traced graph.
 
-    From the body alone TensorFlow knows less: not what lies behind a handle, what a call returns, what ``set_shape``
-    said. An op that then sees its input's rank and not its dimensions may be refused.
+    From the body alone TensorFlow does not know the shapes of variables, the results of calls, or calls of
+    ``set_shape``. An op that gets its input's rank but not its dimensions may be refused.
     """
     shaped = FunctionDef()
     shaped.CopyFrom(function)
@@ -232,8 +231,8 @@ def _with_shapes(function: FunctionDef, traced: Any) -> FunctionDef:
 
 
 def _finish(view: Any, traced: Any, children: Iterable[Any]) -> None:
-    """Gives a view what is in no function definition: what lies behind its handles, and the gradients of its calls."""
-    for old, new in zip(traced.inputs, view.inputs, strict=False):  # what is brought comes after what was there
+    """Gives a view what a function definition lacks: the handle data of its inputs, and the gradients of its calls."""
+    for old, new in zip(traced.inputs, view.inputs, strict=False):  # brought arguments come last
         if new.dtype in (tf.resource, tf.variant):
             handle_data_util.copy_handle_data(old, new)
     known = {operation.name: operation for operation in traced.get_operations()}
@@ -244,7 +243,7 @@ def _finish(view: Any, traced: Any, children: Iterable[Any]) -> None:
 
 
 def _give_gradient(call: Any, original: Any, children: Mapping[str, Any]) -> None:
-    """Gives a call of a view the gradient of the original call, or that of the rewritten function that it calls now."""
+    """Gives a call in a view its gradient: that of the original call, or that of the rewritten function."""
     callee = call.get_attr("f").name
     if original is not None and original.type in _CALLS and original.get_attr("f").name == callee:
         call._gradient_function = original._gradient_function
@@ -258,7 +257,7 @@ def _gradient_of(function: Any, call: Any, *gradients: Any) -> Any:
 
 
 def _register(function: FunctionDef, library: Iterable[Any], traced: Any = None) -> Any:
-    """Registers a rewritten library function for as long as what is returned lives.
+    """Registers a rewritten library function for as long as the result lives.
 
     Args:
         function: the function.
@@ -266,7 +265,7 @@ def _register(function: FunctionDef, library: Iterable[Any], traced: Any = None)
         traced: the graph of the original, where there is one.
 
     Returns:
-        What keeps it registered.
+        The owner of the registration.
     """
     children = _called(function, library)
     if traced is None:
@@ -281,14 +280,14 @@ def _register(function: FunctionDef, library: Iterable[Any], traced: Any = None)
 
 
 def _called(function: FunctionDef, library: Iterable[Any]) -> list[Any]:
-    """Those of some functions that a function refers to; they bring along what they refer to."""
+    """The functions among some that a function refers to directly."""
     names = {
-        each.name
+        callee.name
         for node in function.node_def
         for value in node.attr.values()
-        for each in ([value.func] if value.HasField("func") else value.list.func)
+        for callee in ([value.func] if value.HasField("func") else value.list.func)
     }
-    return [each for each in library if _name(each) in names]
+    return [child for child in library if _name(child) in names]
 
 
 def _name(function: Any) -> str:
@@ -300,10 +299,10 @@ def _as_graph(function: FunctionDef, children: list[Any]) -> Any:
     with tf.Graph().as_default() as graph:
         for child in children:
             graph._add_function(child)
-        made: Any = function_def_to_graph.function_def_to_graph(function, propagate_device_spec=True)
+        view: Any = function_def_to_graph.function_def_to_graph(function, propagate_device_spec=True)
     for child in children:
-        made._add_function_recursive(child)  # a gradient makes the graphs of branches anew, out of this one
-    return made
+        view._add_function_recursive(child)  # a gradient makes the graphs of branches anew, out of this one
+    return view
 
 
 class Parts:
@@ -334,23 +333,23 @@ def _new_name(base: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """The name of the function that a rewritten one was made of."""
+    """The name of the original of a rewritten function."""
     return name.partition("__graphwd_")[0]
 
 
 class PerInstance(polymorphic_function.Function):
     """A ``tf.function`` that, as a method, is made anew for each instance.
 
-    TensorFlow binds a method by handing the instance to the Python function. What that function is made of here is
-    another ``tf.function``, which must be bound as well: unbound, it would keep the traces of every instance alive and
-    hold the instance against its ``input_signature``.
+    TensorFlow binds a method by passing the instance to the Python function. Here that function calls another
+    ``tf.function``, which must be bound as well: unbound, it would keep the traces of every instance alive and match
+    the instance against its ``input_signature``.
     """
 
     def __init__(self, python_function: Callable[..., Any], bind: Callable[[Any, Any], Any], **options: Any) -> None:
         """Makes the function.
 
         Args:
-            python_function: what is traced.
+            python_function: the function to trace.
             bind: makes the function for an instance and its class.
             **options: of ``tf.function``.
         """
@@ -368,7 +367,7 @@ class PerInstance(polymorphic_function.Function):
 
 
 def per_instance(python_function: Callable[..., Any], bind: Callable[[Any, Any], Any], step: Any) -> Any:
-    """Makes a ``tf.function`` with the options of ``step``, to be made anew by ``bind`` for each instance."""
-    made: Any = PerInstance(python_function, bind, **options(step))
-    made.graphwd_original = step
-    return tf_decorator.make_decorator(python_function, made, decorator_name="tf.function")
+    """Makes a ``tf.function`` with the options of ``step``; ``bind`` makes another for each instance."""
+    function: Any = PerInstance(python_function, bind, **options(step))
+    function.graphwd_original = step
+    return tf_decorator.make_decorator(python_function, function, decorator_name="tf.function")

@@ -1,9 +1,9 @@
 # pyright: basic
-"""Finds what holds the variables of a Python step: the Keras variables that own them, and the paths that lead to them.
+"""Finds the holders of a Python step's variables: the Keras variables that own them, and the paths that lead to them.
 
 Keras 3 keeps a ``tf.Variable`` in a variable of its own, which knows the path and whether it is trained; the
 ``tf.Variable`` knows neither. So the objects that the step can reach are followed, from the instance whose method it
-is, or from the closure and the globals of its function. What is not found so is looked for among all objects.
+is, or from the closure and the globals of its function. Owners not found so are looked for among all objects.
 
 TensorFlow internals used here, and why there is no public way:
 
@@ -27,20 +27,20 @@ import tensorflow as tf
 from graphwd.graph.object_graph import ObjectGraph
 
 _OTHERS = frozenset(sys.stdlib_module_names) | {"numpy", "tensorflow", "keras", "tf_keras", "graphwd"}
-"""Libraries of whose objects only those are followed that a checkpoint would follow."""
+"""Libraries whose objects are followed only where a checkpoint would follow them."""
 
 _BOOKKEEPING = ("_self_", "_trainable_variables", "_trainable_weights", "_non_trainable_", "_obj_reference_counts")
-"""Attributes of layers and optimizers that list what others hold; that is no place of a variable."""
+"""Attributes of layers and optimizers that list variables which other objects hold."""
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, type})
 """Types of values that hold no variable."""
 
 _MOST = 100_000
-"""Elements of a list or dictionary that may be a part of a model."""
+"""How many elements a list or dictionary may have to count as a part of a model."""
 
 
 class Holders:
-    """What holds variables.
+    """The holders of variables.
 
     Attributes:
         frozen: identities of the variables of tf_keras layers that are not trained.
@@ -56,7 +56,7 @@ class Holders:
         self._owners: dict[int, Any] = {}
         self._numbers: dict[int, int] = {}
         self.frozen: set[int] = set()
-        self._keep: list[Any] = []  # identities hold for what is alive
+        self._keep: list[Any] = []  # identities are unique among living objects
         self._owned: list[Any] = []
         self._edges: list[list[tuple[str, int]]] = [[]]
         waiting: deque[int] = deque()
@@ -116,7 +116,7 @@ class Holders:
 
 
 def roots_of(step: Any) -> list[tuple[str, Any]]:
-    """What a step holds on to.
+    """The objects that a step refers to.
 
     Args:
         step: the Python function of a ``tf.function``, or a bound method.
@@ -134,7 +134,7 @@ def roots_of(step: Any) -> list[tuple[str, Any]]:
 
 
 def _unwrapped(value: Any) -> Any:
-    """A ``tf.function`` as the function that it is of, which has the closure; a wrapped variable as what it wraps."""
+    """The Python function of a ``tf.function``, which has the closure; the inner variable of a wrapped one."""
     if isinstance(value, tf.Variable):
         return getattr(value, "_variable", value)  # tf_keras wraps the weights of mixed precision
     if isinstance(value, (list, dict, tuple, set)) or not callable(value):
@@ -182,19 +182,19 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     for name, child in (*getattr(value, "__dict__", {}).items(), *((name, getattr(value, name)) for name in slots)):
         public = name.lstrip("_")
         if public != name and public != "layers" and isinstance(getattr(type(value), public, None), property):
-            yield public, child  # Keras keeps what is called `kernel` in `_kernel`
+            yield public, child  # Keras keeps the attribute `kernel` in `_kernel`
         yield name, child
 
 
 def _slots(kind: type) -> Iterator[str]:
-    """The names that a class has slots for."""
-    for each in kind.__mro__:
-        slots = vars(each).get("__slots__", ())
+    """The names in the ``__slots__`` of a class and its bases."""
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
         yield from (slots,) if isinstance(slots, str) else slots
 
 
 def _of_function(function: Any) -> Iterator[tuple[str, Any]]:
-    """What a function refers to by name: its closure, the globals that its code uses, what it wraps."""
+    """The objects that a function refers to by name: its closure, its globals, its defaults, the wrapped function."""
     if isinstance(function, functools.partial):
         yield "func", function.func
         yield "args", function.args
@@ -212,7 +212,9 @@ def _of_function(function: Any) -> Iterator[tuple[str, Any]]:
         value = function.__globals__.get(name)
         if isinstance(value, types.ModuleType):
             if value.__name__.partition(".")[0] not in _OTHERS:
-                yield from ((f"{name}.{each}", vars(value)[each]) for each in names if each in vars(value))
+                yield from (
+                    (f"{name}.{attribute}", vars(value)[attribute]) for attribute in names if attribute in vars(value)
+                )
         elif value is not None:
             yield name, value
     parameters = function.__code__.co_varnames[: function.__code__.co_argcount]
@@ -230,7 +232,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _instance(function: Any) -> Any:
-    """The instance that a method is bound to, also where it is a method of a ``tf.function``."""
+    """The instance that a method is bound to, also for a method that is a ``tf.function``."""
     while function is not None:
         if isinstance(function, types.MethodType):
             instance = function.__self__
@@ -241,8 +243,8 @@ def _instance(function: Any) -> Any:
 
 
 def _keras_variable_class() -> Any:
-    found = getattr(sys.modules.get("keras"), "Variable", None)
-    return found if isinstance(found, type) else None
+    kind = getattr(sys.modules.get("keras"), "Variable", None)
+    return kind if isinstance(kind, type) else None
 
 
 def _is_keras_variable(value: Any) -> bool:
@@ -256,7 +258,7 @@ def _is_keras_metric(value: Any) -> bool:
 
 
 def is_keras_model(value: Any) -> bool:
-    """Whether it is a model, or a class of models, of Keras 3 or tf_keras; neither is imported to find out."""
+    """Whether it is a model, or a class of models, of Keras 3 or tf_keras; neither library is imported for that."""
     kinds = [getattr(sys.modules.get(library), "Model", None) for library in ("keras", "tf_keras")]
     of = value if isinstance(value, type) else type(value)
     return any(isinstance(kind, type) and issubclass(of, kind) for kind in kinds)
@@ -269,24 +271,24 @@ def _is_frozen(value: Any) -> bool:
 
 
 _KNOWN: dict[int, tuple[weakref.ref[Any], weakref.ref[Any] | None]] = {}
-"""By identity of a ``tf.Variable``: that, and the Keras variable that owns it, where one does."""
+"""By identity of a ``tf.Variable``: the variable, and the Keras variable that owns it, where there is one."""
 
 
 def _owners_anywhere(variables: Sequence[Any]) -> dict[int, Any]:
-    """The Keras variables that own ``tf.Variable``s, by identity of these, wherever they are."""
+    """The Keras variables that own ``tf.Variable``s, by the identities of the latter, among all objects."""
     kind = _keras_variable_class()
     if kind is None:
         return {}
     if any(id(variable) not in _KNOWN for variable in variables):
-        # The one search in C that there is: an object refers to its class.
+        # The only fast search is for referrers: an object refers to its class.
         classes = {kind, *_subclasses(kind)}
-        owners = {id(each._value): each for each in gc.get_referrers(*classes) if type(each) in classes}
+        owners = {id(referrer._value): referrer for referrer in gc.get_referrers(*classes) if type(referrer) in classes}
         for variable in variables:
             owner = owners.get(id(variable))
             forget = functools.partial(_forget, id(variable))
             _KNOWN[id(variable)] = (weakref.ref(variable, forget), None if owner is None else weakref.ref(owner))
-    found = {id(variable): _KNOWN[id(variable)][1] for variable in variables}
-    return {key: owner for key, reference in found.items() if reference and (owner := reference()) is not None}
+    references = {id(variable): _KNOWN[id(variable)][1] for variable in variables}
+    return {key: owner for key, reference in references.items() if reference and (owner := reference()) is not None}
 
 
 def _forget(key: int, reference: object) -> None:
@@ -295,6 +297,6 @@ def _forget(key: int, reference: object) -> None:
 
 
 def _subclasses(kind: type) -> Iterator[type]:
-    for each in type.__subclasses__(kind):
-        yield each
-        yield from _subclasses(each)
+    for subclass in type.__subclasses__(kind):
+        yield subclass
+        yield from _subclasses(subclass)

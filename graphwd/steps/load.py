@@ -86,7 +86,7 @@ def _load(container: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _imports_from(folder: Path, container: str) -> Generator[None]:
-    """Lets a user's code import what lies beside it, now and when it is traced; turns its failure into one message."""
+    """Lets a user's code import modules from its folder, also when it is traced; turns its failure into one message."""
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -97,12 +97,12 @@ def _imports_from(folder: Path, container: str) -> Generator[None]:
 
 
 def _attribute(module: ModuleType, container: str, attribute: str) -> Any:
-    found: Any = module
+    target: Any = module
     for part in attribute.split("."):
         try:
-            found = getattr(found, part)
+            target = getattr(target, part)
         except AttributeError:
-            names = [name for name in dir(found) if not name.startswith("_")]
+            names = [name for name in dir(target) if not name.startswith("_")]
             close = difflib.get_close_matches(part, names, n=1)
             steps = sorted(name for name, value in vars(module).items() if _is_step(value))
             hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -111,29 +111,29 @@ def _attribute(module: ModuleType, container: str, attribute: str) -> Any:
             raise StepError(f"{container}: no attribute '{attribute}'{hint}") from None
         except Exception as error:
             raise StepError(f"{container}: reading '{attribute}' failed: {type(error).__name__}: {error}") from None
-    return found
+    return target
 
 
-def _as_step(found: Any, where: str) -> NamedStep:
+def _as_step(target: Any, where: str) -> NamedStep:
     name = where.rpartition(":")[2].rpartition(".")[2]
-    if _is_step(found):
-        return NamedStep(name, found)
-    if not callable(found):
-        raise StepError(f"{where} is a {type(found).__name__}; name a tf.function, or a function that returns one")
+    if _is_step(target):
+        return NamedStep(name, target)
+    if not callable(target):
+        raise StepError(f"{where} is a {type(target).__name__}; name a tf.function, or a function that returns one")
     try:
-        made = found()
+        step = target()
     except (Exception, SystemExit) as error:
         raise StepError(
             f"{where} is not a tf.function, and calling it without arguments to get one failed: {_told(error)}; "
             "decorate a step with tf.function(input_signature=...)"
         ) from None
-    if not _is_step(made):
-        raise StepError(f"{where} returned a {type(made).__name__}; return a tf.function or a ConcreteFunction")
-    return NamedStep(name, made)
+    if not _is_step(step):
+        raise StepError(f"{where} returned a {type(step).__name__}; return a tf.function or a ConcreteFunction")
+    return NamedStep(name, step)
 
 
 def _told(error: BaseException) -> str:
-    """What an exception of the user's code says, and the line of that code it came from."""
+    """The message of an exception in the user's code, and the line of that code that raised it."""
     text = f"{type(error).__name__}: {error}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in (__file__, importlib.__file__)]
     frames = [f for f in frames if not f.filename.startswith("<frozen")]

@@ -1,4 +1,4 @@
-"""Strings the pass together: policy, graph, updates, plan, inject, emit."""
+"""Runs the whole pass: policy, graph, updates, plan, inject, emit."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def plan(step: Any, policy: PolicyLike, /, *args: Any, **kwargs: Any) -> Plan:
     loaded = as_policy(policy)
     concretes = _traces(undecorated(step), args, kwargs)
     with collection_paused():
-        return whole_plan(prepare(each, loaded) for each in concretes)
+        return whole_plan(prepare(traced, loaded) for traced in concretes)
 
 
 def _traces(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[ConcreteFunction]:
-    """What a call with these arguments runs; without any, all that calls so far have run, too."""
+    """The trace that a call with these arguments runs; without arguments, also all traces of earlier calls."""
     if args or kwargs or not is_polymorphic(step):
         return [concrete(step, *args, **kwargs)]
     held = traces(step)
@@ -68,7 +68,7 @@ def _traces(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list
         if not held:
             raise
         return held  # it needs arguments, and these traces have them
-    return [*held, *(each for each in [first] if not any(each is one for one in held))]
+    return [*held, *(traced for traced in [first] if not any(traced is one for one in held))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Trace:
 
     Attributes:
         step: the trace; it stays as it is.
-        graph: what was read.
+        graph: its view.
     """
 
     step: ConcreteFunction
@@ -88,7 +88,7 @@ class Trace:
         return find_updates(self.graph)
 
     def limited(self, plan: Plan) -> Plan:
-        """The plan: a trace takes all that is planned."""
+        """The plan, unchanged: a trace has no limits."""
         return plan
 
 
@@ -125,10 +125,10 @@ def emit(prepared: Prepared[Trace], state: State) -> Emitted:
 
     def make(new_name: Callable[[str], str]) -> Rewritten:
         with collection_paused():
-            made = prepared.inject(new_name)
-        for note in unfused_notes(made.unfused):
+            rewritten = prepared.inject(new_name)
+        for note in unfused_notes(rewritten.unfused):
             _LOG.warning("%s", note)
-        return made
+        return rewritten
 
     step = prepared.part.step
     return Emitted(step, make, lambda own: state.variable(own, variables_of(step)))

@@ -1,4 +1,4 @@
-"""Sees what of a plain Python step a trace would freeze: the numbers around it that it counts on."""
+"""Finds the numbers outside of a plain Python step that it changes, and that a trace would freeze."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tell_frozen_state(step: Any) -> None:
 
 
 def state_in_python(step: Any) -> list[str]:
-    """The numbers of its surroundings that a Python function rebinds, which a trace freezes at their first value.
+    """Finds the outer numbers that a Python function rebinds, which a trace freezes at their first value.
 
     Args:
         step: a plain Python function or method.
@@ -36,12 +36,12 @@ def state_in_python(step: Any) -> list[str]:
     code = function.__code__
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
     around: dict[str, Any] = {"STORE_GLOBAL": function.__globals__, "STORE_DEREF": cells}
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for instruction in dis.get_instructions(code):
         name = instruction.argval
         if name in around.get(instruction.opname, ()) and _is_number(around[instruction.opname][name]):
-            found[name] = None
-    return list(found)
+            names[name] = None
+    return list(names)
 
 
 def _is_number(value: Any) -> bool:

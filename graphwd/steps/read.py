@@ -1,5 +1,5 @@
 # pyright: basic
-"""Reads steps that live in this process: what a traced function does, and which variables it does it to.
+"""Reads steps of this process: the graph of a traced function, and its variables.
 
 TensorFlow internals used here, and why there is no public way:
 
@@ -7,7 +7,7 @@ TensorFlow internals used here, and why there is no public way:
   ``_jit_compile``, ``_reduce_retracing``, ``_list_all_concrete_functions``: the options and traces of a step, which
   have no public accessor.
 * ``BaseResourceVariable`` and ``_handle``: which variable a captured handle belongs to, without running anything.
-* ``_distributed_container``: the variable whose copy in a replica is captured.
+* ``_distributed_container``: the distributed variable that a captured copy belongs to.
 
 Checked on TensorFlow 2.16, 2.17, 2.18, 2.19, 2.20 and 2.21 (tools/test_versions).
 """
@@ -40,10 +40,10 @@ def is_concrete(step: object) -> bool:
 
 
 def refuse_no_step(step: Any) -> None:
-    """Refuses what is no function that trains.
+    """Refuses an object that is not a training step.
 
     Args:
-        step: what was given as a training step.
+        step: the object.
 
     Raises:
         StepError: it cannot be called, or is a model.
@@ -79,7 +79,7 @@ def options(step: Any) -> dict[str, Any]:
 
 def traces(step: Any) -> list[ConcreteFunction]:
     """The concrete functions that a ``tf.function`` holds already."""
-    return [remember(step, each) for each in step._list_all_concrete_functions()]
+    return [remember(step, traced) for traced in step._list_all_concrete_functions()]
 
 
 def trace(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ConcreteFunction:
@@ -113,32 +113,32 @@ ROOT = "graphwd_root"
 """The attribute of a ``tf.function`` that refers, weakly, to the object from which the paths of its variables begin."""
 
 _OF = "graphwd_traced_from"
-"""The attribute of a trace that refers, weakly, to what it was traced from."""
+"""The attribute of a trace that refers, weakly, to the function that it was traced from."""
 
 
 def remember(step: Any, traced: ConcreteFunction) -> ConcreteFunction:
-    """Lets a trace know, weakly, which function it is of: what that refers to is where its variables are held."""
+    """Stores in a trace a weak reference to its function, from which the holders of its variables are found."""
     function = step.python_function
     refer = weakref.WeakMethod if isinstance(function, types.MethodType) else weakref.ref
     reference: Any = getattr(step, ROOT, None)
-    with contextlib.suppress(TypeError):  # not all that can be called can be referred to weakly
+    with contextlib.suppress(TypeError):  # some callables have no weak references
         setattr(traced, _OF, (reference is not None, reference or refer(function)))
     return traced
 
 
 def rooted(traced: ConcreteFunction, root: Any) -> ConcreteFunction:
-    """Lets the paths of a trace's variables begin at an object, to which it refers weakly."""
+    """Sets the object from which the paths of a trace's variables begin; the trace refers to it weakly."""
     setattr(traced, _OF, (True, weakref.ref(root)))
     return traced
 
 
 def _roots(step: ConcreteFunction) -> list[tuple[str, Any]]:
-    """What a trace's function holds on to, by name."""
+    """The objects that a trace's function refers to, by name."""
     is_rooted, reference = getattr(step, _OF, (False, None))
-    found = None if reference is None else reference()
-    if found is None:
+    root = None if reference is None else reference()
+    if root is None:
         return []
-    return [("", found)] if is_rooted else roots_of(found)
+    return [("", root)] if is_rooted else roots_of(root)
 
 
 def read(step: ConcreteFunction) -> Graph:
@@ -178,7 +178,7 @@ def read(step: ConcreteFunction) -> Graph:
 
 
 def _specs(step: ConcreteFunction) -> Iterator[object]:
-    """For every tensor argument of a step, the spec that it belongs to."""
+    """The specs of a step's tensor arguments, one for each tensor."""
     for spec in tf.nest.flatten(step.structured_input_signature):
         if isinstance(spec, tf.TypeSpec):
             yield from [spec] * len(tf.nest.flatten(spec, expand_composites=True))
@@ -187,8 +187,8 @@ def _specs(step: ConcreteFunction) -> Iterator[object]:
 def variables_of(step: ConcreteFunction) -> list[tf.Variable]:
     """The variables whose handles a concrete function has captured.
 
-    ``step.variables`` alone is not enough: a variable that the step only touches through its raw handle, as legacy
-    optimizers do with their slot variables, is not among them.
+    ``step.variables`` alone is not enough: it lacks variables that the step uses only through their raw handles, as
+    legacy optimizers do with their slot variables.
 
     Args:
         step: the traced step.
@@ -208,8 +208,8 @@ def variables_of(step: ConcreteFunction) -> list[tf.Variable]:
             "the optimizer or the tf.function alive"
         ) from None
     for variable in watched:
-        for each in getattr(variable, "_values", None) or (variable,):
-            by_handle[id(each.handle)] = each
+        for replica in getattr(variable, "_values", None) or (variable,):
+            by_handle[id(replica.handle)] = replica
     captures: Any = step.captured_inputs
     handles = {id(tensor): tensor for tensor in captures if tensor.dtype == tf.resource}
     by_handle |= _owners({key: handle for key, handle in handles.items() if key not in by_handle})
@@ -217,17 +217,18 @@ def variables_of(step: ConcreteFunction) -> list[tf.Variable]:
 
 
 _OWNERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-"""The variables that were found by their handles, by the handle's identity, which is compared before one is used."""
+"""The variables that were found by their handles, by the handle's identity, which is checked before use."""
 
 
 def _owners(handles: Mapping[int, Any]) -> dict[int, Any]:
-    """The variables of handles, by identity. A handle does not know its variable, but that lives, or no step could run.
+    """The variables of handles, by identity.
 
-    All objects are looked through, which takes a good part of a second in a large process: once for each handle.
+    A handle does not know its variable. All objects are searched for it, once for each handle, which takes a good part
+    of a second in a large process.
     """
     known = {key: _OWNERS.get(key) for key in handles}
-    found = {key: owner for key, owner in known.items() if owner is not None and _handle(owner) is handles[key]}
-    missing = handles.keys() - found.keys()
+    owners = {key: owner for key, owner in known.items() if owner is not None and _handle(owner) is handles[key]}
+    missing = handles.keys() - owners.keys()
     if missing:
         is_variable: dict[type, bool] = {}
         for candidate in gc.get_objects():
@@ -235,9 +236,9 @@ def _owners(handles: Mapping[int, Any]) -> dict[int, Any]:
             if kind not in is_variable:
                 is_variable[kind] = issubclass(kind, resource_variable_ops.BaseResourceVariable)
             if is_variable[kind] and id(_handle(candidate)) in missing:
-                found[id(_handle(candidate))] = candidate
-        _OWNERS.update({key: found[key] for key in missing if key in found})
-    return found
+                owners[id(_handle(candidate))] = candidate
+        _OWNERS.update({key: owners[key] for key in missing if key in owners})
+    return owners
 
 
 def _handle(variable: Any) -> Any:
@@ -245,7 +246,7 @@ def _handle(variable: Any) -> Any:
 
 
 class _Variables:
-    """Numbers the variables of a step: by handle, for names need not be unique."""
+    """Numbers the variables of a step, by handle, since names need not be unique."""
 
     def __init__(self, step: ConcreteFunction) -> None:
         self._by_handle = {id(variable.handle): variable for variable in variables_of(step)}
@@ -253,14 +254,14 @@ class _Variables:
         self._seen = _named(map(_primary, self._by_handle.values()), _roots(step))
 
     def captured(self, tensor: Any) -> Variable | None:
-        """The variable that a captured tensor is the handle of."""
-        found = self._by_handle.get(id(tensor))
-        if found is None:
+        """The variable of a captured handle."""
+        variable = self._by_handle.get(id(tensor))
+        if variable is None:
             return None
-        return self._number(tensor, found, self._seen[id(_primary(found))], found.handle.device)
+        return self._number(tensor, variable, self._seen[id(_primary(variable))], variable.handle.device)
 
     def argument(self, name: str, spec: Any, tensor: Any) -> Variable | None:
-        """The variable that an argument of the step is the handle of."""
+        """The variable of a handle that is an argument of the step."""
         if not hasattr(spec, "trainable"):
             return None
         return self._number(tensor, spec, _Seen(name, bool(spec.trainable)), "")
@@ -286,13 +287,13 @@ class _Seen:
 
 def _named(variables: Iterable[Any], roots: Iterable[tuple[str, Any]]) -> dict[int, _Seen]:
     """Variables as their libraries show them, by identity."""
-    found = {id(variable): variable for variable in variables}
+    by_id = {id(variable): variable for variable in variables}
     holders = Holders(roots)
-    holders.look_for(list(found.values()))
-    seen = {key: _seen(variable, holders) for key, variable in found.items()}
-    told = [each for each in seen.values() if each.trainable]
-    for each, label in zip(told, labels([(each.name, each.path) for each in told]), strict=True):
-        each.label = label
+    holders.look_for(list(by_id.values()))
+    seen = {key: _seen(variable, holders) for key, variable in by_id.items()}
+    told = [shown for shown in seen.values() if shown.trainable]
+    for shown, label in zip(told, labels([(shown.name, shown.path) for shown in told]), strict=True):
+        shown.label = label
     return seen
 
 
@@ -303,13 +304,13 @@ def held_by(root: Any, variables: Sequence[Any]) -> list[Variable]:
         root: an object, from which their paths begin.
         variables: variables of TensorFlow or Keras.
     """
-    found = [getattr(variable, "_value", variable) for variable in variables]
-    seen = _named(found, [("", root)])
+    unwrapped = [getattr(variable, "_value", variable) for variable in variables]
+    seen = _named(unwrapped, [("", root)])
     return [
         _variable(
             number, variable, seen[id(variable)], id((getattr(variable, "_values", None) or (variable,))[0].handle)
         )
-        for number, variable in enumerate(found)
+        for number, variable in enumerate(unwrapped)
     ]
 
 
@@ -349,11 +350,11 @@ def _primary(variable: Any) -> Any:
     """The variable that a user sees: for a replica's copy, the distributed variable that it belongs to."""
     for holder in (variable, variable.handle):
         container = getattr(holder, "_distributed_container", None)
-        if callable(container) and (found := container()) is not None:
-            return found
+        if callable(container) and (distributed := container()) is not None:
+            return distributed
     return variable
 
 
 def undecorated(step: Any) -> Any:
-    """The step that a decorated one was made of; itself where it is none."""
+    """The original of a decorated step; any other step itself."""
     return getattr(step, "graphwd_original", step)
