@@ -245,8 +245,8 @@ class SideBySide:
                 writes = known.get(variable.id) or VariableWrites(variable, (), (), (), frozenset())
                 rule = policy.decide(subject(writes))
                 if rule is not None and not rule.exempts:
-                    found[variable.id] = rule
-        return found
+                    rules[variable.id] = rule
+        return rules
 
     def run(self, function: str = "") -> Verification:
         """Runs both and compares them; the variables are left as they were.

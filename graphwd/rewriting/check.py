@@ -42,7 +42,7 @@ def check_rewritten(
     moved = {use for injection in injections.values() for use in injection.uses}
     delayed = {write for write, injection in injections.items() if isinstance(injection, Before)}
     delayed |= {each.early.write for each in injections.values() if isinstance(each, After) and each.early is not None}
-    led_on: dict[str, set[str]] = defaultdict(set)
+    retargeted: dict[str, set[str]] = defaultdict(set)
     for frame in calls:
         retargeted[frame.node].add(frame.callee.attribute)
     unchanged = {*(use.node for use in moved), *delayed, *retargeted}

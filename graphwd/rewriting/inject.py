@@ -339,8 +339,8 @@ def decay_records(graph: Graph) -> list[dict[str, Any]]:
         record = next(decay_of(node) for node in function.node_def if node.name == site.node)
         at = str(Site(site.path, record["write"], ""))
         keys = ("where", "rate", "learning_rate", "power", "formula", "rows")
-        found.append({"variable": variable.name, "at": at, **{key: record[key] for key in keys}})
-    return found
+        records.append({"variable": variable.name, "at": at, **{key: record[key] for key in keys}})
+    return records
 
 
 def _redirect(function: FunctionDef, nodes: Iterable[NodeDef], targets: Mapping[str, str]) -> None:
