@@ -28,6 +28,8 @@ _CALL = 50
 _PYTHON_CALLS = ops_with(Trait.PYTHON_CALL)
 
 
+_INTEGERS = ("int32", "int64")
+
 BodyValues = Mapping[str, Sequence[Value]]
 """The values of the tensors of one body: by node or argument, one for each output, or one for all of them."""
 
@@ -51,6 +53,7 @@ class Interpreter:
         opaque: variables that go where graphwd does not follow, and where.
         python_calls: calls of Python code that get a gradient.
         untrained: variables that are not trainable and to which a gradient is added, and where.
+        integer_writes: the writes of each variable that is one integer, by its number.
         used_by: for every variable, the op types that read it.
         read: the variables that are read.
         injected: the nodes that carry the records of decays that graphwd injected before, and the variable of each.
@@ -74,6 +77,7 @@ class Interpreter:
         self.opaque: dict[tuple[int, Site], tuple[Variable, Site]] = {}
         self.python_calls: dict[Site, None] = {}
         self.untrained: dict[Site, tuple[Variable, Site]] = {}
+        self.integer_writes: dict[int, dict[Site, None]] = {}
         self.used_by: dict[int, set[str]] = {}
         self.read: set[int] = set()
         self.injected: dict[Site, Variable] = {}
@@ -244,9 +248,14 @@ class Interpreter:
             self._writing.update(path[:depth] for depth in range(len(path) + 1))
             self.writes[site] = Write(self.graph.variables[handle], site, value, gradients, number)
         else:
+            self._note_integer(handle, site)
             self._note_untrained(handle, value, op, site)
             self._store(handle, value, replace=op.form is Form.ASSIGN and op.rows is None)
         return [Value(handle=handle)] if op.reference else []
+
+    def _note_integer(self, handle: int, site: Site) -> None:
+        if handle >= 0 and self.graph.variables[handle].rank == 0 and self.graph.variables[handle].dtype in _INTEGERS:
+            self.integer_writes.setdefault(handle, {})[site] = None
 
     def _note_untrained(self, handle: int, value: Value, op: WriteOp, site: Site) -> None:
         if handle < 0 or not (op.form is Form.APPLY or (op.form in (Form.ADD, Form.SUB) and value.from_gradient)):

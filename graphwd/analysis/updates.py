@@ -96,6 +96,7 @@ class Analysis:
         graph: the step; None for an account made by hand.
         values: what is known of the tensors of each body that writes a variable, by the calls that lead to it.
         untrained: variables that are not trainable and yet updated from a gradient, with the site.
+        integer_writes: for every variable that is one integer and is written: that, and where.
     """
 
     variables: tuple[VariableWrites, ...]
@@ -105,6 +106,7 @@ class Analysis:
     graph: Graph | None = None
     values: Mapping[Path, BodyValues] = field(default_factory=dict[Path, BodyValues])
     untrained: tuple[tuple[Variable, Site], ...] = ()
+    integer_writes: tuple[tuple[Variable, tuple[Site, ...]], ...] = ()
 
     def __repr__(self) -> str:
         """In a few words."""
@@ -159,6 +161,7 @@ def _analyse(graph: Graph, slots: Mapping[int, VariableWrites]) -> Analysis:
         graph,
         values,
         tuple(_untrained(run, flows, accounts)),
+        tuple((graph.variables[number], tuple(sites)) for number, sites in run.integer_writes.items()),
     )
 
 

@@ -17,12 +17,13 @@ import tensorflow as tf
 from tensorflow.core.framework.function_pb2 import FunctionDef
 
 from graphwd.analysis.sites import Path
+from graphwd.checking.own_values import OwnValues
 from graphwd.decay.formulas import Formula
 from graphwd.errors import VerifyError
 from graphwd.graph.body import Body, Node
 from graphwd.graph.edge import Use, data_inputs, is_control, node_of, output_edge, source_of, sources_of
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind
-from graphwd.planning.injections import After, Before, InGradient, Injection, InValue, Nest, Own, nested
+from graphwd.planning.injections import After, Before, InGradient, Injection, InValue, Nest, Scheduled, nested
 from graphwd.steps.emit import Parts
 from graphwd.steps.read import ConcreteFunction, read
 
@@ -38,14 +39,14 @@ class Reference:
         step: ConcreteFunction,
         injections: Iterable[Injection],
         watched: Iterable[tuple[Path, str]] = (),
-        own: Callable[[Own], np.ndarray] | None = None,
+        own: OwnValues | None = None,
     ) -> None:
         """Prepares to run.
 
         Args:
             step: the original.
             injections: where which decay goes.
-            own: gives what a variable of graphwd's own holds; needed where decays read such.
+            own: what the variables of graphwd's own hold; needed where decays read such.
             watched: tensors, each by the calls that lead to its body and its edge there, whose values are kept.
         """
         self._graph = read(step)
@@ -53,6 +54,7 @@ class Reference:
         self._parts = Parts(step)
         captured: Any = step.captured_inputs
         self._captured: list[Any] = list(captured)
+        injections = tuple(injections)
         self._nest = nested(injections)
         self._programs: dict[tuple[str, int], _Program] = {}
         self._watched: dict[int, list[tuple[Path, str]]] = {}  # by the nest of their body
@@ -61,6 +63,14 @@ class Reference:
             for frame in path:
                 nest = nest.calls.setdefault(frame, Nest())
             self._watched.setdefault(id(nest), []).append((path, edge))
+        self._scheduled: dict[int, dict[Scheduled, None]] = {}  # by the nest of the body where they are computed
+        for rate in (rate for injection in injections for rate in injection.elsewhere if isinstance(rate, Scheduled)):
+            nest = self._nest
+            for frame in rate.path or ():
+                nest = nest.calls[frame]
+            self._scheduled.setdefault(id(nest), {})[rate] = None
+        self._scalars: dict[Any, Any] = {None: own}
+        """What the variables of graphwd's own hold, and the rate of each schedule as its body began."""
         self._factors: Mapping[tuple[Path, str], float] = {}
         self.seen: dict[tuple[Path, str], list[Any]] = {}
         """For each watched tensor its values in the last run, as NumPy arrays, one for each time it was computed."""
@@ -101,7 +111,12 @@ class Reference:
             self._programs[key] = _Compiler(self, function, nest).program()
         program = self._programs[key]
         values: _Values = dict(zip(program.arguments, arguments, strict=True))
-        values[OWN] = self.own
+        scheduled = self._scheduled.get(id(nest), ())
+        if scheduled:
+            assert self.own is not None
+            self._scalars.update((rate, self.own.rate(rate)) for rate in scheduled)
+            self.own.steps += any(rate.own is not None for rate in scheduled)
+        values[OWN] = self._scalars
         for instruction in program.instructions:
             instruction(values)
         return [values[edge] for edge in program.results]
@@ -145,7 +160,7 @@ class Reference:
 _NOTHING = Nest()
 
 OWN = "variables of graphwd's own"
-"""The key, which is no edge, of what gives the content of such."""
+"""The key, which is no edge, of what they hold, and of the rates of schedules."""
 
 
 @dataclass(frozen=True)
@@ -420,9 +435,11 @@ def _lost(
 ) -> np.ndarray:
     """What a weight, or rows of it, lose at this step: the rate times the formula, in float64."""
     rate = injection.rate
-    scalars = [float(values[OWN](each.tensor)) for each in rate.factors]
+    own = values[OWN]
+    tensors_of_rate = [factor.tensor for factor in rate.factors]
+    scalars = [float(own[each] if isinstance(each, Scheduled) else own[None].value(each)) for each in tensors_of_rate]
     if injection.initial is not None:
-        initial = values[OWN](injection.initial)
+        initial = own[None].value(injection.initial)
         tensors["initial"] = initial[rows] if initial.ndim else initial
     learning_rate = float(values[rate.learning_rate.tensor]) if rate.learning_rate is not None else 1.0
     return rate.number * math.prod(scalars) * learning_rate**rate.power * values_of(injection.formula, **tensors)

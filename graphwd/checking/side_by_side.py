@@ -20,18 +20,18 @@ from graphwd.analysis.updates import VariableWrites
 from graphwd.checking.averages import find_averages
 from graphwd.checking.measure import ulps
 from graphwd.checking.notice import Notice, Writing
+from graphwd.checking.own_values import OwnValues
 from graphwd.checking.races import races
 from graphwd.checking.rate_probe import Rates
 from graphwd.checking.reference import Reference, values_of
 from graphwd.checking.verification import Checked, Kind, RateCheck, Verdict, Verification
 from graphwd.errors import VerifyError
 from graphwd.graph.graph import Variable
-from graphwd.planning.injections import Own, OwnKind
+from graphwd.planning.injections import Own, OwnKind, Scheduled
 from graphwd.planning.planner import Outcome, subject
 from graphwd.policy.rules import Mode, Order, Policy, Rule, Sparse
 from graphwd.steps.pipeline import concrete, plan
 from graphwd.steps.read import ConcreteFunction, read, variables_of
-from graphwd.steps.state import STATE, State
 
 Array = np.ndarray
 
@@ -173,6 +173,11 @@ class SideBySide:
             for name, tensor in handles
             if name in self._graph.handles and id(tensor) in by_handle
         }
+        self._own = OwnValues(rewritten, self._mine, self._places)
+        self._counters: dict[int, set[int]] = {}  # by variable, those that its schedules go by; -1 for graphwd's own
+        for injection in self._decided.injections:
+            counters = {rate.variable for rate in injection.elsewhere if isinstance(rate, Scheduled)}
+            self._counters.setdefault(injection.variable.id, set()).update(counters)
         self._accounts = self._open(policy)
         scaled = {
             account.variable.id: account.rule
@@ -191,6 +196,7 @@ class SideBySide:
         self._numbers = {i: _learning_rate(scaled[i], rate) for i, rate in numbers if i not in several}
         self._rates = Rates(step, self._graph, injections, self._numbers)
         self._outputs: list[_Account | None] = []
+        self._compared = 0
         self._replayed: Reference | None = None
 
     def _open(self, policy: Policy) -> list[_Account]:
@@ -262,9 +268,12 @@ class SideBySide:
                 dataset.
         """
         start, theirs = _values(self._mine), _values(self._theirs)
+        counter = self._own.counter
+        steps = 0 if counter is None else int(counter.numpy())
         try:
             racing = self._run()
         finally:
+            self._own.begin(steps)
             _assign(self._mine, start)
             _assign(self._theirs, theirs)
         tolerance = self._settings.tolerance
@@ -366,9 +375,13 @@ class SideBySide:
 
     def _compare(self, run: _Run) -> None:
         """Compares one run of the rewritten step with the original."""
+        run.steps = self._compared  # so that a schedule is seen at several steps
+        self._compared += 1
+        self._own.begin(run.steps)
         actual, outputs = self._after(
             self._theirs, run.state, lambda: _leaves(self._rewritten(*run.call.args, **run.call.kwargs)), "rewritten"
         )
+        counted = None if self._own.counter is None else int(self._own.counter.numpy()) - run.steps
         run.rates.update(self._numbers)
         if self._rates:
             self._after(self._mine, run.state, lambda: run.rates.update(self._rates.run(run.call.flat)))
@@ -376,6 +389,7 @@ class SideBySide:
             before, plain, now = run.state[place], run.plain[place], actual[place]
             if account.rule is not None:
                 self._compare_decayed(account, run, place, now)
+                self._check_counter(account, run, place, counted)
             else:
                 self._compare_other(account, before, plain, now, lambda place=place: self._replay(run)[0][place])
         if len(outputs) != len(self._outputs):
@@ -387,6 +401,18 @@ class SideBySide:
                 plain, now = run.outputs[position], outputs[position]
                 replay = lambda position=position: self._replay(run)[1][position]  # noqa: E731
                 self._compare_other(account, plain, plain, now, replay)
+
+    def _check_counter(self, account: _Account, run: _Run, place: int, counted: int | None) -> None:
+        """Checks that what a schedule goes by counts the update of its variable, once."""
+        assert account.variable is not None
+        for number in self._counters.get(account.variable.id, ()):
+            name, difference = "the counter of graphwd's own", counted
+            if number >= 0:
+                counter = self._places[number]
+                name = f"'{self._accounts[counter].name}'"
+                difference = int(run.plain[counter]) - int(run.state[counter])
+            if account.certain and run.state[place].tobytes() != run.plain[place].tobytes() and difference != 1:
+                account.reason = f"its schedule goes by {name}, which its update does not count up by one"
 
     def _compare_decayed(self, account: _Account, run: _Run, place: int, now: Array) -> None:
         before, plain = run.state[place], run.plain[place]
@@ -414,7 +440,9 @@ class SideBySide:
         nothing = np.zeros(plain.shape, bool)
         if not is_decoupled(rule):
             return plain, nothing
-        rate = rule.weight_decay if rule.tunable is None else float(self._state().rates[rule.tunable].numpy())
+        rate = self._unscaled(variable, rule, run.state)
+        if rate is None:
+            return plain, nothing
         if account.scaled:
             if variable.id not in run.rates:
                 return plain, nothing
@@ -438,19 +466,30 @@ class SideBySide:
             known = np.full(plain.shape, bool(changed.any()) or writing.always)
         return full.astype(plain.dtype), known
 
-    def _state(self) -> State:
-        """The variables of graphwd's own that the rewritten step has."""
-        found = getattr(self._rewritten, STATE, None)
-        if not isinstance(found, State):
-            raise VerifyError("the rewritten step has no variables of graphwd's own, which the policy asks for")
-        return found
+    def _unscaled(self, variable: Variable, rule: Rule, state: Sequence[Array]) -> float | None:
+        """The rate of a rule at a run, before the learning rate is counted in; None where it is not known.
 
-    def _own(self, own: Own) -> Array:
-        return self._state().variable(own, self._mine).numpy()
+        Args:
+            variable: the variable.
+            rule: its rule.
+            state: the variables before the run.
+        """
+        rate = rule.weight_decay if rule.tunable is None else float(self._own.state.rates[rule.tunable].numpy())
+        if rule.schedule is None:
+            return rate
+        if rule.schedule.identity:
+            own = Own(rule.schedule.name, "resource", kind=OwnKind.GIVEN, key=rule.schedule.identity)
+            return rate * float(self._own.value(own))
+        counters = self._counters.get(variable.id, set())
+        if len(counters) != 1:
+            return None
+        (number,) = counters
+        steps = self._own.steps if number < 0 else int(state[self._places[number]])
+        return rate * rule.schedule.resolved().at(steps)
 
     def _initial(self, variable: Variable) -> Array:
         """The first weight of a variable."""
-        return self._own(Own(variable.name, "resource", kind=OwnKind.INITIAL, key=variable.key))
+        return self._own.value(Own(variable.name, "resource", kind=OwnKind.INITIAL, key=variable.key))
 
     def _compare_other(
         self, account: _Account, before: Array, plain: Array, now: Array, replay: Callable[[], Array]
@@ -473,6 +512,7 @@ class SideBySide:
             if self._replayed is None:
                 self._replayed = Reference(self._step, self._decided.injections, own=self._own)
             reference = self._replayed
+            self._own.steps = run.steps
             run.replay = self._after(self._mine, run.state, lambda: _leaves(reference.run(run.call.flat)))
         return run.replay
 
@@ -529,6 +569,7 @@ class _Run:
         outputs: what it returned.
         rates: the learning rate of each variable in it, by its number.
         replay: the variables and results with the decays of the plan, once they are known.
+        steps: the number of updates before it, where graphwd counts them.
     """
 
     call: Call
@@ -537,6 +578,7 @@ class _Run:
     outputs: Sequence[Any]
     rates: dict[int, float] = field(default_factory=dict)
     replay: tuple[list[Array], list[Any]] | None = None
+    steps: int = 0
 
 
 def _says(rule: Rule, writing: Writing) -> bool:

@@ -9,6 +9,7 @@ graphwd traces each function once for each dtype and splices the trace into bodi
 * ``factor``: a scalar, 1 - rate.
 * ``indices``: rows of the variable, integers of any shape. ``rows``: likewise, a vector.
 * ``before``: the variable's content, or those rows of it, before the update; where the formula asks for the update.
+* ``step``: a scalar of float64, the number of updates before this one.
 * ``initial``: the handle of the variable that keeps the first weight; where the formula asks for that.
 
 ``dtype`` is the variable's. Arithmetic on half precision is done in float32 (`wide`). The name of an op is its role;
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from graphwd.decay.formulas import Formula
+from graphwd.decay.schedules import Schedule
 
 _RAW = tf.raw_ops
 _Optional = tf.Tensor | None
@@ -45,6 +47,22 @@ def times(rate: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 def times_variable(rate: tf.Tensor, handle: tf.Tensor, *, dtype: str) -> tf.Tensor:
     """Returns the product of a rate and the content of a scalar variable, of a dtype."""
     return times(rate, _RAW.ReadVariableOp(resource=handle, dtype=dtype, name="read_factor"))
+
+
+def count(handle: tf.Tensor, *, dtype: str) -> tf.Tensor:
+    """Returns what a counter holds, in float64, which is exact below 2**53."""
+    return _cast(_read(handle, dtype, "counter"), tf.float64, "step")
+
+
+def count_up(handle: tf.Tensor, *, dtype: str) -> None:
+    """Adds 1 to a counter."""
+    _RAW.AssignAddVariableOp(resource=handle, value=tf.constant(1, dtype, name="one"), name="steps")
+
+
+def scheduled(step: tf.Tensor, *, schedule: Schedule) -> tf.Tensor:
+    """Returns the rate of a schedule, by the number of updates before this one."""
+    with tf.name_scope("schedule"):
+        return schedule(step)
 
 
 def multiply(handle: tf.Tensor, factor: tf.Tensor, *, dtype: str) -> None:

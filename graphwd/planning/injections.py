@@ -12,6 +12,7 @@ from graphwd.analysis.learning_rate import LearningRate
 from graphwd.analysis.readiness import Readiness
 from graphwd.analysis.sites import Frame, Path, Site
 from graphwd.decay.formulas import Formula, l2
+from graphwd.decay.schedules import Schedule
 from graphwd.graph.edge import Use
 from graphwd.graph.graph import Callee, Variable
 
@@ -56,6 +57,7 @@ class OwnKind(Enum):
 
     RATE = "rate"  # to be assigned by the user
     STEPS = "steps"  # counts updates
+    GIVEN = "given"  # the user's own, which is the rate
     INITIAL = "initial"  # keeps the first weight of a variable
 
 
@@ -70,6 +72,29 @@ class Own(Elsewhere):
 
     kind: OwnKind = OwnKind.RATE
     key: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled(Elsewhere):
+    """The rate of a schedule, computed once in the body where its counter is counted up, for all that lies below.
+
+    Attributes:
+        schedule: the schedule.
+        write: the node that counts up, which waits until the counter is read; no text for a counter of graphwd's own.
+        counter_dtype: the dtype of the counter.
+        reference: whether the counter is a v1 reference variable.
+        own: the counter of graphwd's own; None where the step has one.
+        variable: the counter of the step, by its number; -1 for one of graphwd's own.
+        counter: the name of the counter in messages.
+    """
+
+    schedule: Schedule | None = None
+    write: str = ""
+    counter_dtype: str = "int64"
+    reference: bool = False
+    own: Own | None = None
+    variable: int = -1
+    counter: str = "a counter of graphwd's own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +183,14 @@ class Injection:
         """What has to be brought into its body."""
         first = () if self.initial is None else (self.initial,)
         return *(factor.tensor for factor in self.rate.factors), *first
+
+    @property
+    def own(self) -> Iterator[Own]:
+        """The variables of graphwd's own that it needs, be it for a schedule."""
+        for tensor in self.elsewhere:
+            own = tensor.own if isinstance(tensor, Scheduled) else tensor
+            if isinstance(own, Own):
+                yield own
 
     @property
     def done(self) -> tuple[object, ...]:
@@ -308,9 +341,26 @@ class Nest:
         Args:
             depth: how many calls lead to this body.
         """
+        return tuple(tensor for tensor in self._elsewhere(depth) if tensor.depth < depth)
+
+    def scheduled(self, depth: int = 0) -> tuple[Scheduled, ...]:
+        """The rates of schedules that are computed in this body.
+
+        Args:
+            depth: how many calls lead to this body.
+        """
+        needed = self._elsewhere(depth)
+        return tuple(tensor for tensor in needed if isinstance(tensor, Scheduled) and tensor.depth == depth)
+
+    def _elsewhere(self, depth: int) -> Iterable[Elsewhere]:
+        """All that is not from the body at hand, and is needed in it or below it; each once."""
         here = (tensor for injection in self.here.values() for tensor in injection.elsewhere)
         below = (tensor for nest in self.calls.values() for tensor in nest.outside(depth + 1))
-        return tuple(dict.fromkeys(tensor for tensor in (*here, *below) if tensor.depth < depth))
+        needed = dict.fromkeys((*here, *below))
+        for tensor in list(needed):
+            if isinstance(tensor, Scheduled) and tensor.depth == depth and tensor.own is not None:
+                needed[tensor.own] = None
+        return needed
 
     def signature(self) -> tuple[object, ...]:
         """What tells two rewritings of one body apart: not the variables, but what is done at which node."""

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from graphwd.analysis.counters import Counter, home
 from graphwd.analysis.direct_terms import terms_after
 from graphwd.analysis.flow import Flow, Flows
 from graphwd.analysis.gradient_entry import Entry, find_entry, named_entry
@@ -17,6 +18,7 @@ from graphwd.errors import UnclearError
 from graphwd.graph.edge import Use, node_of
 from graphwd.graph.graph import DTYPE_NUMBERS
 from graphwd.graph.ops import Form
+from graphwd.messages import listed
 from graphwd.planning.injections import (
     EPSILON,
     After,
@@ -29,22 +31,27 @@ from graphwd.planning.injections import (
     Own,
     OwnKind,
     Rate,
+    Scheduled,
 )
 from graphwd.policy.globs import glob_matches
 from graphwd.policy.rules import Mode, Order, Rule, Semantics, Sparse, Updates
+from graphwd.policy.schedule import ScheduleChoice
 
 
 class RefusedError(Exception):
     """Why a variable cannot be decayed as asked; reported once for all variables of a rule with the same reason."""
 
 
-def place_decay(rule: Rule, writes: VariableWrites, flows: Flows, *, leaves: bool = False) -> tuple[Injection, ...]:
+def place_decay(
+    rule: Rule, writes: VariableWrites, flows: Flows, *, leaves: bool = False, counters: Sequence[Counter] = ()
+) -> tuple[Injection, ...]:
     """Decides where the decay of a variable goes.
 
     Args:
         rule: the rule that decides it; its rate is not 0.
         writes: all that the step does to the variable, which it writes.
         flows: the flow of data in the bodies of the updates.
+        counters: the variables in which the step counts; needed for a schedule.
         leaves: whether the policy leaves alone variables whose writes are certainly no updates.
 
     Returns:
@@ -59,7 +66,7 @@ def place_decay(rule: Rule, writes: VariableWrites, flows: Flows, *, leaves: boo
         every = [write.site for update in updates for write in update.writes]
         injections = [_injection(rule, update, writes, flows, every) for update in _choose(rule, updates)]
         _refuse_rows(rule, injections)
-        return tuple(map(_with_initial, injections))
+        return tuple(_with_schedule(_with_initial(injection), rule, counters) for injection in injections)
     except UnclearError as reason:
         raise RefusedError(str(reason)) from None
 
@@ -223,7 +230,8 @@ def _rate(rule: Rule, flow: Flow, names: Sequence[str]) -> Rate:
     if learning_rate.number is None:
         return replace(unscaled, learning_rate=learning_rate, power=scale.power)
     scaled = unscaled.number * learning_rate.number**scale.power
-    if not scaled < 1 and unscaled.is_constant and rule.formula.resolved().shrinks:  # a NaN is not, either
+    constant = unscaled.is_constant and rule.schedule is None
+    if not scaled < 1 and constant and rule.formula.resolved().shrinks:  # a NaN is not, either
         raise RefusedError(
             f"its learning rate is {learning_rate.name}, and weight_decay times that must be below 1, got {scaled:g}"
         )
@@ -245,6 +253,54 @@ def _with_initial(injection: Injection) -> Injection:
     variable = injection.variable
     own = Own(variable.name, "resource", kind=OwnKind.INITIAL, key=variable.key)
     return replace(injection, initial=own)
+
+
+def _with_schedule(injection: Injection, rule: Rule, counters: Sequence[Counter]) -> Injection:
+    """With the rate of the rule's schedule as one more factor."""
+    if rule.schedule is None:
+        return injection
+    factor = _given(rule.schedule) if rule.schedule.identity else _scheduled(injection, rule, rule.schedule, counters)
+    rate = injection.rate
+    return replace(injection, rate=replace(rate, factors=(factor, *rate.factors)))
+
+
+def _given(schedule: ScheduleChoice) -> Factor:
+    """The user's own variable as a factor."""
+    dtype = schedule.variable.dtype
+    own = Own(schedule.name, "resource", kind=OwnKind.GIVEN, key=schedule.identity)
+    return Factor(schedule.name, str(getattr(dtype, "name", dtype)), own)
+
+
+def _scheduled(injection: Injection, rule: Rule, choice: ScheduleChoice, counters: Sequence[Counter]) -> Factor:
+    """The rate of a schedule, by what counts the updates of a variable: the one counter that does, else one made."""
+    schedule, site = choice.resolved(), injection.site
+    counting = [counter for counter in counters if counter.counts(site)]
+    if rule.step is not None:
+        counting = [counter for counter in counting if glob_matches(counter.variable.name, rule.step)]
+        if len(counting) != 1:
+            names = listed(counter.variable.shown for counter in counters if counter.counts(site)) or "none"
+            raise RefusedError(
+                f"'step: {rule.step}' names {'several' if counting else 'none'} of the variables that count up by one "
+                f"whenever its update is done ({names}); name one of these, or leave 'step' out for a counter of "
+                "graphwd's own"
+            )
+    text = str(schedule)
+    if len(counting) == 1:
+        variable, counted = counting[0].variable, counting[0].site
+        rate = Scheduled(
+            text,
+            "float64",
+            counted.path,
+            schedule=schedule,
+            write=counted.node,
+            counter_dtype=variable.dtype,
+            reference=variable.reference,
+            variable=variable.id,
+            counter=f"'{variable.shown}'",
+        )
+        return Factor(text, "float64", rate)
+    own = Own("the counter of updates", "resource", kind=OwnKind.STEPS)
+    return Factor(text, "float64", Scheduled(text, "float64", home(site.path), schedule=schedule, own=own))
 
 
 def _refuse_rows(rule: Rule, injections: Sequence[Injection]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from graphwd.analysis.counters import Counter, find_counters
 from graphwd.analysis.flow import Flows
-from graphwd.analysis.sites import SAVED_MODEL
+from graphwd.analysis.sites import SAVED_MODEL, Path
 from graphwd.analysis.updates import (
     Analysis,
     Update,
@@ -22,12 +24,13 @@ from graphwd.analysis.updates import (
 )
 from graphwd.analysis.values import MANY
 from graphwd.decay.formulas import l2
+from graphwd.decay.schedules import Schedule
 from graphwd.errors import PlanError
 from graphwd.graph.edge import node_of
 from graphwd.graph.graph import Graph, Variable
 from graphwd.graph.ops import CALL_OPS, CallKind, Form
 from graphwd.messages import listed
-from graphwd.planning.injections import EPSILON, After, InGradient, Injection
+from graphwd.planning.injections import EPSILON, After, InGradient, Injection, Scheduled
 from graphwd.planning.placement import RefusedError, chosen_updates, place_decay
 from graphwd.planning.render import as_table
 from graphwd.policy.globs import glob_matches
@@ -143,10 +146,16 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     """
     flows = Flows(analysis.graph, analysis.values) if analysis.graph is not None else None
     subjects = [subject(writes) for writes in analysis.variables]
-    decided = [_decide(writes, policy, seen, flows) for writes, seen in zip(analysis.variables, subjects, strict=True)]
+    scheduled = any(rule.schedule is not None for rule in policy.rules)
+    counters = find_counters(analysis, flows) if scheduled and flows is not None else ()
+    decided = [
+        _decide(writes, policy, seen, flows, counters)
+        for writes, seen in zip(analysis.variables, subjects, strict=True)
+    ]
     decisions = tuple(decision for decision, _ in decided)
     problems = [
         *_step_problems(analysis, decisions),
+        *_counter_problems(decisions),
         *_grouped((decision, reason) for decision, reason in decided if reason),
         *(_policy_problems(decisions, subjects, policy) if decisions else ()),
     ]
@@ -175,7 +184,9 @@ def subject(writes: VariableWrites) -> Subject:
     )
 
 
-def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows | None) -> tuple[Decision, str]:
+def _decide(
+    writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows | None, counters: Sequence[Counter]
+) -> tuple[Decision, str]:
     """The decision for one variable and, where it is refused, the reason; otherwise an empty text."""
     variable, rule = writes.variable, policy.decide(seen)
     if rule is None:
@@ -188,7 +199,7 @@ def _decide(writes: VariableWrites, policy: Policy, seen: Subject, flows: Flows 
     if policy.leave_not_updated and not chosen_updates(rule, writes) and is_no_weight(writes, flows):
         return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
     try:
-        injections = place_decay(rule, writes, flows, leaves=policy.leave_not_updated)
+        injections = place_decay(rule, writes, flows, leaves=policy.leave_not_updated, counters=counters)
     except RefusedError as reason:
         return Decision(variable, Outcome.REFUSED, rule, writes), f"{reason}{_namesake_advice(variable)}"
     return Decision(variable, Outcome.DECAY, rule, writes, injections), ""
@@ -218,6 +229,8 @@ def _record(decision: Decision) -> dict[str, Any]:
         "mode": rule and rule.semantics.mode.value,
         "order": rule and rule.semantics.order.value,
         "scale": rule and rule.semantics.scale.value,
+        "tunable": rule and rule.tunable,
+        "schedule": _schedule_record(decision),
         "peak_learning_rate": rule and rule.peak_learning_rate,
         "formula": rule and str(rule.formula.resolved()),
         "rows": "touched" if any(injection.rows for injection in decision.injections) else "all",
@@ -236,6 +249,34 @@ def _record(decision: Decision) -> dict[str, Any]:
         "other_writes": [str(write.site) for write in decision.writes.others],
         "used_by": sorted(decision.writes.used_by),
     }
+
+
+_SHOWN_STEPS = (0, 1, 10, 100, 1000, 10**4, 10**5, 10**6)
+
+
+def _schedule_record(decision: Decision) -> dict[str, Any] | None:
+    """The schedule of a rate: its name, its counter, and the rates at some steps."""
+    choice = decision.rule and decision.rule.schedule
+    if not choice:
+        return None
+    if choice.identity:
+        return {"name": choice.name, "counter": None, "rates": []}
+    schedule = choice.resolved()
+    factors = [rate for injection in decision.injections for rate in injection.elsewhere]
+    counters = sorted({rate.counter for rate in factors if isinstance(rate, Scheduled)})
+    return {
+        "name": str(schedule),
+        "counter": ", ".join(counters) or None,
+        "rates": _shown_rates(schedule),
+    }
+
+
+def _shown_rates(schedule: Schedule) -> list[list[float]]:
+    """The rates at some steps, up to the first that stays."""
+    rates = [[step, schedule.at(step)] for step in _SHOWN_STEPS]
+    while len(rates) > 1 and rates[-1][1] == rates[-2][1]:
+        rates.pop()
+    return rates
 
 
 def _shown_updates(decision: Decision) -> Sequence[Update]:
@@ -271,6 +312,25 @@ def _step_problems(analysis: Analysis, decisions: Sequence[Decision]) -> Iterato
             f"'{variable.shown}' goes into a function of {site} ({site.op}) that writes variables; "
             "graphwd does not follow that op"
         )
+
+
+def _counter_problems(decisions: Sequence[Decision]) -> Iterator[str]:
+    """Why one counter of graphwd's own would not do: it would count the updates of others, too."""
+    first: dict[Path, tuple[Decision, Injection]] = {}
+    for decision in decisions:
+        for injection in decision.injections:
+            for rate in injection.elsewhere:
+                if isinstance(rate, Scheduled) and rate.own is not None and rate.path is not None:
+                    first.setdefault(rate.path, (decision, injection))
+    for (_, one), (decision, other) in itertools.combinations(first.values(), 2):
+        if not one.site.excludes(other.site):
+            where = decision.rule.where if decision.rule else ""
+            yield (
+                f"{where}: '{one.variable.shown}' and '{other.variable.shown}' are updated apart from each other, at "
+                f"{one.site} and {other.site}, and the step has no counter for each of them that graphwd could find; "
+                "count the updates of each in an integer variable of its own, and name it with 'step: NAME'"
+            )
+            return
 
 
 def _policy_problems(decisions: Sequence[Decision], subjects: Sequence[Subject], policy: Policy) -> Iterator[str]:
@@ -362,6 +422,7 @@ def _notes(
         for injection in decision.injections[:1]
         if not isinstance(injection, InGradient)
         and injection.formula is l2
+        and not injection.rate.factors
         and injection.rate.number < EPSILON[decision.variable.dtype] / 4
     )
 

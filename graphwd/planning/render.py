@@ -52,7 +52,7 @@ def as_table(record: Mapping[str, Any], width: int | None = None) -> str:
     """
     lines = _table(_COLUMNS, _rows(record), width)
     messages = [f"problem: {text}" for text in record["problems"]] + [f"note: {text}" for text in record["notes"]]
-    return "\n".join([lines, _summary(record), *messages, *_device(record)])
+    return "\n".join([lines, _summary(record), *messages, *_schedules(record), *_device(record)])
 
 
 def _table(columns: Iterable[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
@@ -89,7 +89,7 @@ def as_html(record: Mapping[str, Any]) -> str:
         HTML text.
     """
     messages = [f'<p class="problem">{html.escape(text)}</p>' for text in record["problems"]]
-    messages += [f"<p>{html.escape(text)}</p>" for text in (*record["notes"], *_device(record))]
+    messages += [f"<p>{html.escape(text)}</p>" for text in (*record["notes"], *_schedules(record), *_device(record))]
     return _page(_summary(record), messages, _COLUMNS, _rows(record))
 
 
@@ -164,11 +164,25 @@ def _device(record: Mapping[str, Any]) -> Iterator[str]:
 def _decay(variable: Mapping[str, Any]) -> str:
     if variable["outcome"] != "decay":
         return str(variable["outcome"])
-    rate = f"{variable['weight_decay']:g}{_scale(variable)}"
+    schedule = variable["schedule"]
+    tunable = f" ({variable['tunable']})" if variable["tunable"] else ""
+    number = f"{variable['weight_decay']:g}{tunable}" if tunable or not schedule else ""
+    rate = " × ".join(filter(None, [number, schedule and schedule["name"]])) + _scale(variable)
     place = "coupled" if variable["mode"] == "coupled" else f"{variable['order']} update"
     formula = "" if variable["formula"] == "l2" else f", {variable['formula']}"
     rows = ", rows touched" if variable["rows"] == "touched" and variable["mode"] != "coupled" else ""
     return f"{rate} {place}{formula}{rows}"
+
+
+def _schedules(record: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each schedule of a rule: its counter, and the rates at some steps."""
+    lines: dict[str, None] = {}
+    for variable in record["variables"]:
+        schedule = variable["schedule"] if variable["outcome"] == "decay" else None
+        if schedule and schedule["rates"]:
+            rates = ", ".join(f"{rate:.4g} at {step}" for step, rate in schedule["rates"])
+            lines[f"{variable['rule']}: {schedule['name']} by {schedule['counter']}: {rates}"] = None
+    yield from lines
 
 
 def _scale(variable: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""What the user wants: policies, read and validated. Nothing here imports TensorFlow."""
+"""What the user wants: policies, read and validated; without TensorFlow but for formulas and schedules."""

@@ -106,6 +106,10 @@ def _positive(option: str, item: Located) -> float:
 def _own(key: str, item: Located, function: Any) -> FormulaChoice:
     from graphwd.decay.formulas import TENSORS
 
+    if not callable(function):
+        raise PolicyError(
+            f"{item.where}: {key} must be a word, a mapping or a function, got a {type(function).__name__}"
+        )
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -17,6 +17,7 @@ from graphwd.errors import PolicyError
 from graphwd.policy import schema
 from graphwd.policy.cuda_convnet import read_layer_parameters
 from graphwd.policy.formula import L2, FormulaChoice
+from graphwd.policy.schedule import ScheduleChoice
 from graphwd.policy.selectors import Selectors, Subject
 from graphwd.policy.yaml_source import Located, from_mapping, read_yaml
 
@@ -100,7 +101,7 @@ class Rule:
 
     Attributes:
         selectors: what a variable must be for this rule to decide it.
-        weight_decay: the rate, a finite number >= 0 without unit.
+        weight_decay: the rate, a finite number >= 0 without unit; 1 where it is a schedule.
         semantics: what the rate means.
         sparse: what a sparse update decays.
         learning_rate: a glob for the variable, argument or node that holds the learning rate, where ``scale: lr``
@@ -114,6 +115,8 @@ class Rule:
         formula: what the rate is multiplied by.
         peak_learning_rate: the largest learning rate, where the scale is relative to it; else None.
         tunable: the name of the variable that holds the rate, to be assigned while it trains; else None.
+        schedule: what the rate is multiplied by from step to step; None for a constant.
+        step: a glob for the variable that counts the updates; None where it is found or made.
         spelled: the fields that the rule, or the policy's defaults, spell out.
     """
 
@@ -131,6 +134,8 @@ class Rule:
     formula: FormulaChoice = L2
     peak_learning_rate: float | None = None
     tunable: str | None = None
+    schedule: ScheduleChoice | None = None
+    step: str | None = None
     spelled: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
@@ -289,12 +294,17 @@ def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> 
         raise PolicyError(f"{item.where}: the rule has no 'weight_decay'; write 'weight_decay: 0' for none")
     places = _places(item)
     semantics = Semantics(**_semantics(meaning, own, places))  # type: ignore[arg-type]
-    rate: float = fields["weight_decay"]
+    rate: float | ScheduleChoice = fields["weight_decay"]
+    schedule = rate if isinstance(rate, ScheduleChoice) else None
     _check_formula(item, fields, semantics, places)
     _check_peak(item, fields, semantics, places)
+    if "step" in own and (schedule is None or schedule.variable is not None):
+        raise PolicyError(f"{places['step']}: 'step' says nothing where weight_decay is no schedule; leave it out")
     return Rule(
         selectors=Selectors(**{key: own[key] for key in schema.SELECTOR_FIELDS if key in own}),
-        weight_decay=rate,
+        weight_decay=1.0 if isinstance(rate, ScheduleChoice) else rate,
+        schedule=schedule,
+        step=fields.get("step"),
         semantics=semantics,
         sparse=Sparse(fields.get("sparse", "touched")),
         learning_rate=fields.get("learning_rate"),
@@ -324,7 +334,8 @@ def _check_tunables(rules: Iterable[Rule]) -> None:
 
 def _check_formula(item: Located, fields: dict[str, Any], semantics: Semantics, places: dict[str, str]) -> None:
     """Refuses a formula that means nothing with its rate or its mode."""
-    rate: float = fields["weight_decay"]
+    given: float | ScheduleChoice = fields["weight_decay"]
+    rate = given.largest if isinstance(given, ScheduleChoice) else given
     choice: FormulaChoice = fields.get("formula", L2)
     plain = choice == L2  # of which TensorFlow need not be asked
     decoupled = semantics.mode is Mode.DECOUPLED

@@ -12,6 +12,7 @@ from typing import Any, cast
 from graphwd.errors import PolicyError
 from graphwd.policy.formula import read_formula
 from graphwd.policy.globs import composed
+from graphwd.policy.schedule import ScheduleChoice, read_schedule
 from graphwd.policy.selectors import RANK_COMPARISONS, Listed, Rank, is_variable
 from graphwd.policy.yaml_source import Given, Located
 
@@ -63,6 +64,11 @@ def _regex(key: str, item: Located) -> str:
     except RecursionError:
         raise PolicyError(f"{item.where}: {key} is nested too deeply to be compiled") from None
     return pattern
+
+
+def _rate_or_schedule(key: str, item: Located) -> float | ScheduleChoice:
+    changes = isinstance(item.value, (Mapping, Given))
+    return read_schedule(key, item) if changes else _rate(key, item)
 
 
 def _rate(key: str, item: Located) -> float:
@@ -190,13 +196,14 @@ SELECTOR_FIELDS: Mapping[str, Reader] = {
 }
 
 DEFAULT_FIELDS: Mapping[str, Reader] = {
-    "weight_decay": _rate,
+    "weight_decay": _rate_or_schedule,
     "mode": _one_of("decoupled", "coupled"),
     "order": _one_of("after", "before"),
     "scale": _one_of("none", "lr", "relative", "corrected"),
     "peak_learning_rate": _positive,
     "formula": read_formula,
     "tunable": _name,
+    "step": _text,
     "semantics": _one_of("decoupled", "adamw", "tfa", "l2", "cuda-convnet"),
     "sparse": _one_of("touched", "all"),
     "learning_rate": _text,

@@ -31,8 +31,8 @@ Scalar = Union[str, int, float, bool, None]
 OBJECTS = frozenset({"variables"})
 """Keys of a mapping made in Python whose value is kept as it is."""
 
-FUNCTIONS = frozenset({"formula"})
-"""Keys of a mapping made in Python whose value may be a function, which is kept as it is."""
+FUNCTIONS = frozenset({"formula", "weight_decay"})
+"""Keys of a mapping made in Python whose value may be a function or a variable, which is kept as it is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +117,7 @@ def _located(value: object, where: str, separator: str, depth: int) -> Located:
             if not isinstance(key, str):
                 raise PolicyError(f"{where}: keys must be text, got {key!r}")
             place = f"{where}{separator}{key}"
-            kept = key in OBJECTS or (key in FUNCTIONS and callable(item))
+            kept = key in OBJECTS or (key in FUNCTIONS and not _is_plain(item))
             entries[key] = Located(Given(item), place) if kept else _located(item, place, ".", depth + 1)
         return Located(entries, where)
     if isinstance(value, (list, tuple)):
@@ -126,6 +126,11 @@ def _located(value: object, where: str, separator: str, depth: int) -> Located:
     if value is None or isinstance(value, (str, bool, int, float)):
         return Located(value, where)
     raise PolicyError(f"{where}: a policy cannot hold a {type(value).__name__}; use text, numbers, lists and mappings")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a file could hold a value."""
+    return value is None or isinstance(value, (str, bool, int, float, list, tuple, Mapping))
 
 
 class _TwoReadingsError(ValueError):

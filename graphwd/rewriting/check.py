@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def check_rewritten(
-    before: FunctionDef, after: FunctionDef, layout: Layout, injections: Mapping[str, Injection], calls: Iterable[Frame]
+    before: FunctionDef,
+    after: FunctionDef,
+    layout: Layout,
+    injections: Mapping[str, Injection],
+    calls: Iterable[Frame],
+    counting: Mapping[str, str],
 ) -> None:
     """Checks a rewritten body against the original.
 
@@ -30,6 +35,7 @@ def check_rewritten(
         layout: where the nodes of the original are.
         injections: the planned injections, by the write that each belongs to.
         calls: the calls whose callee was replaced.
+        counting: for each node that counts updates, the read of its counter that it waits for.
 
     Raises:
         RewriteError: it is not the original with one decay for each injection.
@@ -38,10 +44,12 @@ def check_rewritten(
     name = before.signature.name
     count = len(before.node_def)
     waits = {control_edge(decay) for decay in _decays(before, after, injections)}
+    waits |= set(map(control_edge, counting.values()))
     waits |= {control_edge(node.name) for node in after.node_def[count:] if node.attr[MARK].s == b"before"}
     moved = {use for injection in injections.values() for use in injection.uses}
     delayed = {write for write, injection in injections.items() if isinstance(injection, Before)}
     delayed |= {each.early.write for each in injections.values() if isinstance(each, After) and each.early is not None}
+    delayed |= counting.keys()
     retargeted: dict[str, set[str]] = defaultdict(set)
     for frame in calls:
         retargeted[frame.node].add(frame.callee.attribute)

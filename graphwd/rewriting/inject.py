@@ -25,6 +25,7 @@ from graphwd.rewriting.bring import add_arguments, pass_on, return_arguments, ta
 from graphwd.rewriting.check import check_rewritten
 from graphwd.rewriting.decays import DecayWriter
 from graphwd.rewriting.fusion import FUSED, outline
+from graphwd.rewriting.schedules import take_schedules, write_schedules
 from graphwd.rewriting.splice import Added
 
 if TYPE_CHECKING:
@@ -134,6 +135,13 @@ class _Writer:
         brought = add_arguments(function, outside)
         if layout is None:
             return function
+        added = Added(function, layout.indices)
+        delayed: dict[str, str] = {}
+        if scheduled := nest.scheduled(depth):
+            nodes = {each.write: function.node_def[layout.indices[each.write]] for each in scheduled if each.write}
+            anchor = function.node_def[layout.indices[next(iter((*nest.here, *nest.by_node())))]]
+            rates, delayed = write_schedules(added, nodes, scheduled, brought, anchor)
+            brought |= rates
         passed: list[tuple[NodeDef, dict[Elsewhere, str]]] = []
         for name, nests in nest.by_node().items():
             node = function.node_def[layout.indices[name]]
@@ -144,8 +152,9 @@ class _Writer:
                 _set_callee(node, callee, self._copy(callee, nests.get(callee, Nest()), needed, depth + 1, looped))
         decays: dict[str, str] = {}
         if nest.here:
-            decays = _splice(function, layout, nest.here, brought)
-            check_rewritten(original, function, layout, nest.here, nest.calls)
+            decays = _splice(added, layout, nest.here, brought)
+        if nest.here or scheduled:
+            check_rewritten(original, function, layout, nest.here, nest.calls, delayed)
         for node, edges in passed:
             pass_on(node, edges)
         if decays and self._fuse and not _is_compiled(function):
@@ -192,14 +201,14 @@ def _set_callee(node: NodeDef, callee: Callee, function: str) -> None:
 
 
 def _splice(
-    function: FunctionDef, layout: Layout, injections: Mapping[str, Injection], brought: Mapping[Elsewhere, str]
+    added: Added, layout: Layout, injections: Mapping[str, Injection], brought: Mapping[Elsewhere, str]
 ) -> dict[str, str]:
     """Adds the decays; returns for each write the node that decays."""
+    function = added.function
     decays: dict[str, str] = {}
     needed = {name for injection in injections.values() for name in injection.touched}
     nodes = {name: function.node_def[layout.indices[name]] for name in needed}
     waiting = [function.node_def[index] for index in layout.waiting]
-    added = Added(function, layout.indices)
     last: dict[str, str] = {}
     for name, injection in injections.items():
         moved = [(*use, nodes[use.node].input[use.position]) for use in injection.uses]
@@ -263,6 +272,7 @@ def take_out(function: FunctionDef) -> list[dict[str, Any]]:
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise RewriteError(f"'{function.signature.name}' holds a damaged record of a decay: {error}") from None
     take_back(function)
+    take_schedules(function)
     _redirect(function, function.node_def, original)
     kept = [node for node in function.node_def if MARK not in node.attr]
     del function.node_def[:]

@@ -12,7 +12,7 @@ from graphwd.errors import GraphError, RewriteError
 from graphwd.graph.function_library import NewNames
 from graphwd.graph.graph import Graph
 from graphwd.messages import listed
-from graphwd.planning.injections import Own
+from graphwd.planning.injections import OwnKind
 from graphwd.planning.planner import Decision, Plan, make_plan
 from graphwd.policy.rules import Policy
 from graphwd.rewriting.inject import Rewritten, inject, refuse_rewritten
@@ -84,7 +84,7 @@ def plan_part(part: _Part, policy: Policy) -> Prepared[_Part]:
 
 def without_own_variables(plan: Plan) -> Plan:
     """A plan for a model that is edited as a file, which refuses what needs a variable that the model does not have."""
-    needed = {each.name for injection in plan.injections for each in injection.elsewhere if isinstance(each, Own)}
+    needed = {own.name for injection in plan.injections for own in injection.own if own.kind is not OwnKind.GIVEN}
     if not needed:
         return plan
     problem = (

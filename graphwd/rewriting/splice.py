@@ -44,7 +44,9 @@ class Added:
 class Splicer:
     """Adds the nodes of one decay to a body."""
 
-    def __init__(self, added: Added, write: NodeDef, place: str, *, with_write: bool) -> None:
+    def __init__(
+        self, added: Added, write: NodeDef, place: str, *, with_write: bool, device: str | None = None
+    ) -> None:
         """Prepares to add; nothing is changed yet.
 
         Args:
@@ -52,11 +54,13 @@ class Splicer:
             write: the write that the decay belongs to.
             place: the device of the variable, which shared tensors are for.
             with_write: whether the nodes are placed with the write, rather than on the device that the write asks for.
+            device: that device, where it is another.
         """
         self._added = added
         self._write = write
         self._place = place
         self._with_write = with_write
+        self._device = write.device if device is None else device
         self._location = f"loc:@{write.name}".encode()
         self._scope, self._leaf = _split(write.name)
         self.nodes: dict[str, NodeDef] = {}
@@ -130,7 +134,7 @@ class Splicer:
             # No device: TensorFlow would override a wrong device of the update, but not of a Const.
             node.attr["_class"].list.s.append(self._location)
         else:
-            node.device = self._write.device
+            node.device = self._device
         self.nodes[op.role] = node
         return node
 

@@ -19,6 +19,10 @@ STATE = "graphwd_state"
 """Of a rewritten step, and of a model that a policy is attached to."""
 
 
+_GUARD = threading.RLock()
+"""Held while a variable is made; not one for each state, which could then not be copied."""
+
+
 class State(tf.Module):
     """The variables that graphwd made for a step, to be assigned between steps, and saved.
 
@@ -37,12 +41,12 @@ class State(tf.Module):
             policy: the policy.
         """
         super().__init__(name="graphwd")
-        self._guard = threading.RLock()
         self.rates: dict[str, tf.Variable] = {}
         self.steps: tf.Variable | None = None
         self.initial: dict[str, tf.Variable] = {}
         # Not a dict of its own: TensorFlow would track it, and save no dict whose keys are numbers.
-        self._kept = types.SimpleNamespace(names={})
+        given = {rule.schedule.identity: rule.schedule.variable for rule in policy.rules if rule.schedule is not None}
+        self._kept = types.SimpleNamespace(names={}, given=given)
         for rule in policy.rules:
             if rule.tunable is not None and rule.tunable not in self.rates:
                 with tf.init_scope():
@@ -58,7 +62,7 @@ class State(tf.Module):
         Returns:
             The variable; the same whenever the same is asked for.
         """
-        with self._guard, tf.init_scope():
+        with _GUARD, tf.init_scope():
             match own.kind:
                 case OwnKind.RATE:
                     return self.rates[str(own.key)]
@@ -66,8 +70,13 @@ class State(tf.Module):
                     if self.steps is None:
                         self.steps = _variable(0, tf.int64, "steps")
                     return self.steps
+                case OwnKind.GIVEN:
+                    variable = self._kept.given[own.key]
+                    return getattr(variable, "value", variable) if not hasattr(variable, "handle") else variable
                 case OwnKind.INITIAL:
                     return self._first(own, sources)
+                case other:
+                    raise AssertionError(f"{other} is no kind of variable")
 
     def _first(self, own: Own, sources: Iterable[tf.Variable]) -> tf.Variable:
         """The variable that keeps the first weight of another."""

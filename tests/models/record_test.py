@@ -69,8 +69,8 @@ def test_a_key_that_is_not_known_is_left_alone(tmp_path):
 @pytest.mark.parametrize("use", [describe_saved_model, lambda model: strip(model, model.parent / "stripped")])
 def test_a_record_of_a_later_version_is_refused(tmp_path, use):
     # Whatever else that version may have changed.
-    model = with_records(tmp_path, version=2, where="elsewhere", moved=None)
-    with pytest.raises(RewriteError, match=r"was written by a newer graphwd: .* has version 2, .* up to 1; install"):
+    model = with_records(tmp_path, version=3, where="elsewhere", moved=None)
+    with pytest.raises(RewriteError, match=r"was written by a newer graphwd: .* has version 3, .* up to 2; install"):
         use(model)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -200,6 +200,8 @@ def test_the_record_has_the_documented_keys(net):
         "mode": "decoupled",
         "order": "after",
         "scale": "none",
+        "tunable": None,
+        "schedule": None,
         "peak_learning_rate": None,
         "formula": "l2",
         "rows": "all",

@@ -37,6 +37,7 @@ def test_keys():
         "formula",
         "peak_learning_rate",
         "tunable",
+        "step",
         "semantics",
         "sparse",
         "learning_rate",
@@ -117,7 +118,7 @@ def test_value(text, value):
         ("weight_decay: true", NUMBER_HINT.format("True")),
         ("weight_decay:", NUMBER_HINT.format("nothing")),
         ("weight_decay: [0]", NUMBER_HINT.format("a list")),
-        ("weight_decay: {a: 0}", NUMBER_HINT.format("a mapping")),
+        ("weight_decay: [0.1]", NUMBER_HINT.format("a list")),
         (f"weight_decay: {'x' * 99}", NUMBER_HINT.format("'" + "x" * 56 + "...")),
         ("name: 5", "name must be text, got 5; put it in quotes"),
         ("name:", "name must be text, got nothing; put it in quotes"),
@@ -144,8 +145,8 @@ def test_value(text, value):
         ("mode: l2", "mode must be one of decoupled, coupled; got 'l2'"),
         ("mode: [coupled]", "mode must be one of decoupled, coupled; got a list"),
         ("order: between", "order must be one of after, before; got 'between'"),
-        ("scale: learning_rate", "scale must be one of none, lr; got 'learning_rate'"),
-        ("scale:", "scale must be one of none, lr; got nothing"),
+        ("scale: learning_rate", "scale must be one of none, lr, relative, corrected; got 'learning_rate'"),
+        ("scale:", "scale must be one of none, lr, relative, corrected; got nothing"),
         ("semantics: AdamW", "semantics must be one of decoupled, adamw, tfa, l2, cuda-convnet; got 'AdamW'"),
         ("sparse: some", "sparse must be one of touched, all; got 'some'"),
         ("updates: one", "updates must be one of each, last, first; got 'one'"),
@@ -177,8 +178,9 @@ def test_refused(text, message):
         ("defaults: {weightdecay: 0}", "unknown key 'weightdecay' in 'defaults'; did you mean 'weight_decay'?"),
         (
             "defaults: {name: x}",
-            "unknown key 'name' in 'defaults'; the keys here are double_decay, gradient, learning_rate, mode, "
-            "optional, order, scale, semantics, sparse, update, updates, weight_decay",
+            "unknown key 'name' in 'defaults'; the keys here are double_decay, formula, gradient, "
+            "learning_rate, mode, optional, order, peak_learning_rate, scale, semantics, sparse, step, tunable, "
+            "update, updates, weight_decay",
         ),
     ],
 )

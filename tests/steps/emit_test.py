@@ -15,6 +15,7 @@ import graphwd
 from graphwd.policy.rules import Policy
 from graphwd.steps.emit import Emitted
 from graphwd.steps.pipeline import emit_rewritten
+from graphwd.steps.state import State
 from tests.helpers.lockstep import assert_bit_equal
 
 HALVED = {"version": 1, "rules": [{"weight_decay": 0.5}]}
@@ -146,7 +147,7 @@ def test_a_call_reads_only_what_the_rewritten_body_only_reads(semantics):
     original = step.get_concrete_function()
     rules = [{"regex": "kernel", "weight_decay": 0.5}, {"weight_decay": 0}]
     policy = Policy.from_dict({"version": 1, "defaults": {"semantics": semantics}, "rules": rules})
-    emitted, _ = emit_rewritten(original, policy)
+    emitted, _ = emit_rewritten(original, policy, State(policy))
     caller = tf.function(lambda batch: emitted.call(original, (batch,), {}), autograph=False)
     operations = caller.get_concrete_function(tf.TensorSpec([1, 1])).graph.get_operations()
     (call,) = [operation for operation in operations if operation.type == "StatefulPartitionedCall"]

@@ -183,13 +183,14 @@ def measure_in_file(nodes: int, variables: int, semantics: str, form: str) -> di
 def measure_python(nodes: int, variables: int, semantics: str) -> dict[str, float]:
     """Measures one size as a traced step, in this process, which must have done nothing of the kind before."""
     from graphwd.steps.pipeline import emit_rewritten
+    from graphwd.steps.state import State
 
     policy = Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.01, "semantics": semantics}]})
     rewriting, injected, count = 0.0, 0, 0
     for size in (_WARM_UP, (nodes, variables)):
         step, handles = build(*size)
         traced, weights = _traced(step, handles)
-        rewriting, (_, plan) = _timed(lambda traced=traced: emit_rewritten(traced, policy))
+        rewriting, (_, plan) = _timed(lambda traced=traced: emit_rewritten(traced, policy, State(policy)))
         injected, count = len(plan.injections), len(step.node_def)
         del weights  # which a trace does not keep
     assert injected == variables

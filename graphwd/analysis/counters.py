@@ -1,0 +1,92 @@
+"""Finds the variables in which a step counts its updates, as optimizers do.
+
+A counter is an integer that the step writes at one place, where it adds 1. It counts the updates of a weight if that
+place runs whenever the weight is updated: both lie in one body, or plain calls lead from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from graphwd.analysis.factors import number
+from graphwd.analysis.flow import Flow, Flows
+from graphwd.analysis.sites import Path, Site
+from graphwd.analysis.updates import Analysis
+from graphwd.graph.graph import Variable
+from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form
+from graphwd.graph.traits import SUM_OPS
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A variable that counts.
+
+    Attributes:
+        variable: the variable, a scalar integer.
+        site: the write that counts up.
+    """
+
+    variable: Variable
+    site: Site
+
+    def counts(self, update: Site) -> bool:
+        """Whether it counts up whenever an update is done, in a body that the update lies in or below."""
+        path = self.site.path
+        return home(path) == home(update.path) and update.path[: len(path)] == path
+
+
+def home(path: Path) -> Path:
+    """The calls that lead to the body that decides how often a site runs: all but the plain calls at the end."""
+    end = len(path)
+    while end and CALL_OPS[path[end - 1].op].kind is CallKind.CALL:
+        end -= 1
+    return path[:end]
+
+
+def find_counters(analysis: Analysis, flows: Flows) -> tuple[Counter, ...]:
+    """Finds every counter of a step.
+
+    Args:
+        analysis: what is known of the step.
+        flows: the flow of data in its bodies.
+
+    Returns:
+        The counters, in the order of their variables.
+    """
+    return tuple(_counters(analysis, flows))
+
+
+def _counters(analysis: Analysis, flows: Flows) -> Iterator[Counter]:
+    for variable, sites in analysis.integer_writes:
+        # Of a body that no weight is written in or below nothing is known, and nothing need be.
+        if (
+            len(sites) == 1
+            and sites[0].path in analysis.values
+            and _adds_one(flows.at(sites[0].path), sites[0], variable)
+        ):
+            yield Counter(variable, sites[0])
+
+
+def _adds_one(flow: Flow, site: Site, variable: Variable) -> bool:
+    row, proto = WRITE_OPS[site.op], flow.nodes[site.node].proto
+    if row.form is Form.ADD:
+        return _is_one(flow, proto.input[row.value])
+    if row.form is not Form.ASSIGN:
+        return False
+    total = flow.producer(_through_casts(flow, proto.input[row.value]))
+    if total is None or total.op not in SUM_OPS or total.op == "Sub" or len(total.inputs) != 2:
+        return False
+    first, second = (_through_casts(flow, tensor) for tensor in total.proto.input[:2])
+    return any(flow.read(old) == variable and _is_one(flow, new) for old, new in ((first, second), (second, first)))
+
+
+def _is_one(flow: Flow, tensor: str) -> bool:
+    return number(flow.producer(_through_casts(flow, tensor))) == 1
+
+
+def _through_casts(flow: Flow, tensor: str) -> str:
+    tensor = flow.origin(tensor)
+    while (node := flow.producer(tensor)) is not None and node.op == "Cast":
+        tensor = flow.origin(node.proto.input[0])
+    return tensor

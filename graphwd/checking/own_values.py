@@ -1,0 +1,74 @@
+# pyright: basic
+"""What the variables of graphwd's own hold while a step is verified, and the rates of schedules by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from graphwd.errors import VerifyError
+from graphwd.planning.injections import Own, OwnKind, Scheduled
+from graphwd.steps.state import STATE, State
+
+
+class OwnValues:
+    """The values of the variables that a rewritten step has of graphwd's own.
+
+    Attributes:
+        steps: the number of updates so far, where graphwd counts them.
+    """
+
+    def __init__(self, rewritten: Any, variables: Sequence[tf.Variable], places: Mapping[int, int]) -> None:
+        """Takes what is asked later.
+
+        Args:
+            rewritten: the rewritten step.
+            variables: the variables of the original.
+            places: the place of each among these, by its number.
+        """
+        self._rewritten = rewritten
+        self._variables = variables
+        self._places = places
+        self.steps = 0
+
+    @property
+    def state(self) -> State:
+        """The variables.
+
+        Raises:
+            VerifyError: the rewritten step has none.
+        """
+        found = getattr(self._rewritten, STATE, None)
+        if not isinstance(found, State):
+            raise VerifyError(
+                "the rewritten step carries no variables of graphwd's own, which its policy asks for; verify what "
+                "graphwd.rewrite or with_weight_decay returned"
+            )
+        return found
+
+    @property
+    def counter(self) -> tf.Variable | None:
+        """The counter of graphwd's own; None where there is none."""
+        found = getattr(self._rewritten, STATE, None)
+        return found.steps if isinstance(found, State) else None
+
+    def begin(self, steps: int) -> None:
+        """Sets the counter of graphwd's own, if there is one, before a run."""
+        self.steps = steps
+        if self.counter is not None:
+            self.counter.assign(steps)
+
+    def value(self, own: Own) -> np.ndarray:
+        """What a variable holds; not the counter, which only a schedule reads."""
+        assert own.kind is not OwnKind.STEPS
+        return self.state.variable(own, self._variables).numpy()
+
+    def rate(self, scheduled: Scheduled) -> float:
+        """The rate of a schedule now, in float64."""
+        assert scheduled.schedule is not None
+        if scheduled.own is not None:
+            return scheduled.schedule.at(self.steps)
+        return scheduled.schedule.at(int(self._variables[self._places[scheduled.variable]].numpy()))

@@ -1,0 +1,145 @@
+# pyright: basic
+"""The schedules of weight decay: a rate as a function of the number of updates before this one.
+
+A schedule is a function of a scalar t, the number of updates since warm-up, in float64. Its other parameters are
+options that a policy gives by the same names; ``from`` is no name in Python, so it is ``first`` here, and ``to`` is
+``last``.
+
+They are written out here rather than taken from Keras: its schedules compute in float32, take their own number of the
+same formulas only for a start above 0, and run on whatever backend Keras has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from graphwd.errors import RewriteError
+
+Option = float | tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A schedule, with the numbers that a policy gives it.
+
+    Attributes:
+        name: the word for it.
+        function: the function of t.
+        options: its options, by name.
+        warmup_steps: for how many updates the rate first rises linearly from 0 to its value at t = 0.
+        own: whether the function is the user's; it gets the number of updates as an int64.
+    """
+
+    name: str
+    function: Callable[..., tf.Tensor]
+    options: tuple[tuple[str, Option], ...] = ()
+    warmup_steps: int = 0
+    own: bool = False
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the rate.
+
+        Args:
+            step: the number of updates before this one, a scalar of float64.
+
+        Returns:
+            A scalar of float64.
+
+        Raises:
+            RewriteError: the function is the user's own and fails, or returns no number.
+        """
+        if self.own:
+            return self._of_user(step)
+        options = dict(self.options)
+        if not self.warmup_steps:
+            return self.function(step, **options)
+        after = self.function(tf.maximum(step - self.warmup_steps, 0), **options)
+        # It is its own first value that the warm-up leads to, wherever in the schedule that stands.
+        return after * tf.minimum(step / self.warmup_steps, 1)
+
+    def _of_user(self, step: tf.Tensor) -> tf.Tensor:
+        try:
+            rate = tf.cast(self.function(tf.cast(step, tf.int64)), tf.float64)
+            rate.shape.assert_is_compatible_with(())
+        except Exception as error:
+            raise RewriteError(f"the schedule '{self.name}' fails: {type(error).__name__}: {error}") from error
+        return tf.reshape(rate, ())
+
+    def at(self, step: int) -> float:
+        """The rate after some updates."""
+        return float(self(tf.constant(step, tf.float64)))
+
+    def __str__(self) -> str:
+        """The schedule as a plan shows it."""
+        words = {"first": "from", "last": "to"}
+        options = [f"{words.get(name, name)}={_text(value)}" for name, value in self.options]
+        options += [f"warmup_steps={self.warmup_steps}"] if self.warmup_steps else []
+        return f"{self.name}({', '.join(options)})" if options else self.name
+
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """The options that a policy must give, besides ``warmup_steps``, in order."""
+        return tuple(inspect.signature(self.function).parameters)[1:]
+
+    def given(self, options: Mapping[str, Option], warmup_steps: int) -> Schedule:
+        """The same schedule with options."""
+        return dataclasses.replace(self, options=tuple(options.items()), warmup_steps=warmup_steps)
+
+
+SCHEDULES: dict[str, Schedule] = {}
+"""Every schedule, by the word that a policy uses for it."""
+
+
+def schedule(name: str) -> Callable[[Callable[..., Any]], Schedule]:
+    """Registers a schedule.
+
+    Args:
+        name: the word for it.
+    """
+
+    def register(function: Callable[..., Any]) -> Schedule:
+        SCHEDULES[name] = Schedule(name, function)
+        return SCHEDULES[name]
+
+    return register
+
+
+@schedule("linear")
+def linear(t: tf.Tensor, first: float, last: float, steps: float) -> tf.Tensor:
+    """Returns first + (last - first) · q, with q = min(t/steps, 1)."""
+    return first + (last - first) * tf.minimum(t / steps, 1)
+
+
+@schedule("cosine")
+def cosine(t: tf.Tensor, first: float, last: float, steps: float) -> tf.Tensor:
+    """Returns last + (first - last) · (1 + cos πq)/2, with q = min(t/steps, 1) (DINO, arXiv 2104.14294)."""
+    return last + (first - last) * (1 + tf.cos(math.pi * tf.minimum(t / steps, 1))) / 2
+
+
+@schedule("exponential")
+def exponential(t: tf.Tensor, first: float, last: float, steps: float) -> tf.Tensor:
+    """Returns first · (last/first)^q, with q = min(t/steps, 1)."""
+    return first * tf.pow(tf.constant(last / first, tf.float64), tf.minimum(t / steps, 1))
+
+
+@schedule("piecewise")
+def piecewise(t: tf.Tensor, boundaries: tuple[float, ...], values: tuple[float, ...]) -> tf.Tensor:
+    """Returns the first value up to the first boundary and with it, the next up to the next, and so on.
+
+    So does ``tf.keras.optimizers.schedules.PiecewiseConstantDecay``.
+    """
+    rate = tf.constant(values[-1], tf.float64)
+    for boundary, value in reversed(list(zip(boundaries, values, strict=False))):
+        rate = tf.where(t <= boundary, tf.constant(value, tf.float64), rate)
+    return rate
+
+
+def _text(value: Option) -> str:
+    return f"[{', '.join(f'{each:g}' for each in value)}]" if isinstance(value, tuple) else f"{value:g}"

@@ -1,0 +1,331 @@
+"""Rates that change from step to step: schedules, tunables and scales, on optimizers of every kind, against NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import graphwd
+from tests.helpers import references
+from tests.helpers.references import FIELDS, PENALTIES, AnyDecay
+
+STEPS = 100
+LEARNING_RATE = 2.0**-5
+START = np.linspace(-1.5, 2, 6).reshape(2, 3)
+ADAM = {"beta_1": 0.875, "beta_2": 1 - 2.0**-8, "epsilon": 2.0**-12}
+MEANINGS = ["after", "before", "before-lr", "coupled"]
+
+SCHEDULES: dict[str, Any] = {
+    "linear": {"from": 0.0, "to": 0.0625, "steps": 60},
+    "cosine": {"from": 0.04, "to": 0.4, "steps": 80, "warmup_steps": 10},
+    "exponential": {"from": 0.25, "to": 0.001, "steps": 50},
+    "piecewise": {"boundaries": [10, 40], "values": [0.125, 0.0625, 0.0]},
+}
+BY_HAND = {
+    "linear": lambda t: 0.0625 * min(t / 60, 1),
+    "cosine": lambda t: (
+        0.04 * t / 10 if t < 10 else 0.4 + (0.04 - 0.4) * (1 + np.cos(np.pi * min((t - 10) / 80, 1))) / 2
+    ),
+    "exponential": lambda t: 0.25 * (0.001 / 0.25) ** min(t / 50, 1),
+    "piecewise": lambda t: 0.125 if t <= 10 else 0.0625 if t <= 40 else 0.0,
+}
+
+
+def keras_optimizer(name):
+    def make(dtype):
+        keras.backend.set_floatx(dtype)
+        target = keras.Variable(START, dtype=dtype, name="w")
+        optimizer = getattr(keras.optimizers, name)(LEARNING_RATE, **(ADAM if name == "Adam" else {}))
+        optimizer.build([target])
+        keras.backend.set_floatx("float32")
+        return target.value, lambda gradient: optimizer.apply([gradient], [target]), optimizer
+
+    return make
+
+
+def fused(name):
+    def make(dtype):
+        tf_keras.backend.set_floatx(dtype)
+        weight = tf.Variable(START, dtype=dtype, name="w")
+        optimizer = getattr(tf_keras.optimizers.legacy, name)(LEARNING_RATE, **(ADAM if name == "Adam" else {}))
+        optimizer._create_all_weights([weight])
+        tf_keras.backend.set_floatx("float32")
+        return weight, lambda gradient: optimizer.apply_gradients([(gradient, weight)]), optimizer
+
+    return make
+
+
+def by_hand(dtype):
+    weight = tf.Variable(START, dtype=dtype, name="w")
+    rate = tf.constant(LEARNING_RATE, dtype)
+    return weight, lambda gradient: weight.assign_sub(rate * gradient), None
+
+
+KINDS = {
+    "Keras SGD": (keras_optimizer("SGD"), references.SGD, True),
+    "Keras Adam": (keras_optimizer("Adam"), references.Adam, True),
+    "fused SGD": (fused("SGD"), references.SGD, True),
+    "fused Adam": (fused("Adam"), references.Adam, True),
+    "by hand": (by_hand, references.SGD, False),
+}
+
+
+class Trained:
+    """A weight, and a step whose gradient is its argument."""
+
+    def __init__(self, kind, dtype="float64"):
+        make, self.reference, self.counts = KINDS[kind]
+        self.weight, apply, self.keep = make(dtype)
+        self.dtype = dtype
+
+        @tf.function(input_signature=[tf.TensorSpec(START.shape, dtype)])
+        def step(gradient):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(self.weight * gradient)
+            apply(tape.gradient(loss, self.weight))
+
+        self.step = step
+
+    def rewritten(self, meaning="after", **rule):
+        fields = dict(FIELDS[meaning])
+        if "scale" in rule:
+            fields.pop("scale", None)
+        policy = {"version": 1, "rules": [{"name": "w", **fields, **rule}, {"weight_decay": 0}]}
+        return graphwd.rewrite(self.step, policy), policy
+
+    def error(self, decayed, meaning, rate_at, penalty="l2", steps=STEPS):
+        """Trains; returns the largest error relative to the largest weight on the way."""
+        exact = self.weight.numpy().astype(np.float64)
+        training = AnyDecay(
+            self.reference(START.shape, LEARNING_RATE),
+            meaning,
+            0.0,
+            penalty=PENALTIES[penalty],
+            rate_at=rate_at,
+            initial=exact,
+        )
+        largest = np.abs(exact).max()
+        for gradient in gradients(steps, self.dtype):
+            decayed(tf.constant(gradient))
+            exact = training.step(exact, gradient.astype(np.float64))
+            largest = max(largest, np.abs(exact).max())
+        return float(np.abs(self.weight.numpy().astype(np.float64) - exact).max() / largest)
+
+
+def gradients(steps, dtype):
+    return np.random.default_rng(4).normal(size=(steps, *START.shape)).astype(dtype)
+
+
+BOUND = {"float64": 1e-12, "float32": 8 * 2.0**-23}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("meaning", MEANINGS)
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_schedule_for_a_hundred_steps(kind, name, meaning, dtype):
+    trained = Trained(kind, dtype)
+    decayed, _ = trained.rewritten(meaning, weight_decay={"schedule": name, **SCHEDULES[name]})
+    assert trained.error(decayed, meaning, BY_HAND[name]) < BOUND[dtype]
+    # The optimizer's own counter is used where there is one; else graphwd counts.
+    counter = graphwd.state(decayed).steps
+    assert (counter is None) == trained.counts
+    assert counter is None or counter.numpy() == STEPS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", ["relative", "corrected"])
+@pytest.mark.parametrize("meaning", ["after", "before"])
+def test_scales(kind, scale, meaning):
+    trained = Trained(kind)
+    decayed, policy = trained.rewritten(meaning, weight_decay=0.5, scale=scale, peak_learning_rate=0.125)
+    power = {"relative": 1, "corrected": 2}[scale]
+    assert trained.error(decayed, meaning, lambda _: 0.5 * LEARNING_RATE**power / 0.125) < BOUND["float64"]
+    assert graphwd.verify(trained.step, decayed, policy, tf.constant(START)).ok
+
+
+@pytest.mark.parametrize("kind", ["Keras Adam", "fused Adam", "by hand"])
+@pytest.mark.parametrize("meaning", MEANINGS)
+def test_a_rate_that_is_assigned_between_steps(kind, meaning):
+    trained = Trained(kind)
+    decayed, _ = trained.rewritten(meaning, weight_decay=0.125, tunable="body", formula="l1")
+    rates = graphwd.state(decayed).rates
+    traces = trained.step.experimental_get_tracing_count()
+
+    def rate_at(t):
+        return 0.125 if t < 3 else 0.03125 * t
+
+    exact = START
+    training = AnyDecay(
+        trained.reference(START.shape, LEARNING_RATE), meaning, 0.0, penalty=PENALTIES["l1"], rate_at=rate_at
+    )
+    for t, gradient in enumerate(gradients(10, "float64")):
+        if t >= 3:
+            rates["body"].assign(0.03125 * t)
+        decayed(tf.constant(gradient))
+        exact = training.step(exact, gradient)
+    np.testing.assert_allclose(trained.weight, exact, rtol=1e-12)
+    assert trained.step.experimental_get_tracing_count() <= max(traces, 1)
+
+
+def test_a_tunable_multiplies_its_schedule():
+    trained = Trained("by hand")
+    decayed, _ = trained.rewritten(weight_decay={"schedule": "linear", **SCHEDULES["linear"]}, tunable="body")
+    graphwd.state(decayed).rates["body"].assign(0.5)
+    assert trained.error(decayed, "after", lambda t: 0.5 * BY_HAND["linear"](t)) < 1e-12
+
+
+def test_what_python_can_give():
+    keras_schedule = keras.optimizers.schedules.CosineDecay(0.25, 50, alpha=0.5)
+    variable = tf.Variable(0.25, dtype=tf.float64)
+    for given, rate_at, tolerance in (
+        (lambda step: 1 / tf.cast(step + 4, tf.float64), lambda t: 1 / (t + 4), 1e-12),
+        (keras_schedule, lambda t: float(keras_schedule(t)), 1e-6),  # Keras computes it in float32
+        (variable, lambda _: 0.25, 1e-12),
+    ):
+        trained = Trained("Keras SGD")
+        decayed, policy = trained.rewritten(weight_decay=given)
+        assert trained.error(decayed, "after", rate_at) < tolerance
+        assert graphwd.verify(trained.step, decayed, policy, tf.constant(START)).ok
+    variable.assign(0.0)
+    before = trained.weight.numpy()
+    decayed(tf.zeros(START.shape, tf.float64))
+    np.testing.assert_array_equal(trained.weight, before)
+
+
+class Nested(tf.Module):
+    """A weight that is updated by hand, in a body of some kind."""
+
+    def __init__(self, nest):
+        self.w = tf.Variable(START, name="w")
+        self.step = tf.function(lambda x: NESTS[nest](self.update, x))
+
+    def update(self, x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(x * self.w)
+        self.w.assign_sub(LEARNING_RATE * tape.gradient(loss, self.w))
+
+
+def accumulating(update, x):
+    tf.cond(x[0, 0] > 0, lambda: update(x), lambda: None)
+
+
+def looping(update, x):
+    for _ in tf.range(3):
+        update(x)
+
+
+def scanning(update, x):
+    for _ in tf.data.Dataset.range(3):
+        update(x)
+
+
+NESTS = {
+    "flat": lambda update, x: update(x),
+    "call": lambda update, x: tf.function(update)(x),
+    "compiled": lambda update, x: tf.function(update, jit_compile=True)(x),
+    "branch": accumulating,
+    "loop": looping,
+    "dataset": scanning,
+}
+
+
+@pytest.mark.parametrize("nest", NESTS)
+def test_the_counter_counts_updates(nest):
+    """In a branch that not every run takes, in each turn of a loop, in what a call compiles."""
+    net = Nested(nest)
+    policy = {"version": 1, "rules": [{"weight_decay": {"schedule": "linear", **SCHEDULES["linear"]}}]}
+    decayed = graphwd.rewrite(net.step, policy)
+    exact, t = START, 0
+    for gradient in gradients(20, "float64"):
+        decayed(tf.constant(gradient))
+        turns = {"branch": int(gradient[0, 0] > 0), "loop": 3, "dataset": 3}.get(nest, 1)
+        for _ in range(turns):
+            exact = (exact - LEARNING_RATE * gradient) * (1 - BY_HAND["linear"](t))
+            t += 1
+    np.testing.assert_allclose(net.w, exact, rtol=1e-12)
+    assert graphwd.state(decayed).steps.numpy() == t
+
+
+@pytest.mark.parametrize("nest", [nest for nest in NESTS if nest != "dataset"])
+def test_verified_in_every_nest(nest):
+    net = Nested(nest)
+    policy = {"version": 1, "rules": [{"weight_decay": {"schedule": "linear", **SCHEDULES["linear"]}}]}
+    decayed = graphwd.rewrite(net.step, policy)
+    found = graphwd.verify(net.step, decayed, policy, tf.constant(np.abs(START)), tolerance=16)
+    assert (found.ok, [each.verdict.value for each in found.variables if each.decayed]) == (True, ["right"])
+    assert graphwd.state(decayed).steps.numpy() == 0
+
+
+def test_interrupted_and_resumed_to_the_bit(tmp_path):
+    rule = {"weight_decay": {"schedule": "cosine", **SCHEDULES["cosine"]}, "tunable": "body", "formula": "l2_sp"}
+
+    def fresh():
+        trained = Trained("by hand")
+        decayed, _ = trained.rewritten(**rule)
+        state = graphwd.state(decayed)
+        decayed.get_concrete_function()  # what makes the counter and keeps the first weight
+        return trained, decayed, state, tf.train.Checkpoint(decay=state, w=trained.weight)
+
+    data = gradients(40, "float64")
+    whole, decayed, state, _ = fresh()
+    state.rates["body"].assign(0.75)
+    for gradient in data:
+        decayed(tf.constant(gradient))
+    half, decayed, state, checkpoint = fresh()
+    state.rates["body"].assign(0.75)
+    for gradient in data[:20]:
+        decayed(tf.constant(gradient))
+    path = checkpoint.save(str(tmp_path / "checkpoint"))
+    resumed, decayed, state, checkpoint = fresh()
+    checkpoint.restore(path).assert_consumed()
+    assert state.steps.numpy() == 20
+    for gradient in data[20:]:
+        decayed(tf.constant(gradient))
+    np.testing.assert_array_equal(resumed.weight, whole.weight)
+    assert not np.array_equal(half.weight, whole.weight)
+
+
+def test_two_optimizers_apart_need_counters_of_their_own():
+    a, b = tf.Variable(START, name="a"), tf.Variable(START, name="b")
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.bool)])
+    def step(first, second):
+        for flag, weight in ((first, a), (second, b)):
+
+            def update(weight=weight):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_sum(weight**2)
+                weight.assign_sub(0.25 * tape.gradient(loss, weight))
+
+            tf.cond(flag, update, lambda: None)
+
+    policy = {"version": 1, "rules": [{"weight_decay": {"schedule": "linear", **SCHEDULES["linear"]}}]}
+    with pytest.raises(graphwd.PlanError, match="'a' and 'b' are updated apart from each other"):
+        graphwd.rewrite(step, policy)(tf.constant(True), tf.constant(True))
+
+
+def test_a_schedule_costs_a_few_scalar_nodes_a_body_and_a_constant_rate_nothing():
+    weights = [tf.Variable(START, name=f"w{i}") for i in range(20)]
+
+    @tf.function(input_signature=[])
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([tf.reduce_sum(w**2) for w in weights])
+        for weight, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
+            weight.assign_sub(0.25 * gradient)
+
+    def added(rule):
+        decayed = graphwd.rewrite(step.get_concrete_function(), {"version": 1, "rules": [rule]})
+        before = len(step.get_concrete_function().function_def.node_def)
+        return len(decayed.function_def.node_def) - before
+
+    constant = added({"weight_decay": 0.1})
+    assert constant == 3 * 20 + 1  # read, product, write of each; and the constant once
+    schedule = {"weight_decay": {"schedule": "cosine", **SCHEDULES["cosine"]}}
+    assert added(schedule) - constant <= 25
