@@ -533,6 +533,64 @@ except graphwd.StepError as error:
     assert ran.stdout == "Keras runs on numpy: there is no TensorFlow graph to rewrite\n"
 
 
+SCHEDULE = {"schedule": "linear", "from": 0.0, "to": 0.5, "steps": 16}
+CHANGING = {
+    "version": 1,
+    "rules": [{"regex": "kernel", "weight_decay": SCHEDULE, "tunable": "body"}, {"weight_decay": 0}],
+}
+
+
+def left(steps, factor=1.0):
+    """What is left of a weight after some updates."""
+    return np.prod([1 - factor * min(0.5 * t / 16, 0.5) for t in steps])
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_schedule_and_a_rate_that_is_assigned(library, jit_compile):
+    model = model_of(library, still(library), jit_compile=jit_compile)
+    graphwd.keras.attach(model, CHANGING)
+    start = kernels(model)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    for now, then in zip(kernels(model), start, strict=True):
+        np.testing.assert_allclose(now, then * left(range(8)), rtol=1e-5)
+    graphwd.state(model).rates["body"].assign(0.5)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    for now, then in zip(kernels(model), start, strict=True):
+        np.testing.assert_allclose(now, then * left(range(8)) * left(range(8, 16), 0.5), rtol=1e-5)
+
+
+def test_a_schedule_counts_updates_and_not_accumulated_batches():
+    model = model_of(keras, still(keras, gradient_accumulation_steps=4))
+    decay = graphwd.keras.WeightDecay(CHANGING)
+    start = kernels(model)
+    model.fit(INPUTS, TARGETS, callbacks=[decay], **TRAINING)
+    model.fit(INPUTS, TARGETS, callbacks=[decay], **TRAINING)
+    for now, then in zip(kernels(model), start, strict=True):
+        np.testing.assert_allclose(now, then * left(range(4)), rtol=1e-5)
+    assert decay.state.steps.numpy() == 4
+
+
+def test_resumed_under_fit_it_goes_on_to_the_bit(library, tmp_path):
+    def trained(epochs, restore=None):
+        model = model_of(library, library.optimizers.Adam(0.01))
+        decay = graphwd.keras.WeightDecay(CHANGING)
+        decay.state.rates["body"].assign(0.75)
+        if restore:
+            model.train_on_batch(INPUTS[:8], TARGETS[:8])  # what makes the slot variables
+        checkpoint = tf.train.Checkpoint(decay=decay.state, model=model, optimizer=model.optimizer)
+        if restore:
+            decay.state.rates["body"].assign(0.0)
+            checkpoint.restore(restore)
+        model.fit(INPUTS, TARGETS, batch_size=8, epochs=epochs, shuffle=False, verbose=0, callbacks=[decay])
+        return model, checkpoint
+
+    whole, _ = trained(4)
+    _, checkpoint = trained(2)
+    resumed, _ = trained(2, checkpoint.save(str(tmp_path / "checkpoint")))
+    for mine, theirs in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_the_examples_of_the_documentation_run(library, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "policy.yaml").write_text(

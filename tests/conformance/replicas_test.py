@@ -202,3 +202,41 @@ def test_fit_decays_replicas_alike(strategy, library):
     np.testing.assert_allclose(first, start * 0.75**6, rtol=1e-6)
     model.train_on_batch(inputs.numpy(), targets.numpy())
     np.testing.assert_allclose(model.layers[1].kernel.numpy(), start * 0.75**7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_rates_that_change(strategy, counted):
+    """A schedule, a tunable, and the first weight, which each copy has.
+
+    Each replica counts in a copy of the optimizer's counter, so no single one counts the updates: graphwd does, once.
+    """
+    with strategy.scope():
+        w = tf.Variable([2.0, -1.0], name="w")
+        optimizer = tf_keras.optimizers.SGD(0.5)
+        optimizer.build([w])
+
+    def replica():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(w) / 2
+        gradient = tape.gradient(loss, w)
+        if counted:
+            optimizer.apply_gradients([(gradient, w)])
+        else:
+            total = tf.distribute.get_replica_context().all_reduce("SUM", gradient)
+            w.assign_sub(0.5 * total)
+
+    step = tf.function(lambda: strategy.run(replica))
+    schedule = {"schedule": "linear", "from": 0.5, "to": 0.0, "steps": 4}
+    rule = {"name": "w", "weight_decay": schedule, "tunable": "body", "formula": "l2_sp"}
+    with strategy.scope():
+        decayed = graphwd.with_weight_decay({"version": 1, "rules": [rule]})(step)
+    state = graphwd.state(decayed)
+    expected = first = np.float32([2.0, -1.0])
+    for t in range(6):
+        state.rates["body"].assign(1.0 if t < 3 else 0.5)
+        decayed()
+        expected = expected - 0.5
+        expected = expected - max(0.5 - 0.125 * t, 0) * (1.0 if t < 3 else 0.5) * (expected - first)
+        for copy in w.values:
+            np.testing.assert_allclose(copy, expected, rtol=1e-6)
+    assert state.steps.numpy() == 6
