@@ -13,9 +13,10 @@ from graphwd.analysis.factors import number
 from graphwd.analysis.flow import Flow, Flows
 from graphwd.analysis.sites import Path, Site
 from graphwd.analysis.updates import Analysis
+from graphwd.graph.edge import node_of
 from graphwd.graph.graph import Variable
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form
-from graphwd.graph.traits import SUM_OPS
+from graphwd.graph.traits import READ_OPS, SUM_OPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ def find_counters(analysis: Analysis, flows: Flows) -> tuple[Counter, ...]:
 
 
 def _counters(analysis: Analysis, flows: Flows) -> Iterator[Counter]:
-    for variable, sites in analysis.integer_writes:
+    for variable, written in analysis.integer_writes:
+        sites = [site for site in written if not _is_apart(analysis, flows, site)]
         # Of a body that no weight is written in or below nothing is known, and nothing need be.
         if (
             len(sites) == 1
@@ -66,6 +68,17 @@ def _counters(analysis: Analysis, flows: Flows) -> Iterator[Counter]:
             and _adds_one(flows.at(sites[0].path), sites[0], variable)
         ):
             yield Counter(variable, sites[0])
+
+
+def _is_apart(analysis: Analysis, flows: Flows, site: Site) -> bool:
+    """Whether a write is an initializer or a restore of a main graph, of which a session runs what it is asked for."""
+    assert analysis.graph is not None
+    root = analysis.graph.root_function
+    if site.path or root.signature.output_arg or root.control_ret or WRITE_OPS[site.op].form is not Form.ASSIGN:
+        return False
+    flow = flows.at(())
+    value = flow.nodes[site.node].proto.input[WRITE_OPS[site.op].value]
+    return not any(flow.nodes[name].op in READ_OPS for name in flow.upstream([node_of(value)]))
 
 
 def _adds_one(flow: Flow, site: Site, variable: Variable) -> bool:

@@ -7,12 +7,15 @@ ops that the function calls. Only the ops themselves are kept. The splicer names
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.framework.attr_value_pb2 import AttrValue, NameAttrList
+from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from graphwd.errors import RewriteError
@@ -63,10 +66,12 @@ class Fragment:
     Attributes:
         ops: its ops, each after those that it takes or waits for.
         result: the function's result; None where it returns nothing.
+        library: the functions that its ops run, as branches and loops do, each after those that it runs itself.
     """
 
     ops: tuple[Op, ...]
     result: Input | None
+    library: tuple[FunctionDef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +111,10 @@ def fragment(function: Callable[..., Any], kinds: Mapping[str, Kind], **options:
 def _traced(
     function: Callable[..., Any], kinds: tuple[tuple[str, Kind], ...], options: tuple[tuple[str, Any], ...]
 ) -> Fragment:
-    with tf.Graph().as_default() as graph:
+    with tf.Graph().as_default() as graph, _control_flow_v2():
         with tf.name_scope("parameters"):  # so that an op may have the name of a parameter
             parameters = {name: _parameter(name, kind) for name, kind in kinds}
         result = function(**parameters, **dict(options))
-    if graph.as_graph_def().library.function:
-        raise RewriteError(
-            f"'{function.__name__}' has branches, loops or calls of its own, which cannot be spliced yet"
-        )
     names = {tensor.op.name: name for name, tensor in parameters.items()}
     traced = [op for op in graph.get_operations() if op.name not in names]
     numbers = {op.name: number for number, op in enumerate(traced)}
@@ -136,7 +137,42 @@ def _traced(
         return Op(role, node, inputs, waits, reads, constant)
 
     ops = tuple(map(piece, traced))
-    return Fragment(ops, None if result is None else source(result))
+    library = _callees_first(graph.as_graph_def().library.function)
+    return Fragment(ops, None if result is None else source(result), library)
+
+
+@contextlib.contextmanager
+def _control_flow_v2() -> Iterator[None]:
+    """Has branches and loops made as calls of functions, which a function body can hold in any place."""
+    if tf.compat.v1.control_flow_v2_enabled():
+        yield
+        return
+    tf.compat.v1.enable_control_flow_v2()
+    try:
+        yield
+    finally:
+        tf.compat.v1.disable_control_flow_v2()
+
+
+def _callees_first(functions: Iterable[FunctionDef]) -> tuple[FunctionDef, ...]:
+    """Functions in an order in which each comes after those that it runs; none runs itself."""
+    waiting = {function.signature.name: function for function in functions}
+    ordered: dict[str, FunctionDef] = {}
+    while waiting:
+        ready = [name for name, function in waiting.items() if not set(_callees(function)) & waiting.keys()]
+        ordered.update((name, waiting.pop(name)) for name in ready)
+    return tuple(ordered.values())
+
+
+def _callees(function: FunctionDef) -> Iterator[str]:
+    for node in function.node_def:
+        for value in node.attr.values():
+            yield from (callee.name for callee in functions_of(value))
+
+
+def functions_of(value: AttrValue) -> Sequence[NameAttrList]:
+    """The functions that an attribute names, to be read or changed."""
+    return [value.func] if value.HasField("func") else list(value.list.func)
 
 
 def _parameter(name: str, kind: Kind) -> tf.Tensor:

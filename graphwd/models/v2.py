@@ -16,7 +16,7 @@ from graphwd.graph.function_library import original_name, reachable, rename, set
 from graphwd.graph.graph import RECORD
 from graphwd.models.entry_points import EntryPoint, Exports, is_wrapper, rewritten_functions, signature_call
 from graphwd.planning.planner import Plan
-from graphwd.rewriting.inject import Rewritten, decay_records, refuse_rewritten, take_out
+from graphwd.rewriting.inject import FRAGMENT, Rewritten, decay_records, refuse_rewritten, take_out
 from graphwd.rewriting.part import without_own_variables
 
 
@@ -74,6 +74,7 @@ class TrainingFunctions:
             for function in meta_graph.graph_def.library.function
             for member in (function, *copies.get(function.signature.name, ()))
         ]
+        library += [function for function in rewritten.functions if function.signature.name.startswith(FRAGMENT)]
         for entry, name in zip(self._entries, called, strict=True):
             if name != entry.function:
                 _refer_to(meta_graph, entry, name)
@@ -109,7 +110,8 @@ def strip_functions(meta_graph: MetaGraphDef) -> int:
     # Where the original is still there, its copy equals it again.
     kept: dict[str, FunctionDef] = {}
     for function in meta_graph.graph_def.library.function:
-        kept.setdefault(function.signature.name, function)
+        if not function.signature.name.startswith(FRAGMENT):
+            kept.setdefault(function.signature.name, function)
     set_library(meta_graph, list(kept.values()))
     return count
 

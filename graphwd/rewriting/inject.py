@@ -18,6 +18,7 @@ from graphwd.decay.formulas import l2
 from graphwd.errors import RewriteError
 from graphwd.graph.body import Body, Layout
 from graphwd.graph.edge import is_control
+from graphwd.graph.fragment import Fragment
 from graphwd.graph.graph import MARK, RECORD, Callee, Graph
 from graphwd.graph.ops import CALL_OPS, CallKind
 from graphwd.planning.injections import After, Before, Elsewhere, Injection, Nest, Where, nested
@@ -26,7 +27,7 @@ from graphwd.rewriting.check import check_rewritten
 from graphwd.rewriting.decays import DecayWriter
 from graphwd.rewriting.fusion import FUSED, outline
 from graphwd.rewriting.schedules import take_schedules, write_schedules
-from graphwd.rewriting.splice import Added
+from graphwd.rewriting.splice import Added, rename_functions
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
@@ -40,6 +41,10 @@ A key more does not change it: readers leave alone what they do not know. It cou
 of the change would take a decay out wrongly, and a record says the least version that can read it: 2 where a node of
 the original waits for an injected one ("delayed").
 """
+
+
+FRAGMENT = "graphwd_fragment_"
+"""What the names of functions begin with that come from a formula or a schedule, and from no function of the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,7 @@ class _Writer:
         self.unfused: list[str] = []
         self._names: dict[tuple[object, ...], str] = {}
         self.functions: list[FunctionDef] = []
+        self._libraries: dict[int, dict[str, str]] = {}  # by the identity of a fragment, which is kept for good
 
     def rewrite(
         self, original: FunctionDef, layout: Layout | None, nest: Nest, outside: Sequence[Elsewhere], depth: int
@@ -135,7 +141,7 @@ class _Writer:
         brought = add_arguments(function, outside)
         if layout is None:
             return function
-        added = Added(function, layout.indices)
+        added = Added(function, layout.indices, self._library)
         delayed: dict[str, str] = {}
         if scheduled := nest.scheduled(depth):
             nodes = {each.write: function.node_def[layout.indices[each.write]] for each in scheduled if each.write}
@@ -160,6 +166,21 @@ class _Writer:
         if decays and self._fuse and not _is_compiled(function):
             self._outline(function, nest.here, decays)
         return function
+
+    def _library(self, piece: Fragment) -> Mapping[str, str]:
+        """The new names of the functions of a fragment, which become functions of the step."""
+        if id(piece) not in self._libraries:
+            names: dict[str, str] = {}
+            for original in piece.library:  # each after those that it runs
+                function = type(original)()
+                function.CopyFrom(original)
+                function.signature.name = self._new_name(f"{FRAGMENT}{original.signature.name}")
+                for node in function.node_def:
+                    rename_functions(node, names)
+                names[original.signature.name] = function.signature.name
+                self.functions.append(function)
+            self._libraries[id(piece)] = names
+        return self._libraries[id(piece)]
 
     def _outline(self, function: FunctionDef, injections: Mapping[str, Injection], decays: Mapping[str, str]) -> None:
         """Outlines the updates of a body, those on each device together."""

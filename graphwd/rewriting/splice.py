@@ -9,14 +9,14 @@ in a gradient are not, since TensorFlow places the gradient itself.
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from graphwd.graph.edge import control_edge, output_edge, source_of
-from graphwd.graph.fragment import Fragment, Input, Op, fragment
+from graphwd.graph.fragment import Fragment, Input, Op, fragment, functions_of
 from graphwd.graph.graph import MARK
 
 if TYPE_CHECKING:
@@ -31,12 +31,14 @@ class Added:
     Attributes:
         function: the body.
         present: the names of the original nodes.
+        library: adds the functions of a fragment to the step, and gives their new names by the old.
         taken: the names of the added nodes.
         shared: tensors that several decays share, by the device of their variables and by content.
     """
 
     function: FunctionDef
     present: Container[str]
+    library: Callable[[Fragment], Mapping[str, str]]
     taken: set[str] = field(default_factory=set[str])
     shared: dict[Hashable, str] = field(default_factory=dict[Hashable, str])
 
@@ -77,6 +79,7 @@ class Splicer:
         Returns:
             The edge of its result; None where it has none.
         """
+        names: Mapping[str, str] = self._added.library(piece) if piece.library else {}
         sources: list[str] = []  # the name of each op, but the edge of a constant
         for op in piece.ops:
             if op.constant is not None:
@@ -86,7 +89,9 @@ class Splicer:
             inputs += [control_edge(source_of(sources[number])) for number in op.waits]
             if op.reads:
                 inputs += map(control_edge, waits)
-            sources.append(self._add(op, inputs).name)
+            node = self._add(op, inputs)
+            rename_functions(node, names)
+            sources.append(node.name)
         return None if piece.result is None else _edge(piece.result, arguments, sources)
 
     def constant(self, role: str, value: float, dtype: str) -> str:
@@ -146,6 +151,13 @@ class Splicer:
             name = f"{base}_{number}"
         self._added.taken.add(name)
         return name
+
+
+def rename_functions(node: NodeDef, names: Mapping[str, str]) -> None:
+    """Makes a node run functions by their new names."""
+    for value in node.attr.values() if names else ():
+        for function in functions_of(value):
+            function.name = names.get(function.name, function.name)
 
 
 def _split(name: str) -> tuple[str, str]:

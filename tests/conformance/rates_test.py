@@ -198,6 +198,40 @@ def test_what_python_can_give():
     np.testing.assert_array_equal(trained.weight, before)
 
 
+def test_a_schedule_with_branches_and_loops():
+    """As Keras's warm-up is written; the functions of its branches become functions of the step."""
+    warm = keras.optimizers.schedules.CosineDecay(0.0, 50, warmup_target=0.25, warmup_steps=10)
+
+    def looping(step):
+        _, total = tf.while_loop(lambda i, _: i < step, lambda i, total: (i + 1, total / 2), (0, 0.5), name="halve")
+        return tf.cond(step > 3, lambda: total, lambda: 0.25)
+
+    for given, rate_at, tolerance in (
+        (warm, lambda t: float(warm(t)), 1e-6),
+        (lambda step: looping(tf.cast(step, tf.int32)), lambda t: 0.5 / 2**t if t > 3 else 0.25, 1e-12),
+    ):
+        for jit_compile in (False, True):
+            trained = Trained("by hand")
+            step = tf.function(trained.step, jit_compile=jit_compile)
+            policy = {"version": 1, "rules": [{"weight_decay": given}]}
+            decayed = graphwd.rewrite(step, policy)
+            assert trained.error(decayed, "after", rate_at, steps=20) < tolerance
+            assert graphwd.verify(step, decayed, policy, tf.constant(START), tolerance=16).ok
+
+
+def test_a_formula_with_branches():
+    def formula(weight):
+        return tf.cond(tf.reduce_sum(weight) > 0, lambda: tf.sign(weight), lambda: weight)
+
+    for start in (START, -START):
+        trained = Trained("Keras SGD")
+        trained.weight.assign(start)
+        decayed, _ = trained.rewritten(weight_decay=0.125, formula=formula)
+        decayed(tf.zeros(START.shape, tf.float64))
+        lost = 0.125 * (np.sign(start) if start.sum() > 0 else start)
+        np.testing.assert_allclose(trained.weight, start - lost, rtol=1e-14)
+
+
 class Nested(tf.Module):
     """A weight that is updated by hand, in a body of some kind."""
 

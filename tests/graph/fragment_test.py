@@ -78,12 +78,18 @@ def test_nothing_of_the_surroundings_gets_in():
     assert graph.get_operations() == []
 
 
-def test_what_cannot_be_spliced_is_refused():
+def test_the_functions_of_branches_come_along_callees_first():
     def branches(x):
-        return tf.cond(tf.reduce_sum(x) > 0, lambda: x, lambda: -x)
+        positive = tf.reduce_sum(x) > 0
+        return tf.cond(positive, lambda: tf.cond(tf.size(x) > 3, lambda: x, lambda: 2 * x), lambda: -x)
 
-    with pytest.raises(RewriteError, match="'branches' has branches, loops or calls of its own"):
-        fragment(branches, {"x": "float32"})
+    names = [function.signature.name for function in fragment(branches, {"x": "float32"}).library]
+    assert len(names) == 4
+    inner = [position for position, name in enumerate(names) if "cond_cond" in name or name.count("cond") > 1]
+    assert max(inner, default=-1) < len(names) - 1
+
+
+def test_what_cannot_be_spliced_is_refused():
     other = tf.constant(1.0)
 
     def foreign(x):
