@@ -497,25 +497,44 @@ class Flow:
         return node.op in _SUMMING and any(self._holds(operand, terms, depth + 1) for _, operand in self.behind(tensor))
 
     def _reads_behind(self, start: str) -> int:
-        """A bit for each variable that a tensor depends on: bit n + 1 for variable n, bit 0 for unknown ones."""
+        """A bit for each variable that a tensor depends on: bit n + 1 for variable n, bit 0 for unknown ones.
+
+        Slot variables may lead back to where they are written, and what lies on one such cycle depends on the same. So
+        these are kept together: Tarjan's algorithm (SIAM Journal on Computing, 1972), without recursion.
+        """
         known = self._provenance
-        waiting = [start]
-        entered: set[str] = set()
-        while waiting:
-            tensor = waiting[-1]
-            if tensor in known:
-                waiting.pop()
-                continue
-            mask, further = self._direct_reads(tensor)
-            missing = [operand for operand in further if operand not in known and operand not in entered]
-            if missing and tensor not in entered:
-                entered.add(tensor)
-                waiting.extend(missing)
-                continue
-            for operand in further:  # a slot that leads back here has nothing more to say
-                mask |= known.get(operand, 0)
-            known[tensor] = mask
-            waiting.pop()
+        met: dict[str, int] = {}
+        lowest: dict[str, int] = {}
+        masks: dict[str, int] = {}
+        open_tensors: list[str] = []
+        entered: list[tuple[str, Iterator[str]]] = []
+
+        def enter(tensor: str) -> None:
+            masks[tensor], further = self._direct_reads(tensor)
+            met[tensor] = lowest[tensor] = len(met)
+            open_tensors.append(tensor)
+            entered.append((tensor, iter(further)))
+
+        if start not in known:
+            enter(start)
+        while entered:
+            tensor, further = entered[-1]
+            for operand in further:
+                if operand in known:
+                    masks[tensor] |= known[operand]
+                elif operand in met:
+                    lowest[tensor] = min(lowest[tensor], met[operand])
+                else:
+                    enter(operand)
+                    break
+            else:
+                entered.pop()
+                if entered:
+                    user = entered[-1][0]
+                    masks[user] |= masks[tensor]
+                    lowest[user] = min(lowest[user], lowest[tensor])
+                if lowest[tensor] == met[tensor]:
+                    _close(open_tensors, tensor, masks, known)
         return known[start]
 
     def _direct_reads(self, tensor: str) -> tuple[int, list[str]]:
@@ -671,6 +690,17 @@ def sinks(flow: Flow, nodes: Iterable[str]) -> list[tuple[Use, str]]:
 def is_apply(flow: Flow, name: str) -> bool:
     """Whether a write is an Apply op."""
     return WRITE_OPS[flow.nodes[name].op].form is Form.APPLY
+
+
+def _close(open_tensors: list[str], first: str, masks: Mapping[str, int], known: dict[str, int]) -> None:
+    """Gives all tensors of a cycle, the last of the open ones from ``first`` on, what they depend on together."""
+    cycle: list[str] = []
+    while not cycle or cycle[-1] != first:
+        cycle.append(open_tensors.pop())
+    mask = 0
+    for tensor in cycle:
+        mask |= masks[tensor]
+    known.update(dict.fromkeys(cycle, mask))
 
 
 class Flows:

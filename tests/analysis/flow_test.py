@@ -58,3 +58,24 @@ def test_a_gradient_is_behind_a_slot():
     assert not flow.precedes(writes[0], "Read/ReadVariableOp")
     assert flow.between(["slotted"], writes[0]) >= {"slotted", writes[0]}
     assert flow.between([writes[0]], "slotted") == set()
+
+
+def test_slot_variables_that_feed_each_other_depend_on_the_same_whichever_is_asked_first():
+    w, first, second = variable(), variable("first", trainable=False), variable("second", trainable=False)
+    a, b = variable("a", trainable=False), variable("b", trainable=False)
+
+    def step(x):
+        one, two = tf.identity(first.read_value(), name="one"), tf.identity(second.read_value(), name="two")
+        g = gradient_of(w)
+        first.assign(0.5 * two + g * a)
+        second.assign(0.5 * one + g * b)
+        w.assign_sub(x * (g + one + two))
+
+    asked = [["one:output:0", "two:output:0"], ["two:output:0", "one:output:0"]]
+    answers = []
+    for order in asked:
+        flow, _, _ = update_of(step, tf.TensorSpec([]))
+        names = {number: each.name for number, each in enumerate(flow.variables)}
+        answers.append({text: {names[number] for number in flow.reads_behind(text)} for text in order})
+    assert answers[0] == answers[1]
+    assert answers[0]["one:output:0"] == answers[0]["two:output:0"] >= {"a", "b", "first", "second"}
