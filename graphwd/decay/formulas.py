@@ -7,7 +7,8 @@ decay is computed. It returns the gradient of a penalty, in the same shape and d
 * ``weight``: the weight that is decayed, w.
 * ``before``: the weight before the optimizer's update, whatever the order.
 * ``update``: what the optimizer's update subtracts from ``before``.
-* ``initial``: the weight when the step was rewritten, or the model attached.
+* ``initial``: the weight when the step was rewritten; of a step that is not concrete, and of a model, when it is first
+  called.
 
 Any other parameter is an option, a number that a policy gives.
 """
@@ -72,6 +73,22 @@ class Formula:
             raise RewriteError(
                 f"the formula '{self.name}' fails on tensors of {dtype.name}: {type(error).__name__}: {error}"
             ) from error
+
+    def check(self, shape: tuple[int | None, ...] | None, dtype: str) -> None:
+        """Tries the user's own function on a weight.
+
+        Args:
+            shape: the shape of the weight, or of rows of it; None where it is not known.
+            dtype: the dtype in which its decay is computed.
+
+        Raises:
+            RewriteError: the function fails, or what it returns is of another shape or dtype.
+        """
+        with tf.Graph().as_default():
+            tensors = {name: tf.compat.v1.placeholder(dtype, shape) for name in self.takes}
+            found = self(**tensors).shape
+        if shape is not None and (found.rank != len(shape) or not found.is_compatible_with(shape)):
+            raise RewriteError(f"the formula '{self.name}' returns the shape {found} for a weight of the shape {shape}")
 
     def __str__(self) -> str:
         """The formula with its options, as records keep it."""

@@ -12,10 +12,12 @@ from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 from graphwd.analysis.updates import Analysis, find_updates
+from graphwd.errors import RewriteError
 from graphwd.graph.function_library import original_name, reachable, rename, set_library
 from graphwd.graph.graph import RECORD
 from graphwd.models.entry_points import EntryPoint, Exports, is_wrapper, rewritten_functions, signature_call
 from graphwd.planning.planner import Plan
+from graphwd.rewriting.bring import brings_variables
 from graphwd.rewriting.inject import FRAGMENT, Rewritten, decay_records, refuse_rewritten, take_out
 from graphwd.rewriting.part import without_own_variables
 
@@ -105,6 +107,11 @@ def strip_functions(meta_graph: MetaGraphDef) -> int:
         RewriteError: the record of one is damaged.
     """
     library = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+    if any(map(brings_variables, library.values())):
+        raise RewriteError(
+            "the model was exported from Python with variables of graphwd's own (a tunable rate, a counter, first "
+            "weights), which cannot be taken out of it: take the original step"
+        )
     count = sum(len(take_out(function)) for function in library.values())
     rename(meta_graph, {name: original_name(name) for name in library if original_name(name) != name})
     # Where the original is still there, its copy equals it again.

@@ -14,7 +14,8 @@ from graphwd.analysis.learning_rate import find_learning_rate
 from graphwd.analysis.readiness import find_readiness, refuse_forward_reads, when_ready
 from graphwd.analysis.sites import STRONG, Evidence, Site, Write
 from graphwd.analysis.updates import Update, VariableWrites, group_writes, is_whole, may_continue
-from graphwd.errors import UnclearError
+from graphwd.decay.arithmetic import wide
+from graphwd.errors import RewriteError, UnclearError
 from graphwd.graph.edge import Use, node_of
 from graphwd.graph.graph import DTYPE_NUMBERS
 from graphwd.graph.ops import Form
@@ -66,6 +67,7 @@ def place_decay(
         every = [write.site for update in updates for write in update.writes]
         injections = [_injection(rule, update, writes, flows, every) for update in _choose(rule, updates)]
         _refuse_rows(rule, injections)
+        _check_own(rule, injections)
         return tuple(_with_schedule(_with_initial(injection), rule, counters) for injection in injections)
     except UnclearError as reason:
         raise RefusedError(str(reason)) from None
@@ -251,7 +253,7 @@ def _with_initial(injection: Injection) -> Injection:
     if "initial" not in injection.formula.takes:
         return injection
     variable = injection.variable
-    own = Own(variable.name, "resource", kind=OwnKind.INITIAL, key=variable.key)
+    own = Own(f"the first weight of '{variable.shown}'", "resource", kind=OwnKind.INITIAL, key=variable.key)
     return replace(injection, initial=own)
 
 
@@ -301,6 +303,17 @@ def _scheduled(injection: Injection, rule: Rule, choice: ScheduleChoice, counter
         return Factor(text, "float64", rate)
     own = Own("the counter of updates", "resource", kind=OwnKind.STEPS)
     return Factor(text, "float64", Scheduled(text, "float64", home(site.path), schedule=schedule, own=own))
+
+
+def _check_own(rule: Rule, injections: Sequence[Injection]) -> None:
+    """Refuses a formula of the user's own that does not fit the weight."""
+    formula = rule.formula.resolved()
+    for injection in injections if formula.own else ():
+        shape, dtype = injection.variable.shape, injection.variable.dtype
+        try:
+            formula.check((None, *shape[1:]) if shape and injection.rows else shape, wide(dtype))
+        except RewriteError as reason:
+            raise RefusedError(str(reason)) from reason
 
 
 def _refuse_rows(rule: Rule, injections: Sequence[Injection]) -> None:

@@ -316,21 +316,28 @@ def _step_problems(analysis: Analysis, decisions: Sequence[Decision]) -> Iterato
 
 def _counter_problems(decisions: Sequence[Decision]) -> Iterator[str]:
     """Why one counter of graphwd's own would not do: it would count the updates of others, too."""
-    first: dict[Path, tuple[Decision, Injection]] = {}
+    counted: dict[Path, dict[int, Injection]] = {}  # by the body that counts, and by variable
     for decision in decisions:
         for injection in decision.injections:
             for rate in injection.elsewhere:
                 if isinstance(rate, Scheduled) and rate.own is not None and rate.path is not None:
-                    first.setdefault(rate.path, (decision, injection))
-    for (_, one), (decision, other) in itertools.combinations(first.values(), 2):
-        if not one.site.excludes(other.site):
-            where = decision.rule.where if decision.rule else ""
-            yield (
-                f"{where}: '{one.variable.shown}' and '{other.variable.shown}' are updated apart from each other, at "
-                f"{one.site} and {other.site}, and the step has no counter for each of them that graphwd could find; "
-                "count the updates of each in an integer variable of its own, and name it with 'step: NAME'"
-            )
+                    counted.setdefault(rate.path, {})[injection.variable.id] = injection
+    for one, other in itertools.combinations(counted.values(), 2):
+        first, second = next(iter(one.values())), next(iter(other.values()))
+        # In branches of which a run takes one, the same variables may be updated.
+        if not (first.site.excludes(second.site) and one.keys() == other.keys()):
+            second = next((injection for number, injection in other.items() if number not in one), second)
+            yield apart(f"'{first.variable.shown}' and '{second.variable.shown}'", f"{first.site} and {second.site}")
             return
+
+
+def apart(names: str, places: str) -> str:
+    """What is said of variables that are updated at different times, while one counter would count for them."""
+    return (
+        f"{names} are updated apart from each other, at {places}, and no variable of the step is seen to count the "
+        "updates of each, while graphwd would count them together; count each in an integer variable of its own, where "
+        "it is updated, and name that with 'step: NAME', or give each step of the training a policy of its own"
+    )
 
 
 def _policy_problems(decisions: Sequence[Decision], subjects: Sequence[Subject], policy: Policy) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphwd.errors import PolicyError
+from graphwd.policy.selectors import is_hashable
 from graphwd.policy.yaml_source import Given, Located
 
 if TYPE_CHECKING:
@@ -106,10 +107,10 @@ def _positive(option: str, item: Located) -> float:
 def _own(key: str, item: Located, function: Any) -> FormulaChoice:
     from graphwd.decay.formulas import TENSORS
 
-    if not callable(function):
-        raise PolicyError(
-            f"{item.where}: {key} must be a word, a mapping or a function, got a {type(function).__name__}"
-        )
+    if not (callable(function) and is_hashable(function)):
+        hint = " that has no hash" if callable(function) else ""
+        kind = type(function).__name__
+        raise PolicyError(f"{item.where}: {key} must be a word, a mapping or a function, got a {kind}{hint}")
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

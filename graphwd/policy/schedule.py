@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graphwd.errors import PolicyError
-from graphwd.policy.selectors import is_variable
+from graphwd.policy.selectors import is_hashable, is_variable
 from graphwd.policy.yaml_source import Given, Located
 
 if TYPE_CHECKING:
@@ -144,9 +144,10 @@ def _example(schedule: str) -> str:
 def _own(key: str, item: Located, given: Any) -> ScheduleChoice:
     name = str(getattr(given, "__name__", type(given).__name__))
     if not is_variable(given):
-        if not callable(given):
+        if not (callable(given) and is_hashable(given)):
             raise PolicyError(
                 f"{item.where}: {key} must be a number, a schedule, a function of the step or a variable, got a {name}"
+                f"{' that has no hash' if callable(given) else ''}"
             )
         return ScheduleChoice(name, function=given)
     dtype = str(getattr(given.dtype, "name", given.dtype))

@@ -95,6 +95,15 @@ def _shown(variable: Any) -> str:
     return str(getattr(variable, "path", None) or variable.name.removesuffix(":0"))
 
 
+def is_hashable(value: object) -> bool:
+    """Whether a value may be a key, as what is traced once must be."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
 def is_variable(value: object) -> bool:
     """Whether a value is a variable, to be listed by a policy; no library is imported to find out."""
     kind: type[object] = type(value)

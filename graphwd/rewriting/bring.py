@@ -92,6 +92,15 @@ def pass_on(node: NodeDef, edges: Mapping[Elsewhere, str]) -> None:
         node.attr[_BROUGHT].i = len(edges)
 
 
+def brings_variables(function: FunctionDef) -> bool:
+    """Whether a variable of graphwd's own was brought into a function."""
+    resource = DTYPE_NUMBERS["resource"]
+    return any(
+        MARK in attributes.attr and function.signature.input_arg[i].type == resource
+        for i, attributes in function.arg_attr.items()
+    )
+
+
 def take_back(function: FunctionDef) -> None:
     """Removes the arguments that were brought into a function, and those that it brings into others.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from graphwd.analysis.sites import Frame
@@ -25,7 +26,7 @@ def check_rewritten(
     layout: Layout,
     injections: Mapping[str, Injection],
     calls: Iterable[Frame],
-    counting: Mapping[str, str],
+    counting: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Checks a rewritten body against the original.
 

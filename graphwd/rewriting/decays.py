@@ -87,7 +87,11 @@ class DecayWriter:
                 self._in_gradient(place)
             case other:
                 raise AssertionError(f"{type(other).__name__} is no type of place")
-        return self._splicer.nodes["decay"].name
+        nodes = self._splicer.nodes
+        if self._injection.formula.own and "read" in nodes:
+            # A formula of the user's own need not use the weight that is read, and by that read the decay waits.
+            nodes["decay"].input.append(control_edge(nodes["read"].name))
+        return nodes["decay"].name
 
     @property
     def carrier(self) -> NodeDef:

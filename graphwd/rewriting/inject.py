@@ -158,7 +158,7 @@ class _Writer:
                 _set_callee(node, callee, self._copy(callee, nests.get(callee, Nest()), needed, depth + 1, looped))
         decays: dict[str, str] = {}
         if nest.here:
-            decays = _splice(added, layout, nest.here, brought)
+            decays = _splice(function, added, layout, nest.here, brought)
         if nest.here or scheduled:
             check_rewritten(original, function, layout, nest.here, nest.calls, delayed)
         for node, edges in passed:
@@ -222,10 +222,13 @@ def _set_callee(node: NodeDef, callee: Callee, function: str) -> None:
 
 
 def _splice(
-    added: Added, layout: Layout, injections: Mapping[str, Injection], brought: Mapping[Elsewhere, str]
+    function: FunctionDef,
+    added: Added,
+    layout: Layout,
+    injections: Mapping[str, Injection],
+    brought: Mapping[Elsewhere, str],
 ) -> dict[str, str]:
     """Adds the decays; returns for each write the node that decays."""
-    function = added.function
     decays: dict[str, str] = {}
     needed = {name for injection in injections.values() for name in injection.touched}
     nodes = {name: function.node_def[layout.indices[name]] for name in needed}

@@ -120,6 +120,7 @@ def emit(prepared: Prepared[Trace], state: State) -> Emitted:
         GraphwdError: the step cannot be rewritten.
     """
     prepared.plan.check()
+    state.count_for(prepared.plan)
     for note in prepared.plan.notes:
         _LOG.warning("%s", note)
 

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-import itertools
+import concurrent.futures
 import threading
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
 
-from graphwd.errors import StepError
+from graphwd.errors import PlanError, StepError
+from graphwd.messages import listed
 from graphwd.planning.injections import Own, OwnKind
+from graphwd.planning.planner import Plan, apart
 from graphwd.policy.rules import Policy
 
 STATE = "graphwd_state"
@@ -46,7 +48,7 @@ class State(tf.Module):
         self.initial: dict[str, tf.Variable] = {}
         # Not a dict of its own: TensorFlow would track it, and save no dict whose keys are numbers.
         given = {rule.schedule.identity: rule.schedule.variable for rule in policy.rules if rule.schedule is not None}
-        self._kept = types.SimpleNamespace(names={}, given=given)
+        self._kept = types.SimpleNamespace(names={}, given=given, counted={})
         for rule in policy.rules:
             if rule.tunable is not None and rule.tunable not in self.rates:
                 with tf.init_scope():
@@ -68,26 +70,61 @@ class State(tf.Module):
                     return self.rates[str(own.key)]
                 case OwnKind.STEPS:
                     if self.steps is None:
-                        self.steps = _variable(0, tf.int64, "steps")
+                        self.steps = _apart(lambda: _variable(0, tf.int64, "steps"))
                     return self.steps
                 case OwnKind.GIVEN:
-                    variable = self._kept.given[own.key]
-                    return getattr(variable, "value", variable) if not hasattr(variable, "handle") else variable
+                    given = self._kept.given[own.key]
+                    return given if isinstance(given, tf.Variable) else given.value  # of Keras
                 case OwnKind.INITIAL:
                     return self._first(own, sources)
                 case other:
                     raise AssertionError(f"{other} is no kind of variable")
 
+    def count_for(self, plan: Plan) -> None:
+        """Notes which updates the counter counts, if a plan needs one.
+
+        Args:
+            plan: the plan of a trace.
+
+        Raises:
+            PlanError: it counts those of other variables already, in another trace.
+        """
+        counted = {
+            injection.variable.key: injection.variable
+            for injection in plan.injections
+            if any(own.kind is OwnKind.STEPS for own in injection.own)
+        }
+        if not counted:
+            return
+        with _GUARD:
+            before = self._kept.counted = self._kept.counted or counted
+        if before.keys() != counted.keys():
+            names = [listed(sorted(variable.shown for variable in each.values())) for each in (before, counted)]
+            raise PlanError(apart(" and ".join(names), "different traces of the step"))
+
     def _first(self, own: Own, sources: Iterable[tf.Variable]) -> tf.Variable:
         """The variable that keeps the first weight of another."""
         if own.key not in self._kept.names:
             source = next(each for each in sources if id(each.handle) == own.key)
-            names = itertools.chain([own.name], (f"{own.name}_{i}" for i in itertools.count(1)))
-            name = next(name for name in names if name not in self.initial)
-            with tf.device(source.device):
-                self.initial[name] = _variable(source.read_value(), source.dtype, "initial")
+            # By number: the names that Keras gives to layers without one differ from model to model.
+            name = str(len(self.initial))
+
+            def copy() -> tf.Variable:
+                with tf.device(source.device):
+                    return _variable(source.read_value(), source.dtype, "initial")
+
+            self.initial[name] = _apart(copy)
             self._kept.names[own.key] = name
         return self.initial[self._kept.names[own.key]]
+
+
+def _apart(make: Callable[[], tf.Variable]) -> tf.Variable:
+    """Makes a variable in a thread of its own.
+
+    There no function is being traced, which would refuse new variables but for its first trace.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(make).result()
 
 
 def _variable(value: Any, dtype: tf.DType, name: str) -> tf.Variable:

@@ -121,3 +121,15 @@ def test_an_exported_step_carries_its_variables(tmp_path):
         before = weight_of(loaded).numpy()
         loaded.step(tf.zeros(START.shape, tf.float64))
         np.testing.assert_allclose(weight_of(loaded), before * (1 - rate), rtol=1e-15)
+
+
+@pytest.mark.parametrize("rule", [{"tunable": "body"}, {"formula": "l2_sp"}])
+def test_the_decay_of_an_exported_step_with_variables_is_not_taken_out(tmp_path, rule):
+    net = Net()
+    decayed = graphwd.rewrite(net.step.get_concrete_function(), policy("w", **rule))
+    module = tf.Module()
+    module.step, module.held, module.decay = decayed, net.held, graphwd.state(decayed)
+    tf.saved_model.save(module, str(tmp_path / "model"))
+    with pytest.raises(graphwd.RewriteError, match="exported from Python with variables of graphwd's own"):
+        strip(tmp_path / "model", tmp_path / "stripped")
+    assert not (tmp_path / "stripped").exists()

@@ -112,11 +112,25 @@ def test_rules_that_share_a_tunable_share_its_number():
         Policy.from_dict({"version": 1, "rules": rules})
 
 
+class Unhashable:
+    """A function of the step that is equal to others and has no hash."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        return True
+
+    def __call__(self, weight):
+        return weight
+
+
 def test_what_python_may_not_give():
     for fields, message in (
         ({"formula": lambda x: x}, r"the formula '<lambda>' takes 'x'; a formula takes tensors by these names: weight"),
         ({"formula": lambda: 0}, "the formula '<lambda>' takes nothing"),
         ({"weight_decay": tf.Variable([0.1])}, "weight_decay must be a variable of one floating-point number"),
+        ({"weight_decay": Unhashable()}, "weight_decay must be .* got a Unhashable that has no hash"),
+        ({"formula": Unhashable()}, "formula must be .* got a Unhashable that has no hash"),
         ({"weight_decay": object()}, "weight_decay must be a number"),
     ):
         with pytest.raises(PolicyError, match=message):
