@@ -29,7 +29,8 @@ class OwnValues:
             variables: the variables of the original.
             places: the place of each among these, by its number.
         """
-        self._rewritten = rewritten
+        found = getattr(rewritten, STATE, None)
+        self._state = found if isinstance(found, State) else None
         self._variables = variables
         self._places = places
         self.steps = 0
@@ -41,19 +42,17 @@ class OwnValues:
         Raises:
             VerifyError: the rewritten step has none.
         """
-        found = getattr(self._rewritten, STATE, None)
-        if not isinstance(found, State):
+        if self._state is None:
             raise VerifyError(
                 "the rewritten step carries no variables of graphwd's own, which its policy asks for; verify what "
                 "graphwd.rewrite or with_weight_decay returned"
             )
-        return found
+        return self._state
 
     @property
     def counter(self) -> tf.Variable | None:
         """The counter of graphwd's own; None where there is none."""
-        found = getattr(self._rewritten, STATE, None)
-        return found.steps if isinstance(found, State) else None
+        return None if self._state is None else self._state.steps
 
     def begin(self, steps: int) -> None:
         """Sets the counter of graphwd's own, if there is one, before a run."""

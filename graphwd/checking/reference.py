@@ -23,7 +23,18 @@ from graphwd.errors import VerifyError
 from graphwd.graph.body import Body, Node
 from graphwd.graph.edge import Use, data_inputs, is_control, node_of, output_edge, source_of, sources_of
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind
-from graphwd.planning.injections import After, Before, InGradient, Injection, InValue, Nest, Scheduled, nested
+from graphwd.planning.injections import (
+    After,
+    Before,
+    Elsewhere,
+    InGradient,
+    Injection,
+    InValue,
+    Nest,
+    Own,
+    Scheduled,
+    nested,
+)
 from graphwd.steps.emit import Parts
 from graphwd.steps.read import ConcreteFunction, read
 
@@ -69,8 +80,7 @@ class Reference:
             for frame in rate.path or ():
                 nest = nest.calls[frame]
             self._scheduled.setdefault(id(nest), {})[rate] = None
-        self._scalars: dict[Any, Any] = {None: own}
-        """What the variables of graphwd's own hold, and the rate of each schedule as its body began."""
+        self._rates: dict[Scheduled, float] = {}  # of each schedule, as the body began that computes it
         self._factors: Mapping[tuple[Path, str], float] = {}
         self.seen: dict[tuple[Path, str], list[Any]] = {}
         """For each watched tensor its values in the last run, as NumPy arrays, one for each time it was computed."""
@@ -94,6 +104,14 @@ class Reference:
         self.seen.clear()
         return self._run(self._graph.root_function, self._nest, [*arguments, *self._captured])
 
+    def value(self, tensor: Elsewhere) -> np.ndarray:
+        """The value of a variable of graphwd's own, or of the rate of a schedule."""
+        if isinstance(tensor, Scheduled):
+            return np.asarray(self._rates[tensor])
+        assert self.own is not None
+        assert isinstance(tensor, Own)
+        return self.own.value(tensor)
+
     def watched_in(self, nest: Nest) -> list[tuple[Path, str]]:
         """The watched tensors of a body."""
         return self._watched.get(id(nest), [])
@@ -114,9 +132,9 @@ class Reference:
         scheduled = self._scheduled.get(id(nest), ())
         if scheduled:
             assert self.own is not None
-            self._scalars.update((rate, self.own.rate(rate)) for rate in scheduled)
+            self._rates.update((rate, self.own.rate(rate)) for rate in scheduled)
             self.own.steps += any(rate.own is not None for rate in scheduled)
-        values[OWN] = self._scalars
+        values[_FROM_ELSEWHERE] = self.value
         for instruction in program.instructions:
             instruction(values)
         return [values[edge] for edge in program.results]
@@ -159,8 +177,8 @@ class Reference:
 
 _NOTHING = Nest()
 
-OWN = "variables of graphwd's own"
-"""The key, which is no edge, of what they hold, and of the rates of schedules."""
+_FROM_ELSEWHERE = "from elsewhere"
+"""The key, which is no edge, of what gives the value of a tensor that is from no body of the step."""
 
 
 @dataclass(frozen=True)
@@ -191,9 +209,8 @@ class _Compiler:
         self._needs: dict[str, list[str]] = {}  # what must be computed before a node, for the formula of its inputs
         for name, injection in nest.here.items():
             for text in self._formula(name, injection):
-                self._used_by.setdefault(text, set()).add(
-                    ""
-                )  # by a formula: it must outlast the piece that computes it
+                # By a formula: it must outlast the piece that computes it.
+                self._used_by.setdefault(text, set()).add("")
                 for user in {name, *(use.node for use in injection.uses)}:
                     self._needs.setdefault(user, []).append(node_of(text))
         self._watched: dict[str, list[tuple[Path, str]]] = {}  # by the node that makes them
@@ -435,11 +452,10 @@ def _lost(
 ) -> np.ndarray:
     """What a weight, or rows of it, lose at this step: the rate times the formula, in float64."""
     rate = injection.rate
-    own = values[OWN]
-    tensors_of_rate = [factor.tensor for factor in rate.factors]
-    scalars = [float(own[each] if isinstance(each, Scheduled) else own[None].value(each)) for each in tensors_of_rate]
+    value: Callable[[Elsewhere], np.ndarray] = values[_FROM_ELSEWHERE]
+    scalars = [float(value(factor.tensor)) for factor in rate.factors]
     if injection.initial is not None:
-        initial = own[None].value(injection.initial)
+        initial = value(injection.initial)
         tensors["initial"] = initial[rows] if initial.ndim else initial
     learning_rate = float(values[rate.learning_rate.tensor]) if rate.learning_rate is not None else 1.0
     return rate.number * math.prod(scalars) * learning_rate**rate.power * values_of(injection.formula, **tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphwd.errors import PolicyError
 from graphwd.policy.selectors import is_hashable
+from graphwd.policy.words import check_options, known_word
 from graphwd.policy.yaml_source import Given, Located
 
 if TYPE_CHECKING:
@@ -79,19 +79,10 @@ def read_formula(key: str, item: Located) -> FormulaChoice:
 def _named(key: str, item: Located, name: Located, options: Mapping[str, Located]) -> FormulaChoice:
     from graphwd.decay.formulas import FORMULAS  # only policies that name a formula import TensorFlow
 
-    if name.value not in FORMULAS:
-        close = difflib.get_close_matches(str(name.value), FORMULAS, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "a function of your own goes into a policy made in Python"
-        known = ", ".join(sorted(FORMULAS))
-        raise PolicyError(f"{name.where}: {key} must be one of {known}, got {name.value!r}; {hint}")
-    formula = FORMULAS[str(name.value)]
+    formula = FORMULAS[known_word(key, name, FORMULAS)]
     asked = sorted(formula.option_names)
     example = f"{{name: {formula.name}{''.join(f', {option}: 0.1' for option in asked)}}}" if asked else formula.name
-    for option, value in options.items():
-        if option not in asked:
-            raise PolicyError(f"{value.where}: the formula {formula.name} has no option '{option}'; write {example}")
-    if missing := [option for option in asked if option not in options]:
-        raise PolicyError(f"{item.where}: the formula {formula.name} needs '{missing[0]}'; write {example}")
+    check_options(f"formula {formula.name}", item, dict(options), asked, (), example)
     return FormulaChoice(formula.name, tuple((option, _positive(option, options[option])) for option in asked))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphwd.errors import PolicyError
 from graphwd.policy.selectors import is_hashable, is_variable
+from graphwd.policy.words import check_options, known_word
 from graphwd.policy.yaml_source import Given, Located
 
 if TYPE_CHECKING:
@@ -77,20 +77,12 @@ def read_schedule(key: str, item: Located) -> ScheduleChoice:
     assert isinstance(item.value, Mapping)
     given = dict(item.value)
     word = given.pop("schedule", None)
-    known = ", ".join(sorted(SCHEDULES))
     if word is None:
+        known = ", ".join(sorted(SCHEDULES))
         raise PolicyError(f"{item.where}: {key} needs a 'schedule', one of {known}; write {_example('cosine')}")
-    if word.value not in SCHEDULES:
-        close = difflib.get_close_matches(str(word.value), SCHEDULES, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "a function of your own goes into a policy made in Python"
-        raise PolicyError(f"{word.where}: schedule must be one of {known}, got {word.value!r}; {hint}")
-    name = str(word.value)
+    name = known_word("schedule", word, SCHEDULES)
     names = {_WORDS.get(option, option): option for option in SCHEDULES[name].option_names}
-    for option, value in given.items():
-        if option not in (*names, "warmup_steps"):
-            raise PolicyError(f"{value.where}: the schedule {name} has no option '{option}'; write {_example(name)}")
-    if missing := [option for option in names if option not in given]:
-        raise PolicyError(f"{item.where}: the schedule {name} needs '{missing[0]}'; write {_example(name)}")
+    check_options(f"schedule {name}", item, given, names, ("warmup_steps",), _example(name))
     warmup = _count("warmup_steps", given["warmup_steps"], 0) if "warmup_steps" in given else 0
     options = tuple((names[word], _option(name, word, given[word])) for word in names)
     if name == "piecewise":
