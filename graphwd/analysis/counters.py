@@ -13,7 +13,7 @@ from graphwd.analysis.factors import number
 from graphwd.analysis.flow import Flow, Flows
 from graphwd.analysis.sites import Path, Site
 from graphwd.analysis.updates import Analysis
-from graphwd.graph.edge import node_of
+from graphwd.graph.edge import EdgeText, data_input, data_inputs, node_of
 from graphwd.graph.graph import Variable
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form
 from graphwd.graph.traits import READ_OPS, SUM_OPS
@@ -77,29 +77,29 @@ def _is_apart(analysis: Analysis, flows: Flows, site: Site) -> bool:
     if site.path or root.signature.output_arg or root.control_ret or WRITE_OPS[site.op].form is not Form.ASSIGN:
         return False
     flow = flows.at(())
-    value = flow.nodes[site.node].proto.input[WRITE_OPS[site.op].value]
+    value = data_input(flow.nodes[site.node].proto, WRITE_OPS[site.op].value)
     return not any(flow.nodes[name].op in READ_OPS for name in flow.upstream([node_of(value)]))
 
 
 def _adds_one(flow: Flow, site: Site, variable: Variable) -> bool:
     row, proto = WRITE_OPS[site.op], flow.nodes[site.node].proto
     if row.form is Form.ADD:
-        return _is_one(flow, proto.input[row.value])
+        return _is_one(flow, data_input(proto, row.value))
     if row.form is not Form.ASSIGN:
         return False
-    total = flow.producer(_through_casts(flow, proto.input[row.value]))
+    total = flow.producer(_through_casts(flow, data_input(proto, row.value)))
     if total is None or total.op not in SUM_OPS or total.op == "Sub" or len(total.inputs) != 2:
         return False
-    first, second = (_through_casts(flow, tensor) for tensor in total.proto.input[:2])
+    first, second = (_through_casts(flow, tensor) for tensor in data_inputs(total.proto)[:2])
     return any(flow.read(old) == variable and _is_one(flow, new) for old, new in ((first, second), (second, first)))
 
 
-def _is_one(flow: Flow, tensor: str) -> bool:
+def _is_one(flow: Flow, tensor: EdgeText) -> bool:
     return number(flow.producer(_through_casts(flow, tensor))) == 1
 
 
-def _through_casts(flow: Flow, tensor: str) -> str:
+def _through_casts(flow: Flow, tensor: EdgeText) -> EdgeText:
     tensor = flow.origin(tensor)
     while (node := flow.producer(tensor)) is not None and node.op == "Cast":
-        tensor = flow.origin(node.proto.input[0])
+        tensor = flow.origin(data_input(node.proto, 0))
     return tensor

@@ -14,6 +14,7 @@ from graphwd.analysis.factors import number
 from graphwd.analysis.flow import Flow
 from graphwd.analysis.sites import Write
 from graphwd.analysis.values import NO_VARIABLE, Content
+from graphwd.graph.edge import EdgeText, data_input
 from graphwd.graph.graph import Variable
 from graphwd.graph.ops import Form
 from graphwd.graph.traits import PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SCALING_OPS, SIGNS, Trait, ops_with
@@ -36,7 +37,7 @@ class DirectTerms:
     """
 
     coefficient: float = 0.0
-    weights: tuple[str, ...] = ()
+    weights: tuple[EdgeText, ...] = ()
     of_others: bool = False
     rest: bool = False
 
@@ -69,7 +70,7 @@ def terms_after(flow: Flow, write: Write) -> DirectTerms:
         The terms of the new content.
     """
     proto = flow.nodes[write.site.node].proto
-    written = direct_terms(flow, write.variable, proto.input[write.op.value])
+    written = direct_terms(flow, write.variable, data_input(proto, write.op.value))
     match write.op.form:
         case Form.ADD:
             return DirectTerms(1.0).plus(written)
@@ -79,7 +80,7 @@ def terms_after(flow: Flow, write: Write) -> DirectTerms:
             return written
 
 
-def direct_terms(flow: Flow, variable: Variable, tensor: str, depth: int = 0) -> DirectTerms:
+def direct_terms(flow: Flow, variable: Variable, tensor: EdgeText, depth: int = 0) -> DirectTerms:
     """Finds which variables are direct terms of a tensor.
 
     Args:
@@ -101,7 +102,7 @@ def direct_terms(flow: Flow, variable: Variable, tensor: str, depth: int = 0) ->
     return terms
 
 
-def _terms_of_node(flow: Flow, variable: Variable, tensor: str, depth: int) -> DirectTerms:
+def _terms_of_node(flow: Flow, variable: Variable, tensor: EdgeText, depth: int) -> DirectTerms:
     known, node = flow.value(tensor), flow.producer(tensor)
     if known.content is Content.EXACT and (node is None or node.op in READ_OPS):
         return DirectTerms(1.0, (tensor,)) if known.source == variable.id else DirectTerms(of_others=True)
@@ -122,7 +123,7 @@ def _terms_of_node(flow: Flow, variable: Variable, tensor: str, depth: int) -> D
     return terms
 
 
-def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[str], depth: int) -> DirectTerms:
+def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[EdgeText], depth: int) -> DirectTerms:
     first, second = (direct_terms(flow, variable, text, depth + 1) for text in inputs[:2])
     if op in QUOTIENT_OPS and second != NO_TERMS:
         return NO_TERMS
@@ -138,12 +139,12 @@ def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[str], dept
     return terms.times(1 / factor if op in QUOTIENT_OPS and factor else factor)
 
 
-def _factor(flow: Flow, tensor: str) -> float | None:
+def _factor(flow: Flow, tensor: EdgeText) -> float | None:
     """The value of a constant, else None. A product with zero is zero, whatever its other factors are."""
     node = flow.producer(tensor)
     factor = number(node)
     if factor is None and node is not None and node.op == "Cast":
-        return _factor(flow, flow.origin(node.proto.input[0]))
+        return _factor(flow, flow.origin(data_input(node.proto, 0)))
     if factor is None and node is not None and node.op in PRODUCT_OPS:
         return 0.0 if 0.0 in [_factor(flow, flow.origin(text)) for _, text in flow.inputs(node)] else None
     return factor

@@ -9,6 +9,7 @@ from __future__ import annotations
 from graphwd.analysis.factors import number
 from graphwd.analysis.flow import Flow
 from graphwd.analysis.sites import Write
+from graphwd.graph.edge import EdgeText, data_input
 from graphwd.graph.ops import Form
 from graphwd.graph.traits import SCALING_OPS, SIGNS, Trait, ops_with
 
@@ -29,11 +30,11 @@ def direction(flow: Flow, write: Write) -> int:
         1 where the write adds the gradient, -1 where it subtracts it, 0 where that is not known. A factor that is not
         a constant, such as a learning rate, counts as positive.
     """
-    sign = _sign(flow, flow.nodes[write.site.node].proto.input[write.op.value], 0)
+    sign = _sign(flow, data_input(flow.nodes[write.site.node].proto, write.op.value), 0)
     return -sign if write.op.form is Form.SUB else sign
 
 
-def _sign(flow: Flow, tensor: str, depth: int) -> int:
+def _sign(flow: Flow, tensor: EdgeText, depth: int) -> int:
     tensor = flow.origin(tensor)
     if depth > _MAX_DEPTH or not flow.carries(tensor):
         return 0
@@ -59,7 +60,7 @@ def _sign(flow: Flow, tensor: str, depth: int) -> int:
     return 0
 
 
-def _of_product(flow: Flow, factors: list[str], depth: int) -> int:
+def _of_product(flow: Flow, factors: list[EdgeText], depth: int) -> int:
     if factors[0] == factors[-1]:
         return 1
     sign = 1
@@ -71,7 +72,7 @@ def _of_product(flow: Flow, factors: list[str], depth: int) -> int:
     return sign
 
 
-def _is_negative(flow: Flow, tensor: str) -> bool:
+def _is_negative(flow: Flow, tensor: EdgeText) -> bool:
     node = flow.producer(tensor)
     value = number(node)
     return (node is not None and node.op == "Neg") if value is None else value < 0

@@ -1,6 +1,6 @@
 """How data flows through one body in one of the contexts in which it runs: through tensors and through slot variables.
 
-A tensor is written as in the body, ``node:output:index`` or the name of an argument.
+A tensor is an `EdgeText`, written as in the body: ``node:output:index`` or the name of an argument.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from graphwd.analysis.interpreter import BodyValues
 from graphwd.analysis.sites import Frame, Path, Site, Write
 from graphwd.analysis.values import MANY, NO_VARIABLE, NOTHING, Value
 from graphwd.graph.body import Body, Node
-from graphwd.graph.edge import Edge, Use, node_of, output_edge, parse_edge
+from graphwd.graph.edge import Edge, EdgeText, Use, data_input, data_inputs, node_of, output_edge, parse_edge
 from graphwd.graph.graph import DTYPE_NUMBERS, Callee, Graph, Variable, state_count
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form, WriteOp
 from graphwd.graph.traits import (
@@ -84,29 +84,29 @@ class Flow:
         self._types = {argument.name: argument.type for argument in signature.input_arg}
         self._ranks = graph.ranks if body is graph.root else {}
         # Results by tensor: the same questions are asked over and over.
-        self._origins: dict[str, str] = {}
-        self._sources: dict[str, bool] = {}
-        self._carrying: dict[str, bool] = {}
-        self._provenance: dict[str, int] = {}
+        self._origins: dict[EdgeText, EdgeText] = {}
+        self._sources: dict[EdgeText, bool] = {}
+        self._carrying: dict[EdgeText, bool] = {}
+        self._provenance: dict[EdgeText, int] = {}
         self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
-        self._indices: dict[str, int] = {}
+        self._indices: dict[EdgeText, int] = {}
         for node in body.nodes:
             if node.op in WRITE_OPS:
                 row = WRITE_OPS[node.op]
-                self._writes[self.value(node.proto.input[0]).handle].append((node, row))
+                self._writes[self.value(data_input(node.proto, 0)).handle].append((node, row))
                 if row.rows is not None:
                     self._note_indices(node, row.rows)
             elif node.op in _INDEXED:
                 self._note_indices(node, 1)
 
     def _note_indices(self, node: Node, position: int) -> None:
-        self._indices[self.origin(node.proto.input[position])] = node.proto.attr["Tindices"].type
+        self._indices[self.origin(data_input(node.proto, position))] = node.proto.attr["Tindices"].type
 
-    def index_dtype(self, tensor: str) -> int:
+    def index_dtype(self, tensor: EdgeText) -> int:
         """The dtype, as a number, of a tensor of row indices."""
         return self._indices[self.origin(tensor)]
 
-    def value(self, tensor: str) -> Value:
+    def value(self, tensor: EdgeText) -> Value:
         """What is known of a tensor."""
         return self._value(parse_edge(tensor))
 
@@ -116,26 +116,30 @@ class Flow:
             return NOTHING
         return known[edge.index] if edge.index < len(known) else known[0]
 
-    def producer(self, tensor: str) -> Node | None:
+    def producer(self, tensor: EdgeText) -> Node | None:
         """The node that a tensor comes from; None for an argument."""
         return self.nodes.get(node_of(tensor))
 
-    def order(self, tensor: str) -> int:
-        """The place of a tensor's producer in the order of the body; -1 for an argument."""
-        node = self.producer(tensor)
+    def place(self, name: str) -> int:
+        """The place of a node in the order of the body; -1 for an argument."""
+        node = self.nodes.get(name)
         return -1 if node is None else self._places[node.index]
 
-    def origin(self, tensor: str) -> str:
+    def order(self, tensor: EdgeText) -> int:
+        """The place of a tensor's producer in the order of the body; -1 for an argument."""
+        return self.place(node_of(tensor))
+
+    def origin(self, tensor: EdgeText) -> EdgeText:
         """The tensor that this one is a mere alias of; itself where it is none."""
         if tensor not in self._origins:
             node = self.producer(tensor)
             alias = node is not None and node.op in ALIAS_OPS
             self._origins[tensor] = (
-                self.origin(node.proto.input[parse_edge(tensor).index]) if node is not None and alias else tensor
+                self.origin(data_input(node.proto, parse_edge(tensor).index)) if node is not None and alias else tensor
             )
         return self._origins[tensor]
 
-    def guarded(self, uses: Iterable[Use]) -> str | None:
+    def guarded(self, uses: Iterable[Use]) -> EdgeText | None:
         """The tensor that some inputs of one origin come from: the last alias that is a guard, else the origin.
 
         A guard raises, or waits for a node that may. A decay must join a gradient after its guard, since otherwise it
@@ -154,18 +158,18 @@ class Flow:
             return None
         return next((alias for alias in shared if self._is_guard(alias)), shared[-1])
 
-    def aliases(self, use: Use) -> list[str]:
+    def aliases(self, use: Use) -> list[EdgeText]:
         """The tensors from an input back to its origin."""
-        chain = [self.nodes[use.node].proto.input[use.position]]
+        chain = [data_input(self.nodes[use.node].proto, use.position)]
         while (node := self.producer(chain[-1])) is not None and node.op in ALIAS_OPS:
-            chain.append(node.proto.input[parse_edge(chain[-1]).index])
+            chain.append(data_input(node.proto, parse_edge(chain[-1]).index))
         return chain
 
-    def _is_guard(self, tensor: str) -> bool:
+    def _is_guard(self, tensor: EdgeText) -> bool:
         node = self.producer(tensor)
         return node is not None and node.op in ALIAS_OPS and (node.op in _GUARDS or bool(node.controls))
 
-    def is_scalar(self, tensor: str) -> bool | None:
+    def is_scalar(self, tensor: EdgeText) -> bool | None:
         """Whether a tensor holds one number: true or false where that is certain, else None."""
         node = self.producer(tensor)
         if node is None:
@@ -186,35 +190,38 @@ class Flow:
         known = {self.is_scalar(text) for _, text in self.inputs(node)}
         return False if False in known else None if None in known else True
 
-    def inputs(self, node: Node) -> Iterator[tuple[int, str]]:
+    def inputs(self, node: Node) -> Iterator[tuple[int, EdgeText]]:
         """The data inputs of a node that are not handles of variables: position and tensor."""
         for position, edge in enumerate(node.inputs):
             if self._value(edge).handle == NO_VARIABLE:
-                yield position, node.proto.input[position]
+                yield position, data_input(node.proto, position)
 
-    def read(self, tensor: str) -> Variable | None:
+    def read(self, tensor: EdgeText) -> Variable | None:
         """The variable that a tensor was read from; None where it was not read, or the variable is not known."""
-        node = self.producer(tensor)
+        return self.read_by(self.producer(tensor))
+
+    def read_by(self, node: Node | None) -> Variable | None:
+        """The variable that a node reads; None where it reads none, or the variable is not known."""
         if node is None or node.op not in READ_OPS:
             return None
-        handle = self.value(node.proto.input[0]).handle
+        handle = self.value(data_input(node.proto, 0)).handle
         return self.variables[handle] if handle >= 0 else None
 
-    def outside(self, argument: str) -> tuple[Flow, str] | None:
+    def outside(self, argument: EdgeText) -> tuple[Flow, EdgeText] | None:
         """The tensor that the caller passes as an argument of the body; None where that is not known."""
         if self._outside is None or argument not in self._arguments:
             return None
         flow, frame = self._outside
         node, call = flow.nodes[frame.node], CALL_OPS[frame.op]
-        given = node.proto.input[call.skip : len(node.inputs) - call.drop]
+        given = len(node.inputs) - call.skip - call.drop
         place = self._body_arguments.index(argument)
         if call.kind is CallKind.SCAN and place >= state_count(node):
-            place -= len(self._body_arguments) - len(given)  # no input of the call holds the elements of the dataset
+            place -= len(self._body_arguments) - given  # no input of the call holds the elements of the dataset
             if place < state_count(node):
                 return None
-        return (flow, flow.origin(given[place])) if place < len(given) else None
+        return (flow, flow.origin(data_input(node.proto, call.skip + place))) if place < given else None
 
-    def content_of(self, tensor: str) -> Variable | None:
+    def content_of(self, tensor: EdgeText) -> Variable | None:
         """The variable whose content a tensor is, read in this body or in its caller."""
         variable = self.read(tensor)
         if variable is None and (outside := self.outside(tensor)) is not None:
@@ -222,7 +229,7 @@ class Flow:
             return flow.content_of(given)
         return variable
 
-    def names(self, tensor: str) -> list[str]:
+    def names(self, tensor: EdgeText) -> list[str]:
         """The names of a tensor: its node, and where it comes from. The name that a user knows comes last."""
         names = [node_of(tensor)]
         variable = self.read(tensor)
@@ -233,23 +240,23 @@ class Flow:
             names += flow.names(given)
         return list(dict.fromkeys(names))
 
-    def written(self, variable: Variable) -> Sequence[tuple[Node, WriteOp, str]]:
+    def written(self, variable: Variable) -> Sequence[tuple[Node, WriteOp, EdgeText]]:
         """The writes of the body to a variable, in program order: the node, the row of its op, the tensor."""
-        return [(node, op, node.proto.input[op.value]) for node, op in self._writes.get(variable.id, ())]
+        return [(node, op, data_input(node.proto, op.value)) for node, op in self._writes.get(variable.id, ())]
 
-    def given_to_others(self, tensor: str, variable: Variable) -> bool:
+    def given_to_others(self, tensor: EdgeText, variable: Variable) -> bool:
         """Whether a tensor is assigned, as new content, to a trainable variable other than the given one."""
         return bool(self._assigned.get(tensor, frozenset()) - {variable.id})
 
     @functools.cached_property
-    def _assigned(self) -> Mapping[str, frozenset[int]]:
+    def _assigned(self) -> Mapping[EdgeText, frozenset[int]]:
         """For each tensor, the numbers of the trainable variables that it is assigned to."""
-        assigned: dict[str, frozenset[int]] = {}
+        assigned: dict[EdgeText, frozenset[int]] = {}
         for number, writes in self._writes.items():
             if number >= 0 and self.variables[number].trainable:
                 for node, row in writes:
                     if row.form is Form.ASSIGN and row.rows is None and not row.partial:
-                        tensor = self.origin(node.proto.input[row.value])
+                        tensor = self.origin(data_input(node.proto, row.value))
                         assigned[tensor] = assigned.get(tensor, frozenset()) | {number}
         return assigned
 
@@ -293,26 +300,32 @@ class Flow:
     def _gradients(self) -> frozenset[int]:
         """The numbers of the variables that the body reads after a gradient of the same run was written to them."""
         read = (node for node in self.nodes.values() if node.op in READ_OPS)
-        return frozenset(self.value(node.proto.input[0]).handle for node in read if self.value(node.name).from_gradient)
+        return frozenset(
+            self.value(data_input(node.proto, 0)).handle
+            for node in read
+            if self._value(Edge(node.name, 0)).from_gradient
+        )
 
     def keeps(self, variable: Variable) -> bool:
         """Whether the body writes a gradient to a variable other than by adding it to the variable's content."""
         for _, op, value in self.written(variable):
             if self.value(value).from_gradient and op.form not in (Form.ADD, Form.SUB):
                 node = self.producer(self.origin(value))
-                terms = [] if node is None or node.op not in SUM_OPS else [self.origin(x) for x in node.proto.input]
+                terms = (
+                    [] if node is None or node.op not in SUM_OPS else [self.origin(x) for x in data_inputs(node.proto)]
+                )
                 if not any(self.read(term) == variable for term in terms):
                     return True
         return False
 
-    def is_source(self, tensor: str) -> bool:
+    def is_source(self, tensor: EdgeText) -> bool:
         """Whether a tensor is a gradient as the body gets it, or as the computation of gradients produces it."""
         known = self._sources.get(tensor)
         if known is None:
             known = self._sources[tensor] = self._is_source(tensor)
         return known
 
-    def _is_source(self, tensor: str) -> bool:
+    def _is_source(self, tensor: EdgeText) -> bool:
         if not self.value(tensor).from_gradient:
             return False
         node = self.producer(tensor)
@@ -321,7 +334,7 @@ class Flow:
         variable = self.read(tensor)
         return variable is not None and not self.is_slot(variable)  # gradients accumulated in earlier runs
 
-    def _computes_gradient(self, tensor: str) -> bool:
+    def _computes_gradient(self, tensor: EdgeText) -> bool:
         """Whether a tensor is the result of a called function that computes gradients and returns them unchanged.
 
         TensorFlow generates such a function for each function that the forward pass calls.
@@ -341,14 +354,14 @@ class Flow:
                     waiting.extend(edge.node for edge in inner.inputs)
         return True
 
-    def carries(self, tensor: str) -> bool:
+    def carries(self, tensor: EdgeText) -> bool:
         """Whether a tensor carries a gradient: this run's, or earlier ones by way of a slot variable."""
         known = self._carrying.get(tensor)
         if known is None:
             known = self._carrying[tensor] = self._carries(tensor)
         return known
 
-    def _carries(self, tensor: str) -> bool:
+    def _carries(self, tensor: EdgeText) -> bool:
         node = self.producer(tensor)
         shape = node is not None and node.op == "Const" and node.proto.attr["dtype"].type in _INTEGERS
         carried = self.value(tensor).from_gradient or node_of(tensor) in self.slotted
@@ -362,7 +375,7 @@ class Flow:
             return frozenset()
         for node in self.nodes.values():
             if node.op in READ_OPS:
-                variable = self.read(node.name)
+                variable = self.read_by(node)
                 is_slotted = variable is not None and self.is_slot(variable)
             else:
                 is_slotted = (
@@ -376,13 +389,13 @@ class Flow:
                 slotted.add(node.name)
         return frozenset(slotted)
 
-    def contents(self, node: Node) -> Iterator[tuple[int, str]]:
+    def contents(self, node: Node) -> Iterator[tuple[int, EdgeText]]:
         """The inputs of a node that hold values, not indices or shapes: position and tensor."""
         for position, source in self.inputs(node):
             if position == 0 or node.op not in _FIRST_ONLY:
                 yield position, source
 
-    def behind(self, tensor: str) -> Iterator[tuple[Use, str]]:
+    def behind(self, tensor: EdgeText) -> Iterator[tuple[Use, EdgeText]]:
         """The operands of a tensor, each with its use; those of a slot variable's read are the values written to it."""
         node = self.producer(tensor)
         if node is None:
@@ -394,7 +407,7 @@ class Flow:
         for position, source in self.contents(node):
             yield Use(node.name, position), self.origin(source)
 
-    def written_before(self, tensor: str, weight: Variable) -> Iterator[tuple[Use, str]]:
+    def written_before(self, tensor: EdgeText, weight: Variable) -> Iterator[tuple[Use, EdgeText]]:
         """The earlier writes to the trainable variable that a tensor is read from, which may be a slot variable.
 
         Args:
@@ -432,7 +445,7 @@ class Flow:
         outputs = (output_edge(node.name, "output", number) for number in range(len(self._values.get(node.name, ()))))
         return any(self.value(output).from_gradient and self.is_source(output) for output in outputs)
 
-    def reads_behind(self, tensor: str, without: Collection[str] = ()) -> frozenset[int]:
+    def reads_behind(self, tensor: EdgeText, without: Collection[EdgeText] = ()) -> frozenset[int]:
         """The numbers of the variables that a tensor is computed from, from the gradient on; `MANY` for unknown ones.
 
         Args:
@@ -445,10 +458,10 @@ class Flow:
         numbers = [number for number in range(mask.bit_length()) if mask >> number & 1]
         return frozenset(number - 1 if number else MANY for number in numbers)
 
-    def made_of(self, tensor: str) -> frozenset[str]:
+    def made_of(self, tensor: EdgeText) -> frozenset[EdgeText]:
         """The provenance of a tensor from the gradient on, itself included, without reads, arguments and constants."""
-        provenance: set[str] = set()
-        seen: set[str] = set()
+        provenance: set[EdgeText] = set()
+        seen: set[EdgeText] = set()
         waiting = [self.origin(tensor)]
         while waiting:
             operand = waiting.pop()
@@ -462,12 +475,12 @@ class Flow:
                 waiting.extend(further for _, further in self.behind(operand))
         return frozenset(provenance)
 
-    def certainly_reads(self, tensor: str, variable: Variable) -> bool:
+    def certainly_reads(self, tensor: EdgeText, variable: Variable) -> bool:
         """Whether a tensor is computed from a read of a variable in this body.
 
         The results of calls do not count: it is not known which arguments a result depends on.
         """
-        seen: set[str] = set()
+        seen: set[EdgeText] = set()
         waiting = [self.origin(tensor)]
         while waiting:
             operand = waiting.pop()
@@ -480,7 +493,7 @@ class Flow:
             waiting.extend(further for _, further in self.behind(operand))
         return False
 
-    def _unless(self, tensor: str, without: Collection[str]) -> Iterator[str]:
+    def _unless(self, tensor: EdgeText, without: Collection[EdgeText]) -> Iterator[EdgeText]:
         """A tensor; for a sum that has some tensors among its terms, its other terms."""
         if tensor in without:
             return
@@ -490,26 +503,26 @@ class Flow:
         for _, operand in self.behind(tensor):
             yield from self._unless(operand, without)
 
-    def _holds(self, tensor: str, terms: Collection[str], depth: int = 0) -> bool:
+    def _holds(self, tensor: EdgeText, terms: Collection[EdgeText], depth: int = 0) -> bool:
         node = self.producer(tensor)
         if tensor in terms or node is None or depth > _MAX_DEPTH:
             return tensor in terms
         return node.op in _SUMMING and any(self._holds(operand, terms, depth + 1) for _, operand in self.behind(tensor))
 
-    def _reads_behind(self, start: str) -> int:
+    def _reads_behind(self, start: EdgeText) -> int:
         """A bit for each variable that a tensor depends on: bit n + 1 for variable n, bit 0 for unknown ones.
 
         Slot variables may lead back to where they are written, and what lies on one such cycle depends on the same. So
         these are kept together: Tarjan's algorithm (SIAM Journal on Computing, 1972), without recursion.
         """
         known = self._provenance
-        met: dict[str, int] = {}
-        lowest: dict[str, int] = {}
-        masks: dict[str, int] = {}
-        open_tensors: list[str] = []
-        entered: list[tuple[str, Iterator[str]]] = []
+        met: dict[EdgeText, int] = {}
+        lowest: dict[EdgeText, int] = {}
+        masks: dict[EdgeText, int] = {}
+        open_tensors: list[EdgeText] = []
+        entered: list[tuple[EdgeText, Iterator[EdgeText]]] = []
 
-        def enter(tensor: str) -> None:
+        def enter(tensor: EdgeText) -> None:
             masks[tensor], further = self._direct_reads(tensor)
             met[tensor] = lowest[tensor] = len(met)
             open_tensors.append(tensor)
@@ -537,7 +550,7 @@ class Flow:
                     _close(open_tensors, tensor, masks, known)
         return known[start]
 
-    def _direct_reads(self, tensor: str) -> tuple[int, list[str]]:
+    def _direct_reads(self, tensor: EdgeText) -> tuple[int, list[EdgeText]]:
         """The variable that a tensor is read from, as a bit, and the operands of the tensor."""
         known = self.value(tensor)
         node = self.producer(tensor)
@@ -570,7 +583,7 @@ class Flow:
 
     def gate(self, write: Write) -> str | None:
         """The node that casts a condition to a factor, 0 or 1, of the written value; None where there is none."""
-        waiting = [self.nodes[write.site.node].proto.input[write.op.value]]
+        waiting = [data_input(self.nodes[write.site.node].proto, write.op.value)]
         for _ in range(_MAX_DEPTH):
             if not waiting:
                 break
@@ -619,7 +632,7 @@ class Flow:
         """The fan-out of a node or an argument, as uses; None stands for a result of the body."""
         return self._uses.get(name, ())
 
-    def dtype(self, tensor: str) -> int | None:
+    def dtype(self, tensor: EdgeText) -> int | None:
         """The dtype of a tensor, as a number; None where neither its node nor the body says it."""
         node = self.producer(tensor)
         if node is None:
@@ -641,12 +654,12 @@ class Flow:
             names: the nodes waited for.
             last: the last node that counts, in the order of the body.
         """
-        end = self.order(last)
+        end = self.place(last)
         downstream: set[str] = set()
         waiting = list(names)
         while waiting:
             name = waiting.pop()
-            if name not in downstream and self.order(name) <= end:
+            if name not in downstream and self.place(name) <= end:
                 downstream.add(name)
                 waiting.extend(self._users.get(name, ()))
         return downstream
@@ -677,13 +690,13 @@ class Flow:
         yield from node.controls
 
 
-def sinks(flow: Flow, nodes: Iterable[str]) -> list[tuple[Use, str]]:
+def sinks(flow: Flow, nodes: Iterable[str]) -> list[tuple[Use, EdgeText]]:
     """The tensors that the writes of an update take: the gradient of an Apply op, the value of any other write."""
-    written: list[tuple[Use, str]] = []
+    written: list[tuple[Use, EdgeText]] = []
     for name in nodes:
         node = flow.nodes[name]
         position = WRITE_OPS[node.op].value
-        written.append((Use(name, position), flow.origin(node.proto.input[position])))
+        written.append((Use(name, position), flow.origin(data_input(node.proto, position))))
     return written
 
 
@@ -692,9 +705,11 @@ def is_apply(flow: Flow, name: str) -> bool:
     return WRITE_OPS[flow.nodes[name].op].form is Form.APPLY
 
 
-def _close(open_tensors: list[str], first: str, masks: Mapping[str, int], known: dict[str, int]) -> None:
+def _close(
+    open_tensors: list[EdgeText], first: EdgeText, masks: Mapping[EdgeText, int], known: dict[EdgeText, int]
+) -> None:
     """Gives all tensors of a cycle, the last of the open ones from ``first`` on, what they depend on together."""
-    cycle: list[str] = []
+    cycle: list[EdgeText] = []
     while not cycle or cycle[-1] != first:
         cycle.append(open_tensors.pop())
     mask = 0
@@ -738,17 +753,17 @@ class Flows:
             self.at(other).keeps(variable) for other in writing if not here.excludes(Site(other, "", ""))
         )
 
-    def made_of(self, write: Write) -> frozenset[str]:
+    def made_of(self, write: Write) -> frozenset[EdgeText]:
         """The provenance of the written tensor, from the gradient on."""
         flow = self.at(write.site.path)
-        return flow.made_of(flow.nodes[write.site.node].proto.input[write.op.value])
+        return flow.made_of(data_input(flow.nodes[write.site.node].proto, write.op.value))
 
     def certainly_reads(self, write: Write, variable: Variable) -> bool:
         """Whether the written tensor is computed from a read of a variable in its body."""
         flow = self.at(write.site.path)
-        return flow.certainly_reads(flow.nodes[write.site.node].proto.input[write.op.value], variable)
+        return flow.certainly_reads(data_input(flow.nodes[write.site.node].proto, write.op.value), variable)
 
-    def reads(self, write: Write, without: Collection[str] = ()) -> frozenset[int]:
+    def reads(self, write: Write, without: Collection[EdgeText] = ()) -> frozenset[int]:
         """The variables, by number, that the arithmetic behind a write reads, from the gradient on.
 
         Args:
@@ -756,5 +771,5 @@ class Flows:
             without: tensors that do not count.
         """
         flow = self.at(write.site.path)
-        tensor = flow.nodes[write.site.node].proto.input[write.op.value]
+        tensor = data_input(flow.nodes[write.site.node].proto, write.op.value)
         return flow.reads_behind(flow.origin(tensor), without)

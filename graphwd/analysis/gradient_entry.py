@@ -19,7 +19,7 @@ from graphwd.analysis.readiness import waits_of_read
 from graphwd.analysis.values import NO_VARIABLE, Content
 from graphwd.errors import UnclearError
 from graphwd.graph.body import Node
-from graphwd.graph.edge import Use, node_of
+from graphwd.graph.edge import NO_EDGE, EdgeText, Use, data_input, data_inputs, node_of
 from graphwd.graph.graph import Variable
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS
 from graphwd.graph.traits import PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SCALING_OPS, SUM_OPS, Trait, ops_with
@@ -40,9 +40,9 @@ class Entry:
         waits: nodes that the weight must be read after.
     """
 
-    tensor: str
+    tensor: EdgeText
     uses: tuple[Use, ...]
-    indices: str | None = None
+    indices: EdgeText | None = None
     index_dtype: int | None = None
     after: str | None = None
     waits: tuple[str, ...] = ()
@@ -74,8 +74,8 @@ class _State(IntEnum):
     MIXED = 2  # combined with a slot variable, the learning rate or the weight
 
 
-_DENSE = ""
-_UNKNOWN = "?"
+_DENSE = NO_EDGE
+_UNKNOWN = EdgeText("?")
 
 
 def find_entry(flow: Flow, variable: Variable, writes: Sequence[str], rate: LearningRate | None) -> Entry:
@@ -98,7 +98,7 @@ def find_entry(flow: Flow, variable: Variable, writes: Sequence[str], rate: Lear
     if len(writes) == 1 and is_apply(flow, writes[0]):
         ((use, tensor),) = sinks(flow, writes)
         row = WRITE_OPS[flow.nodes[writes[0]].op]
-        indices = None if row.rows is None else flow.nodes[writes[0]].proto.input[row.rows]
+        indices = None if row.rows is None else data_input(flow.nodes[writes[0]].proto, row.rows)
         dtype = None if indices is None else flow.index_dtype(indices)
         waits = waits_of_read(flow, writes[0], [writes[0]])
         return Entry(_guarded(flow, [use]), (use,), indices, dtype, _before(flow, tensor), waits)
@@ -154,16 +154,16 @@ class _Named:
         rows: by origin, the indices of its rows.
     """
 
-    uses: dict[str, dict[str, list[Use]]] = field(default_factory=dict[str, dict[str, list[Use]]])
-    by_slots: dict[str, list[Use]] = field(default_factory=dict[str, list[Use]])
+    uses: dict[EdgeText, dict[EdgeText, list[Use]]] = field(default_factory=dict[EdgeText, dict[EdgeText, list[Use]]])
+    by_slots: dict[EdgeText, list[Use]] = field(default_factory=dict[EdgeText, list[Use]])
     known: dict[str, None] = field(default_factory=dict[str, None])
-    rows: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
+    rows: dict[EdgeText, set[EdgeText]] = field(default_factory=dict[EdgeText, set[EdgeText]])
 
 
 def _look_for(flow: Flow, variable: Variable, writes: Sequence[str], pattern: str) -> _Named:
     matches = _Named()
     waiting = [(*sink, _rows_of(flow, name), False) for sink, name in zip(sinks(flow, writes), writes, strict=True)]
-    seen: set[tuple[Use, str, bool]] = set()
+    seen: set[tuple[Use, EdgeText, bool]] = set()
     while waiting:
         use, tensor, indices, by_slot = waiting.pop()
         if (use, indices, by_slot) in seen:
@@ -184,25 +184,25 @@ def _look_for(flow: Flow, variable: Variable, writes: Sequence[str], pattern: st
     return matches
 
 
-def _is_new_weight(flow: Flow, variable: Variable, tensor: str) -> bool:
+def _is_new_weight(flow: Flow, variable: Variable, tensor: EdgeText) -> bool:
     """Whether a tensor is a sum with the weight, unscaled, as a term, such as its new value: that is no gradient."""
     return direct_terms(flow, variable, tensor).coefficient == 1
 
 
-def _is_number(flow: Flow, variable: Variable, tensor: str) -> bool:
+def _is_number(flow: Flow, variable: Variable, tensor: EdgeText) -> bool:
     """Whether a tensor is a constant, or a scalar where the weight is not one: such a tensor is no gradient."""
     node = flow.producer(tensor)
     return (node is not None and node.op == "Const") or (variable.rank != 0 and flow.is_scalar(tensor) is True)
 
 
-def _rows_of(flow: Flow, write: str) -> str:
+def _rows_of(flow: Flow, write: str) -> EdgeText:
     """The indices of the rows that are written; `_DENSE` for a dense write."""
     node = flow.nodes[write]
     rows = WRITE_OPS[node.op].rows
-    return _DENSE if rows is None else flow.origin(node.proto.input[rows])
+    return _DENSE if rows is None else flow.origin(data_input(node.proto, rows))
 
 
-def _rows_behind(flow: Flow, use: Use, rows: str) -> str:
+def _rows_behind(flow: Flow, use: Use, rows: EdgeText) -> EdgeText:
     """The indices of the rows of an input, given those of the output."""
     node = flow.nodes[use.node]
     if node.op in WRITE_OPS:  # a write to a slot variable
@@ -210,11 +210,11 @@ def _rows_behind(flow: Flow, use: Use, rows: str) -> str:
     if node.op in _ROWWISE:
         return rows
     if node.op == "UnsortedSegmentSum" and rows == _DENSE and use.position == 0:
-        return flow.origin(node.proto.input[1])
+        return flow.origin(data_input(node.proto, 1))
     return _UNKNOWN
 
 
-def _guarded(flow: Flow, uses: Sequence[Use]) -> str:
+def _guarded(flow: Flow, uses: Sequence[Use]) -> EdgeText:
     """The tensor that a decay joins: after the guards of the gradient."""
     tensor = flow.guarded(uses)
     if tensor is None:
@@ -225,7 +225,7 @@ def _guarded(flow: Flow, uses: Sequence[Use]) -> str:
     return tensor
 
 
-def _before(flow: Flow, tensor: str) -> str | None:
+def _before(flow: Flow, tensor: EdgeText) -> str | None:
     """The last op on the gradient's way to a tensor: a node and its op type; None for a gradient as computed."""
     node = flow.producer(tensor)
     return None if node is None or flow.is_source(tensor) else f"{node.name} ({node.op})"
@@ -237,11 +237,11 @@ class _Entrance:
     def __init__(self, flow: Flow, rate: LearningRate | None) -> None:
         self._flow = flow
         self._rate = None if rate is None else rate.tensor
-        self._states: dict[str, _State] = {}
-        self._statistics: dict[str, bool] = {}
-        self._rows: dict[str, set[str]] = {}  # for each gradient met, the indices of its rows
-        self._uses: dict[str, list[Use]] = {}
-        self._written: set[str] = set()
+        self._states: dict[EdgeText, _State] = {}
+        self._statistics: dict[EdgeText, bool] = {}
+        self._rows: dict[EdgeText, set[EdgeText]] = {}  # for each gradient met, the indices of its rows
+        self._uses: dict[EdgeText, list[Use]] = {}
+        self._written: set[EdgeText] = set()
 
     def find(self, variable: Variable, writes: Sequence[str]) -> Entry:
         flow = self._flow
@@ -279,7 +279,7 @@ class _Entrance:
         dtype = flow.index_dtype(indices) if indices else None
         return Entry(_guarded(flow, uses), uses, indices or None, dtype, _before(flow, tensor), waits)
 
-    def _refuse_begun_outside(self, tensor: str) -> None:
+    def _refuse_begun_outside(self, tensor: EdgeText) -> None:
         """Refuses a gradient that the body gets from a caller in which the optimizer may have begun."""
         outside = self._flow.outside(tensor)
         while outside is not None:
@@ -292,14 +292,14 @@ class _Entrance:
                 )
             outside = flow.outside(given)
 
-    def _frontier(self, writes: Sequence[str]) -> set[str]:
+    def _frontier(self, writes: Sequence[str]) -> set[EdgeText]:
         """The last tensors before the gradient is mixed with slot variables, the weight or the learning rate."""
         flow = self._flow
-        frontier: set[str] = set()
-        waiting: list[tuple[Use, str, str]] = []
+        frontier: set[EdgeText] = set()
+        waiting: list[tuple[Use, EdgeText, EdgeText]] = []
         for (use, tensor), name in zip(sinks(flow, writes), writes, strict=True):
             waiting.append((use, tensor, _rows_of(flow, name)))
-        done: set[tuple[Use, str]] = set()
+        done: set[tuple[Use, EdgeText]] = set()
         while waiting:
             use, tensor, rows = waiting.pop()
             self._note(use, tensor, rows)
@@ -314,7 +314,7 @@ class _Entrance:
                         waiting.append((further, operand, _rows_behind(flow, further, rows)))
         return frontier
 
-    def _refuse_call(self, tensor: str) -> None:
+    def _refuse_call(self, tensor: EdgeText) -> None:
         """Refuses a called function that transforms a gradient: it may both clip and belong to the optimizer."""
         node = self._flow.producer(tensor)
         if node is None or node.op not in CALL_OPS:
@@ -326,7 +326,7 @@ class _Entrance:
                 "where in it the optimizer begins; write a decoupled 'semantics'"
             )
 
-    def _refuse_late_scaling(self, tensor: str) -> None:
+    def _refuse_late_scaling(self, tensor: EdgeText) -> None:
         """Refuses to clip a gradient that is already combined with the learning rate or a slot variable."""
         operands = self._operands(tensor)
         scales = [operand for operand in operands if self._is_statistic(operand)]
@@ -335,31 +335,33 @@ class _Entrance:
             self._state(operand) is _State.MIXED and not self._is_statistic(operand) for operand in operands
         ):
             raise UnclearError(
-                f"its gradient is scaled by '{early[0].partition(':')[0]}', which is computed from it, only after the "
+                f"its gradient is scaled by '{node_of(early[0])}', which is computed from it, only after the "
                 "optimizer's arithmetic began, so a decay would be scaled with it; scale it first, or write a "
                 "decoupled 'semantics'"
             )
         either = [scale for scale in scales if self._state(scale) is _State.MIXED and not self._depends_on_rate(scale)]
         if either and any(self._is_pure(operand) and not self._is_statistic(operand) for operand in operands):
             raise UnclearError(
-                f"its gradient is scaled by '{either[0].partition(':')[0]}', which is computed from it and from the "
+                f"its gradient is scaled by '{node_of(either[0])}', which is computed from it and from the "
                 "weight or a slot variable, and it cannot be told whether that clips it or is a part of the optimizer; "
                 "write a decoupled 'semantics'"
             )
 
-    def _depends_on_rate(self, tensor: str) -> bool:
+    def _depends_on_rate(self, tensor: EdgeText) -> bool:
         if self._rate is None:
             return False
         return node_of(self._rate) in self._flow.upstream([node_of(tensor)])
 
-    def _operands(self, tensor: str) -> list[str]:
+    def _operands(self, tensor: EdgeText) -> list[EdgeText]:
         """The operands of a product or quotient that carry gradient; none of any other op."""
         node = self._flow.producer(tensor)
         if node is None or node.op not in SCALING_OPS or self._flow.is_source(tensor):
             return []
-        return [operand for operand in map(self._flow.origin, node.proto.input[:2]) if self._flow.carries(operand)]
+        return [
+            operand for operand in map(self._flow.origin, data_inputs(node.proto)[:2]) if self._flow.carries(operand)
+        ]
 
-    def _is_statistic(self, tensor: str) -> bool:
+    def _is_statistic(self, tensor: EdgeText) -> bool:
         """Whether all of the gradient in a tensor went through an op that reduces it to a statistic."""
         if tensor not in self._statistics:
             self._statistics[tensor] = False  # where a slot leads back here
@@ -371,28 +373,28 @@ class _Entrance:
                 )
         return self._statistics[tensor]
 
-    def _is_sum(self, tensor: str) -> bool:
+    def _is_sum(self, tensor: EdgeText) -> bool:
         """Whether a tensor is a gradient, or nothing but a sum of gradients."""
         node = self._flow.producer(tensor)
         if node is None or self._flow.is_source(tensor):
             return True
         return node.op in _SUMS and all(self._is_sum(operand) for _, operand in self._flow.behind(tensor))
 
-    def _step_back(self, tensor: str) -> Iterator[str]:
+    def _step_back(self, tensor: EdgeText) -> Iterator[EdgeText]:
         for use, operand in self._flow.behind(tensor):
             if self._flow.carries(operand):
                 for rows in list(self._rows[tensor]):
                     self._note(use, operand, _rows_behind(self._flow, use, rows))
                 yield operand
 
-    def _note(self, use: Use, tensor: str, rows: str) -> None:
+    def _note(self, use: Use, tensor: EdgeText, rows: EdgeText) -> None:
         self._rows.setdefault(tensor, set()).add(rows)
         self._uses.setdefault(tensor, []).append(use)
 
-    def _is_pure(self, tensor: str) -> bool:
+    def _is_pure(self, tensor: EdgeText) -> bool:
         return self._state(tensor) is _State.PURE
 
-    def _state(self, tensor: str) -> _State:
+    def _state(self, tensor: EdgeText) -> _State:
         if tensor not in self._states:
             self._states[tensor] = (
                 _State.PURE
@@ -400,7 +402,7 @@ class _Entrance:
             self._states[tensor] = self._compute_state(tensor)
         return self._states[tensor]
 
-    def _compute_state(self, tensor: str) -> _State:
+    def _compute_state(self, tensor: EdgeText) -> _State:
         flow = self._flow
         if tensor == self._rate:
             return _State.MIXED
@@ -414,11 +416,11 @@ class _Entrance:
             return _State.PURE if flow.value(tensor).source == NO_VARIABLE else _State.MIXED
         return self._state_of_output(tensor, node)
 
-    def _state_of_output(self, tensor: str, node: Node) -> _State:
+    def _state_of_output(self, tensor: EdgeText, node: Node) -> _State:
         flow = self._flow
         if node.op in CALL_OPS and flow.value(tensor).source == NO_VARIABLE and not flow.carries(tensor):
             return _State.PURE  # it depends on no weight, whatever the inputs of the call are
-        handles = any(flow.value(text).handle != NO_VARIABLE for text in node.proto.input)
+        handles = any(flow.value(text).handle != NO_VARIABLE for text in data_inputs(node.proto))
         if node.op in CALL_OPS and handles and flow.value(tensor).from_gradient:
             return _State.MIXED  # its reads inside are not followed
         carried = [operand for _, operand in flow.behind(tensor) if flow.carries(operand)]
@@ -430,14 +432,16 @@ class _Entrance:
             return _State.MIXED
         if whole and len(whole) < len(carried):
             # Clipping, centring: the scale of the statistics does not matter.
-            if node.op in QUOTIENT_OPS and flow.origin(node.proto.input[0]) in whole:
+            if node.op in QUOTIENT_OPS and flow.origin(data_input(node.proto, 0)) in whole:
                 return _State.PURE  # clipping by norm: a common factor of both sides cancels
             return max(states[operand] for operand in whole)
         if carried and (node.op == "Neg" or self._coefficient(node) is not None or self._is_curved(node)):
             return _State.SCALED
         return max(states.values(), default=_State.PURE)
 
-    def _is_regularized(self, tensor: str, node: Node, carried: Sequence[str], states: Mapping[str, _State]) -> bool:
+    def _is_regularized(
+        self, tensor: EdgeText, node: Node, carried: Sequence[EdgeText], states: Mapping[EdgeText, _State]
+    ) -> bool:
         """Whether a tensor is a gradient plus a multiple of the weight, such as the gradient of a loss with a penalty.
 
         It counts as a gradient: later ops may still clip or mask it.
@@ -453,32 +457,34 @@ class _Entrance:
 
     def _is_curved(self, node: Node) -> bool:
         """Whether a node does anything to a gradient but sum, unscale, clip, centre, cast or rearrange it."""
-        if node.op in QUOTIENT_OPS and not self._flow.carries(self._flow.origin(node.proto.input[1])):
+        if node.op in QUOTIENT_OPS and not self._flow.carries(self._flow.origin(data_input(node.proto, 1))):
             return False
-        product = node.op in PRODUCT_OPS and all(self._flow.carries(self._flow.origin(x)) for x in node.proto.input[:2])
+        product = node.op in PRODUCT_OPS and all(
+            self._flow.carries(self._flow.origin(x)) for x in data_inputs(node.proto)[:2]
+        )
         return product or node.op not in _PREPARATIONS or self._flow.calls_more_than(node, _CALLED_PREPARATIONS)
 
     def _first(self, use: Use) -> str | None:
         """Describes an op on a gradient that may belong to the optimizer or come before it; None for any other op."""
         node = self._flow.nodes[use.node]
         if coefficient := self._coefficient(node):
-            return None if self._is_of_rate(coefficient) else f"multiplied by '{coefficient.partition(':')[0]}'"
+            return None if self._is_of_rate(coefficient) else f"multiplied by '{node_of(coefficient)}'"
         if node.op == "Neg" or node.op in WRITE_OPS:
             return None
         output = next((tensor for tensor in self._uses if self._flow.producer(tensor) == node), None)
         bent = output is not None and self._state(output) is _State.SCALED
         return f"put through '{node.name}' ({node.op})" if bent or self._is_curved(node) else None
 
-    def _is_of_rate(self, tensor: str) -> bool:
+    def _is_of_rate(self, tensor: EdgeText) -> bool:
         """Whether a coefficient is computed from the learning rate."""
         return self._rate is not None and self._state(tensor) is _State.MIXED
 
-    def _coefficient(self, node: Node) -> str | None:
+    def _coefficient(self, node: Node) -> EdgeText | None:
         """The factor of a gradient in a product, where it depends on no gradient and is not a reciprocal."""
         if node.op not in PRODUCT_OPS:
             return None
         flow = self._flow
-        factors = [flow.origin(text) for text in node.proto.input[:2] if not flow.carries(flow.origin(text))]
+        factors = [flow.origin(text) for text in data_inputs(node.proto)[:2] if not flow.carries(flow.origin(text))]
         if len(factors) != 1:
             return None
         producer = flow.producer(factors[0])

@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from graphwd.analysis.factors import Factors, number
+from graphwd.analysis.factors import Factors, Sign, number, tensors_of
 from graphwd.analysis.flow import Flow, sinks
 from graphwd.analysis.values import Content
 from graphwd.errors import UnclearError
 from graphwd.graph.body import Node
-from graphwd.graph.edge import Use, node_of
+from graphwd.graph.edge import NO_EDGE, EdgeText, Use, data_input, data_inputs, node_of
 from graphwd.graph.graph import DTYPE_NAMES
 from graphwd.graph.ops import WRITE_OPS, Form
 from graphwd.graph.traits import LINEAR_OPS, PRODUCT_OPS, QUOTIENT_OPS, SCALING_OPS, Trait, ops_with
@@ -36,7 +36,7 @@ class LearningRate:
     """
 
     name: str
-    tensor: str
+    tensor: EdgeText
     dtype: str
     number: float | None = None
 
@@ -84,7 +84,7 @@ def find_learning_rate(
     for name in writes:
         position = WRITE_OPS[flow.nodes[name].op].learning_rate
         if position is not None:
-            return search.of(flow.origin(flow.nodes[name].proto.input[position]))
+            return search.of(flow.origin(data_input(flow.nodes[name].proto, position)))
     candidates = search.named or search.scheduled
     if len(candidates) == 1 and not (search.named and search.scheduled) and not search.divided:
         search.refuse_unless_used_as_it_is(candidates[0], exact=exact)
@@ -101,14 +101,14 @@ class _Search:
         self._flow = flow
         self._sinks = sinks(flow, writes)
         self._writes = writes
-        self._scalars: dict[str, str] = {}  # by variable, or by tensor for any other tensor
-        self._users: dict[str, dict[Use, str]] = {}  # by node, its uses, each with the tensor that is used
-        self._provenance: dict[str, None] = {}
-        named: dict[int, str] = {}
-        scheduled: dict[str, None] = {}
+        self._scalars: dict[str, EdgeText] = {}  # by variable, or by tensor for any other tensor
+        self._users: dict[str, dict[Use, EdgeText]] = {}  # by node, its uses, each with the tensor that is used
+        self._provenance: dict[EdgeText, None] = {}
+        named: dict[int, EdgeText] = {}
+        scheduled: dict[EdgeText, None] = {}
         self.divided = False
         self._factors = Factors(flow, [tensor for _, tensor in self._sinks])
-        seen: set[str] = set()
+        seen: set[EdgeText] = set()
         waiting = list(reversed(self._sinks))
         while waiting:
             use, tensor = waiting.pop()
@@ -134,14 +134,14 @@ class _Search:
         self.named = tuple(named.values())
         self.scheduled = tuple(scheduled)
 
-    def _scope_left(self, use: Use, tensor: str) -> bool:
+    def _scope_left(self, use: Use, tensor: EdgeText) -> bool:
         """Whether a use of a tensor lies outside the schedule's name scope that the tensor comes from."""
-        match = _SCHEDULES.match(tensor)
+        match = _SCHEDULES.match(node_of(tensor))
         if match is None or use.node.startswith(f"{match['scope']}/") or self._is_constant(tensor):
             return False
         return self._may_be_number(tensor) and not self._flow.carries(tensor)
 
-    def _is_constant(self, tensor: str) -> bool:
+    def _is_constant(self, tensor: EdgeText) -> bool:
         node = self._flow.producer(tensor)
         return node is not None and node.op == "Const"
 
@@ -150,7 +150,7 @@ class _Search:
 
         It may be a variable, an argument of the step, or a node, in the body of the update or where that is called.
         """
-        candidates: dict[str, str] = {}
+        candidates: dict[str, EdgeText] = {}
         for tensor, names in self._tensors():
             if any(glob_matches(name, pattern) for name in names):
                 variable = self._flow.content_of(tensor)
@@ -171,11 +171,11 @@ class _Search:
         (tensor,) = candidates.values()
         node = self._flow.producer(tensor)
         if node is not None and node.op == "Neg":
-            tensor = self._flow.origin(node.proto.input[0])
+            tensor = self._flow.origin(data_input(node.proto, 0))
         self._refuse_what_is_none(tensor, pattern)
         return self.of(tensor)
 
-    def _narrowed(self, candidates: dict[str, str]) -> dict[str, str]:
+    def _narrowed(self, candidates: dict[str, EdgeText]) -> dict[str, EdgeText]:
         """The candidates that this very update depends on; only one where all are the same number.
 
         A body that updates a variable several times has a learning rate for each of these updates.
@@ -186,7 +186,7 @@ class _Search:
             return dict([next(iter(mine.items()))])
         return mine
 
-    def _refuse_what_is_none(self, tensor: str, pattern: str) -> None:
+    def _refuse_what_is_none(self, tensor: EdgeText, pattern: str) -> None:
         """Refuses a tensor that is no learning rate: one that is not a number, or no factor of the whole update."""
         if not self._may_be_number(tensor):
             raise UnclearError(
@@ -197,7 +197,7 @@ class _Search:
         writes = set(self._writes) | {use.node for use, _ in self._sinks}
         if not ends and not writes & self._flow.downstream([node_of(tensor)], self._writes[-1]):
             raise UnclearError(f"'learning_rate: {pattern}' names '{node_of(tensor)}', which the update does not use")
-        factors = self._factors.of_update() - {"+", "-"}
+        factors = tensors_of(self._factors.of_update())
         constant = self._is_constant(tensor)
         if constant and factors and node_of(tensor) not in self._flow.upstream(map(node_of, factors)):
             raise UnclearError(
@@ -205,12 +205,12 @@ class _Search:
                 f"there is {self.candidates()}"
             )
 
-    def _may_be_number(self, tensor: str) -> bool:
+    def _may_be_number(self, tensor: EdgeText) -> bool:
         """Whether a tensor may be a scalar. For a tensor that depends on data, that must be certain."""
         scalar = self._flow.is_scalar(tensor)
         return scalar is True or (scalar is None and not self._flow.value(tensor).taint)
 
-    def _tensors(self) -> Iterator[tuple[str, list[str]]]:
+    def _tensors(self) -> Iterator[tuple[EdgeText, list[str]]]:
         """Every tensor that could be a learning rate, with its names.
 
         Gradients are left out, and so are tensors that depend on a weight, but not a learned scalar.
@@ -226,7 +226,7 @@ class _Search:
                     *aliases, origin = self._flow.aliases(Use(node.name, position))
                     yield origin, [*map(node_of, aliases), *self._flow.names(origin)]
 
-    def of(self, tensor: str) -> LearningRate:
+    def of(self, tensor: EdgeText) -> LearningRate:
         """A tensor as a learning rate."""
         value = number(self._flow.producer(tensor))
         dtype = DTYPE_NAMES.get(self._flow.dtype(tensor) or 0)
@@ -236,11 +236,11 @@ class _Search:
             return LearningRate(f"{abs(value):g}", tensor, dtype, abs(value))
         return LearningRate(self.name(tensor), tensor, dtype)
 
-    def name(self, tensor: str) -> str:
+    def name(self, tensor: EdgeText) -> str:
         """The name of a tensor that a user knows."""
         return self._flow.names(tensor)[-1]
 
-    def refuse_unless_used_as_it_is(self, tensor: str, *, exact: bool) -> None:
+    def refuse_unless_used_as_it_is(self, tensor: EdgeText, *, exact: bool) -> None:
         """Refuses a learning rate that has the right name but is not the factor of the gradient.
 
         Args:
@@ -259,21 +259,21 @@ class _Search:
                 f"its learning rate '{name}' is changed before it meets the gradient; write 'learning_rate: {last}' "
                 f"for what it then is, or 'learning_rate: {name}'"
             )
-        factors = self._factors.of_update() - {"+", "-"}
-        if exact and factors and node_of(tensor) not in self._flow.upstream(map(node_of, factors)) | factors:
+        factors = set(map(node_of, tensors_of(self._factors.of_update())))
+        if exact and factors and node_of(tensor) not in self._flow.upstream(factors) | factors:
             raise UnclearError(
                 f"what is called '{name}' is not a factor of the whole update; write 'learning_rate: NAME' with "
                 f"{self.candidates()}"
             )
 
-    def changed(self, tensor: str) -> str | None:
+    def changed(self, tensor: EdgeText) -> EdgeText | None:
         """The changed learning rate, where it changes before it meets the gradient or right after; else None.
 
         Adam's bias correction and a factor computed from the weight, such as a trust ratio, do not count.
         """
         variable = self._flow.content_of(tensor)
         same = [read for read in self._provenance if variable is not None and self._flow.content_of(read) == variable]
-        waiting: list[tuple[str, str | None]] = [(start, None) for start in same or [tensor]]
+        waiting: list[tuple[EdgeText, EdgeText | None]] = [(start, None) for start in same or [tensor]]
         seen = set(waiting)
         last = None
         while waiting:
@@ -293,12 +293,12 @@ class _Search:
                         waiting.append(further)
         return last
 
-    def _meets(self, tensor: str) -> bool:
+    def _meets(self, tensor: EdgeText) -> bool:
         """Whether a tensor depends on a gradient, or on data and is certainly not a scalar."""
         flow = self._flow
         return flow.carries(tensor) or (flow.value(tensor).taint != 0 and flow.is_scalar(tensor) is False)
 
-    def _changed_later(self, node: str) -> str | None:
+    def _changed_later(self, node: str) -> EdgeText | None:
         """The tensor after a later factor or divisor of learning rate times gradient; None where there is none."""
         while len(users := self._users.get(node, {})) == 1:
             ((user, tensor),) = users.items()
@@ -347,7 +347,7 @@ class _Search:
         """Whether a node computes 1 - beta ** step."""
         if node is None or node.op != "Sub":
             return False
-        one, power = (self._flow.origin(operand) for operand in node.proto.input[:2])
+        one, power = (self._flow.origin(operand) for operand in data_inputs(node.proto)[:2])
         producer, variable = self._flow.producer(power), self._flow.read(power)
         is_power = (
             _POWER.search(variable.name) is not None if variable else producer is not None and producer.op == "Pow"
@@ -368,36 +368,36 @@ class _Search:
         """The one factor of the whole update; None where there is none, or more than one."""
         factors = self._factors.of_update()
         # A rate of the wrong sign would make weights grow: the update must be seen to go against the gradient.
-        descending = "+" if WRITE_OPS[self._flow.nodes[self._writes[-1]].op].form is Form.SUB else "-"
+        descending = Sign.PLUS if WRITE_OPS[self._flow.nodes[self._writes[-1]].op].form is Form.SUB else Sign.MINUS
         if len(factors) != 2 or descending not in factors:
             return None
-        (factor,) = factors - {descending}
+        (factor,) = tensors_of(factors)
         tensor = self._uncorrected(factor)
         return self.of(tensor) if self._is_plain(tensor) else None
 
-    def _is_plain(self, tensor: str) -> bool:
+    def _is_plain(self, tensor: EdgeText) -> bool:
         """Whether a factor is no product; Adam's step size, for example, is a learning rate times something else."""
         leaves = list(self._leaves(tensor))
         numbers = [number(self._flow.producer(leaf)) for leaf in leaves if self._is_constant(leaf)]
         numbers += [1.0 for leaf in leaves if not self._is_constant(leaf) and self._is_positive_constant(leaf)]
         return (
             self._flow.value(tensor).content is Content.NONE
-            and "" not in leaves
+            and NO_EDGE not in leaves
             and len(leaves) - len(numbers) <= 1
             and (leaves == [tensor] or all(value is not None and value > 0 for value in numbers))
             and all(value != 0 for value in numbers)
             and all(variable is None or variable.rank == 0 for variable in map(self._flow.read, leaves))
         )
 
-    def _is_positive_constant(self, tensor: str) -> bool:
+    def _is_positive_constant(self, tensor: EdgeText) -> bool:
         """Whether a tensor is computed from constants alone, by an op whose output is not negative."""
         node = self._flow.producer(tensor)
         if node is None or node.op not in _POSITIVE:
             return False
         return all(self._flow.nodes[name].op in _OF_CONSTANTS for name in self._flow.upstream([node.name]))
 
-    def _leaves(self, tensor: str) -> Iterator[str]:
-        """The factors of a product; '' stands for a divisor that is not a constant."""
+    def _leaves(self, tensor: EdgeText) -> Iterator[EdgeText]:
+        """The factors of a product; no edge stands for a divisor that is not a constant."""
         node = self._flow.producer(tensor)
         operands = [self._flow.origin(operand) for _, operand in self._flow.inputs(node)] if node is not None else []
         if node is not None and node.op in PRODUCT_OPS:
@@ -406,13 +406,13 @@ class _Search:
         elif node is not None and node.op in QUOTIENT_OPS:
             yield from self._leaves(operands[0])
             if not self._is_constant(operands[1]):
-                yield ""
+                yield NO_EDGE
         elif node is not None and node.op in _SIGNED:
             yield from self._leaves(operands[0])
         else:
             yield tensor
 
-    def _uncorrected(self, tensor: str) -> str:
+    def _uncorrected(self, tensor: EdgeText) -> EdgeText:
         """A factor without Adam's bias correction."""
         node = self._flow.producer(tensor)
         if node is None or node.op not in SCALING_OPS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from graphwd.analysis.flow import Flow, sinks
 from graphwd.analysis.values import MANY
 from graphwd.errors import UnclearError
-from graphwd.graph.edge import Use, control_edge, node_of
+from graphwd.graph.edge import EdgeText, Use, control_edge, data_inputs, node_of
 from graphwd.graph.graph import Variable
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS
 from graphwd.graph.traits import ALIAS_OPS, SUM_OPS
@@ -54,7 +54,7 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
         UnclearError: the arithmetic reads the weight in a place that cannot be made to read it later.
     """
     rereads: dict[str, list[Use]] = {}
-    seen: set[str] = set()
+    seen: set[EdgeText] = set()
     met: set[Use] = set()
     waiting = sinks(flow, writes)
     while waiting:
@@ -78,7 +78,11 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
             continue
         seen.add(tensor)
         own = flow.value(tensor).source in (variable.id, MANY)  # else it is the gradient that is computed there
-        if own and node.op in CALL_OPS and any(flow.value(text).handle == variable.id for text in node.proto.input):
+        if (
+            own
+            and node.op in CALL_OPS
+            and any(flow.value(text).handle == variable.id for text in data_inputs(node.proto))
+        ):
             raise UnclearError(f"its update reads the weight inside a function that '{node.name}' calls")
         waiting.extend(flow.behind(tensor))
     first = writes[0]
@@ -139,7 +143,7 @@ def refuse_forward_reads(flow: Flow, variable: Variable, writes: Sequence[str]) 
     """
     # A tensor that the gradient is merely added to or subtracted from is not part of a gradient.
     waiting = [(tensor, True) for _, tensor in sinks(flow, writes)]
-    seen: set[tuple[str, bool]] = set()
+    seen: set[tuple[EdgeText, bool]] = set()
     while waiting:
         tensor, summed = waiting.pop()
         node = flow.producer(tensor)
@@ -157,19 +161,19 @@ def refuse_forward_reads(flow: Flow, variable: Variable, writes: Sequence[str]) 
             )
 
 
-def _forward_read(flow: Flow, variable: Variable, tensor: str) -> str | None:
+def _forward_read(flow: Flow, variable: Variable, tensor: EdgeText) -> str | None:
     """The forward pass' read of a variable that a tensor is computed from; None where there is none."""
     if flow.value(tensor).source not in (variable.id, MANY):
         return None
     for name in flow.upstream([node_of(tensor)]) & flow.forward:
-        if flow.read(name) == variable:
+        if flow.read_by(flow.nodes[name]) == variable:
             return name
     return None
 
 
 def in_order(flow: Flow, names: Sequence[str]) -> tuple[str, ...]:
     """Sorts nodes into an order in which they may run, without duplicates."""
-    return tuple(sorted(set(names), key=flow.order))
+    return tuple(sorted(set(names), key=flow.place))
 
 
 def waits_of_read(flow: Flow, write: str, later: Collection[str]) -> tuple[str, ...]:

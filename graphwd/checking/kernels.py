@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tensorflow.python.framework import kernels, op_def_registry
 
 from graphwd.errors import PlanError
-from graphwd.graph.edge import is_control, node_of, output_of, parse_edge
+from graphwd.graph.edge import EdgeText, data_inputs, node_of, output_of, parse_edge
 from graphwd.graph.graph import DTYPE_NAMES, MARK
 from graphwd.planning.planner import Plan
 from graphwd.rewriting.inject import inject
@@ -111,7 +111,7 @@ def _problems(body: FunctionDef, device: str) -> Iterator[str]:
 class _Edge(NamedTuple):
     """An edge: whether its producer and its consumer have the tensor in the memory of the host."""
 
-    text: str
+    text: EdgeText
     node: str
     gives: bool
     takes: bool
@@ -126,8 +126,8 @@ def _edges(body: FunctionDef, nodes: Mapping[str, NodeDef], kernels_of: Mapping[
     """The data edges between nodes that have a kernel on the device; those of calls are not known."""
     for node in body.node_def:
         kernel = kernels_of[node.name]
-        for position, text in enumerate(() if kernel is None else node.input):
-            source = None if is_control(text) else nodes.get(node_of(text))
+        for position, text in enumerate(() if kernel is None else data_inputs(node)):
+            source = nodes.get(node_of(text))
             giving = kernels_of[source.name] if source is not None else None
             if source is None or giving is None:
                 continue
@@ -181,6 +181,6 @@ def _operand(definitions: Sequence[Any], position: int) -> str | None:
     return definitions[position].name
 
 
-def _result(definitions: Sequence[Any], text: str) -> str | None:
+def _result(definitions: Sequence[Any], text: EdgeText) -> str | None:
     """The name of the result that an edge starts from, in either of TensorFlow's two notations."""
     return output_of(text) or _operand(definitions, parse_edge(text).index)

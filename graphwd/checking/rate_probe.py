@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from graphwd.analysis.sites import Path
 from graphwd.checking.reference import Reference
-from graphwd.graph.edge import node_of, output_edge
+from graphwd.graph.edge import EdgeText, data_input, node_of, output_edge
 from graphwd.graph.graph import Graph
 from graphwd.graph.ops import CALL_OPS, CallKind
 from graphwd.graph.traits import ALIAS_OPS
@@ -45,7 +45,7 @@ class Source:
     """
 
     variable: int | None
-    tensors: tuple[tuple[Path, str], ...]
+    tensors: tuple[tuple[Path, EdgeText], ...]
 
 
 class Rates:
@@ -68,8 +68,8 @@ class Rates:
         """
         self._graph = graph
         self._names: dict[int, str] = {}
-        self._places: dict[int, list[tuple[Path, str]]] = {}  # by the number of the variable that is decayed
-        self._guesses: dict[int, set[tuple[Path, str]]] = {}  # constants of that value
+        self._places: dict[int, list[tuple[Path, EdgeText]]] = {}  # by the number of the variable that is decayed
+        self._guesses: dict[int, set[tuple[Path, EdgeText]]] = {}  # constants of that value
         for injection in injections:
             i = injection.variable.id
             if injection.rate.learning_rate is None and i in numbers:
@@ -188,7 +188,7 @@ class Rates:
 
     def _doubled(
         self, source: Source, state: Sequence[Array], plain: Sequence[Array], index: Mapping[int, int]
-    ) -> tuple[list[Array], Mapping[tuple[Path, str], float]]:
+    ) -> tuple[list[Array], Mapping[tuple[Path, EdgeText], float]]:
         """A state and factors of tensors by which a rate is doubled."""
         doubled = list(state)
         i = None if source.variable is None else index.get(source.variable)
@@ -197,7 +197,7 @@ class Rates:
         doubled[i] = (2 * state[i]).astype(state[i].dtype)
         return doubled, {}
 
-    def _constants(self, path: Path, value: float) -> Iterator[tuple[Path, str]]:
+    def _constants(self, path: Path, value: float) -> Iterator[tuple[Path, EdgeText]]:
         """The scalar constants of some value in a body."""
         for node in self._nodes(path):
             if node.op == "Const" and not node.attr["value"].tensor.tensor_shape.dim:
@@ -205,28 +205,28 @@ class Rates:
                 if held.dtype.kind in "fV" and np.isclose(abs(float(held)), value, rtol=1e-6, atol=0):
                     yield path, output_edge(node.name, "output")
 
-    def _source(self, path: Path, edge: str) -> Source:
+    def _source(self, path: Path, edge: EdgeText) -> Source:
         path, edge = self._origin(path, edge, casts=True)
         node = self._node(path, edge)
         if node is None or node.op != "ReadVariableOp":
             return Source(None, ((path, edge),))
-        handle = self._origin(path, node.input[0])
+        handle = self._origin(path, data_input(node, 0))
         variable = self._graph.handles.get(handle[1]) if not handle[0] else None
         reads = (output_edge(reader.name, "value") for reader in self._nodes(path) if reader.op == "ReadVariableOp")
-        same = [(path, read) for read in reads if self._origin(path, self._node(path, read).input[0]) == handle]
+        same = [(path, read) for read in reads if self._origin(path, data_input(self._node(path, read), 0)) == handle]
         return Source(None if variable is None else variable.id, tuple(same))
 
-    def _origin(self, path: Path, edge: str, *, casts: bool = False) -> tuple[Path, str]:
+    def _origin(self, path: Path, edge: EdgeText, *, casts: bool = False) -> tuple[Path, EdgeText]:
         """Where a tensor comes from, through aliases and through the arguments of functions that run once."""
         while True:
             node = self._node(path, edge)
             if node is not None and (node.op in ALIAS_OPS - {"IdentityN"} or (casts and node.op == "Cast")):
-                edge = node.input[0]
+                edge = data_input(node, 0)
             elif node is None and path and CALL_OPS[path[-1].op].kind in (CallKind.CALL, CallKind.BRANCH):
                 names = [argument.name for argument in self._function(path).signature.input_arg]
                 frame, path = path[-1], path[:-1]
                 caller = next(candidate for candidate in self._nodes(path) if candidate.name == frame.node)
-                edge = caller.input[CALL_OPS[frame.op].skip + names.index(edge)]
+                edge = data_input(caller, CALL_OPS[frame.op].skip + names.index(edge))
             else:
                 return path, edge
 
@@ -236,7 +236,7 @@ class Rates:
     def _nodes(self, path: Path) -> Any:
         return self._function(path).node_def
 
-    def _node(self, path: Path, edge: str) -> Any:
+    def _node(self, path: Path, edge: EdgeText) -> Any:
         name = node_of(edge)
         return next((node for node in self._nodes(path) if node.name == name), None)
 

@@ -21,7 +21,18 @@ from graphwd.checking.own_values import OwnValues
 from graphwd.decay.formulas import Formula
 from graphwd.errors import VerifyError
 from graphwd.graph.body import Body, Node
-from graphwd.graph.edge import Use, data_inputs, is_control, node_of, output_edge, source_of, sources_of
+from graphwd.graph.edge import (
+    EdgeText,
+    Use,
+    data_input,
+    data_inputs,
+    is_data,
+    node_of,
+    output_edge,
+    result_edge,
+    source_of,
+    sources_of,
+)
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind
 from graphwd.planning.injections import (
     After,
@@ -49,7 +60,7 @@ class Reference:
         self,
         step: ConcreteFunction,
         injections: Iterable[Injection],
-        watched: Iterable[tuple[Path, str]] = (),
+        watched: Iterable[tuple[Path, EdgeText]] = (),
         own: OwnValues | None = None,
     ) -> None:
         """Prepares to run.
@@ -68,7 +79,7 @@ class Reference:
         injections = tuple(injections)
         self._nest = nested(injections)
         self._programs: dict[tuple[str, int], _Program] = {}
-        self._watched: dict[int, list[tuple[Path, str]]] = {}  # by the nest of their body
+        self._watched: dict[int, list[tuple[Path, EdgeText]]] = {}  # by the nest of their body
         for path, edge in watched:
             nest = self._nest
             for frame in path:
@@ -81,12 +92,12 @@ class Reference:
                 nest = nest.calls[frame]
             self._scheduled.setdefault(id(nest), {})[rate] = None
         self._rates: dict[Scheduled, float] = {}  # of each schedule, as the body began that computes it
-        self._factors: Mapping[tuple[Path, str], float] = {}
-        self.seen: dict[tuple[Path, str], list[Any]] = {}
+        self._factors: Mapping[tuple[Path, EdgeText], float] = {}
+        self.seen: dict[tuple[Path, EdgeText], list[Any]] = {}
         """For each watched tensor its values in the last run, as NumPy arrays, one for each time it was computed."""
 
     def run(
-        self, arguments: Sequence[tf.Tensor], factors: Mapping[tuple[Path, str], float] | None = None
+        self, arguments: Sequence[tf.Tensor], factors: Mapping[tuple[Path, EdgeText], float] | None = None
     ) -> list[tf.Tensor]:
         """Runs one step on the step's own variables.
 
@@ -112,11 +123,11 @@ class Reference:
         assert isinstance(tensor, Own)
         return self.own.value(tensor)
 
-    def watched_in(self, nest: Nest) -> list[tuple[Path, str]]:
+    def watched_in(self, nest: Nest) -> list[tuple[Path, EdgeText]]:
         """The watched tensors of a body."""
         return self._watched.get(id(nest), [])
 
-    def observe(self, watched: tuple[Path, str], values: dict[str, Any]) -> None:
+    def observe(self, watched: tuple[Path, EdgeText], values: dict[str, Any]) -> None:
         """Keeps the value of a watched tensor, and multiplies it by its factor."""
         _, edge = watched
         self.seen.setdefault(watched, []).append(values[edge].numpy())
@@ -185,7 +196,7 @@ _FROM_ELSEWHERE = "from elsewhere"
 class _Program:
     arguments: tuple[str, ...]
     instructions: tuple[_Instruction, ...]
-    results: tuple[str, ...]
+    results: tuple[EdgeText, ...]
 
 
 class _Compiler:
@@ -198,11 +209,11 @@ class _Compiler:
         self._body = Body(function)
         self._nodes = {node.name: node for node in self._body.nodes}
         self._types = reference._parts.dtypes(function)
-        self._used_by: dict[str, set[str]] = {}
+        self._used_by: dict[EdgeText, set[str]] = {}
         for node in self._body.nodes:
             for text in data_inputs(node.proto):
                 self._used_by.setdefault(text, set()).add(node.name)
-        self._results = tuple(function.ret[result.name] for result in function.signature.output_arg)
+        self._results = tuple(result_edge(function, result.name) for result in function.signature.output_arg)
         self._overrides: dict[Use, Injection] = {
             use: injection for injection in nest.here.values() for use in injection.uses
         }
@@ -213,19 +224,19 @@ class _Compiler:
                 self._used_by.setdefault(text, set()).add("")
                 for user in {name, *(use.node for use in injection.uses)}:
                     self._needs.setdefault(user, []).append(node_of(text))
-        self._watched: dict[str, list[tuple[Path, str]]] = {}  # by the node that makes them
+        self._watched: dict[str, list[tuple[Path, EdgeText]]] = {}  # by the node that makes them
         for watched in reference.watched_in(nest):
             self._used_by.setdefault(watched[1], set()).add("")
             self._watched.setdefault(node_of(watched[1]), []).append(watched)
         self._instructions: list[_Instruction] = []
 
-    def _formula(self, write: str, injection: Injection) -> Iterator[str]:
+    def _formula(self, write: str, injection: Injection) -> Iterator[EdgeText]:
         """The operands of a formula, besides the weight."""
         proto = self._nodes[write].proto
-        yield proto.input[0]
+        yield data_input(proto, 0)
         rows = WRITE_OPS[proto.op].rows
         if injection.rows and rows is not None and not isinstance(injection, InGradient):
-            yield proto.input[rows]
+            yield data_input(proto, rows)
         yield from injection.reads
         if isinstance(injection, Before):
             for reader, _ in injection.readiness.rereads:
@@ -320,7 +331,7 @@ class _Compiler:
             copy.CopyFrom(node.proto)
             del copy.input[:]
             for position, text in enumerate(node.proto.input):
-                if is_control(text):
+                if not is_data(text):
                     if source_of(text) in names:
                         copy.input.append(text)
                 elif position in overridden:
@@ -364,7 +375,7 @@ class _Compiler:
 
     def _remember(self, injection: After) -> _Instruction:
         """Keeps the weight before its update."""
-        handle = self._nodes[injection.site.node].proto.input[0]
+        handle = data_input(self._nodes[injection.site.node].proto, 0)
 
         def instruction(values: _Values) -> None:
             values[f"{injection.site.node} before"] = _read(values[handle], injection).numpy()
@@ -376,9 +387,9 @@ class _Compiler:
         rows = WRITE_OPS[write.op].rows
 
         def instruction(values: _Values) -> None:
-            handle = values[write.proto.input[0]]
+            handle = values[data_input(write.proto, 0)]
             weight = tf.raw_ops.ReadVariableOp(resource=handle, dtype=injection.variable.dtype)
-            which = values[write.proto.input[rows]] if injection.rows and rows is not None else None
+            which = values[data_input(write.proto, rows)] if injection.rows and rows is not None else None
             decayed = _decayed(weight, injection, values, which, values.get(f"{write.name} before"))
             values[f"{write.name} decayed"] = decayed  # for what reads it now and is done after the write
             tf.raw_ops.AssignVariableOp(resource=handle, value=decayed)
@@ -402,14 +413,14 @@ class _Compiler:
         node: Node,
         position: int,
         injection: Injection,
-        term: str,
-        read: str | None,
-        rows: str | None,
+        term: EdgeText,
+        read: EdgeText | None,
+        rows: EdgeText | None,
         *,
         sign: int,
     ) -> _Instruction:
         """Adds the decay to a term, or subtracts it."""
-        handle = self._nodes[injection.site.node].proto.input[0]
+        handle = data_input(self._nodes[injection.site.node].proto, 0)
         summed = f"{injection.site.node} summed"
 
         def instruction(values: _Values) -> None:
@@ -431,8 +442,8 @@ class _Compiler:
         def instruction(values: _Values) -> None:
             decayed = values.get(f"{write.name} decayed")
             if decayed is None:
-                which = values[write.proto.input[rows]] if rows is not None else None
-                decayed = _decayed(_read(values[write.proto.input[0]], injection), injection, values, which)
+                which = values[data_input(write.proto, rows)] if rows is not None else None
+                decayed = _decayed(_read(values[data_input(write.proto, 0)], injection), injection, values, which)
             gathered = tf.gather(decayed, values[inputs[1]]) if len(inputs) > 1 else decayed
             values[_override_name(node, position)] = gathered
 

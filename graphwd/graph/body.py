@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from graphwd.errors import GraphError
-from graphwd.graph.edge import Edge, is_control, parse_edge, source_of
+from graphwd.graph.edge import Edge, EdgeText, is_data, parse_edge, result_edge, source_of
 from graphwd.graph.traits import MERGE_OPS, Trait, ops_with
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _results(function: FunctionDef, known: Container[str]) -> Iterator[Edge]:
         # Access to a missing key of a protobuf map would add the key.
         if result.name not in function.ret:
             raise GraphError(f"the function '{body}' does not say where its result '{result.name}' comes from")
-        edge = parse_edge(function.ret[result.name])
+        edge = parse_edge(result_edge(function, result.name))
         if edge.node not in known:
             raise GraphError(f"the function '{body}' has a result from '{edge.node}', which does not exist")
         yield edge
@@ -160,13 +160,13 @@ class _Order:
             edge = known.get(source)
             if edge is not None:
                 first = not output or output.endswith(":0") or output == "0"
-                inputs.append(edge if first else Edge(edge.node, parse_edge(text).index))
-            elif is_control(text):
+                inputs.append(edge if first else Edge(edge.node, parse_edge(EdgeText(text)).index))
+            elif is_data(text):
+                inputs.append(parse_edge(text))
+            else:
                 source = source_of(text)
                 edge = known.get(source)
                 controls.append(source if edge is None else edge.node)
-            else:
-                inputs.append(parse_edge(text))
             if edge is None or (late and source in late):
                 missing = {source, *(missing or ())}
         name = proto.name

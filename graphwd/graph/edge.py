@@ -8,12 +8,19 @@ all edges of a step, has a faster way of its own.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NewType, TypeGuard
 
 from graphwd.errors import GraphError
 
 if TYPE_CHECKING:
+    from tensorflow.core.framework.function_pb2 import FunctionDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+EdgeText = NewType("EdgeText", str)
+"""A data edge as it is written in a body. To the type checker a plain text, such as the name of a node, is none."""
+
+NO_EDGE = EdgeText("")
+"""What stands in the place of an edge where there is none."""
 
 _MAX_DIGITS = 10
 """How many digits the number of an output may have: more than any node needs."""
@@ -35,7 +42,7 @@ class Use(NamedTuple):
     position: int
 
 
-def parse_edge(text: str) -> Edge:
+def parse_edge(text: EdgeText) -> Edge:
     """Reads a data edge in either of TensorFlow's two notations.
 
     Args:
@@ -61,7 +68,12 @@ def is_control(text: str) -> bool:
     return text[:1] == "^"
 
 
-def node_of(text: str) -> str:
+def is_data(text: str) -> TypeGuard[EdgeText]:
+    """Whether an input is a data edge."""
+    return text[:1] != "^"
+
+
+def node_of(text: EdgeText) -> str:
     """The node, or argument, that a data edge comes from."""
     return text.partition(":")[0]
 
@@ -71,13 +83,13 @@ def source_of(text: str) -> str:
     return text[1:] if text[:1] == "^" else text.partition(":")[0]
 
 
-def output_of(text: str) -> str | None:
+def output_of(text: EdgeText) -> str | None:
     """The name of the output that a data edge comes from; None for an argument, and in the notation of graphs."""
     match = _NAMED_OUTPUT.fullmatch(text)
     return match and match["output"]
 
 
-def output_edge(node: str, output: str, index: int = 0) -> str:
+def output_edge(node: str, output: str, index: int = 0) -> EdgeText:
     """The data edge from an output of a node of a function.
 
     Args:
@@ -85,12 +97,17 @@ def output_edge(node: str, output: str, index: int = 0) -> str:
         output: the name of the output.
         index: the number within it.
     """
-    return f"{node}:{output}:{index}"
+    return EdgeText(f"{node}:{output}:{index}")
 
 
-def graph_edge(node: str, index: int) -> str:
+def graph_edge(node: str, index: int) -> EdgeText:
     """The data edge from an output of a node of a graph, outputs being counted through."""
-    return f"{node}:{index}" if index else node
+    return EdgeText(f"{node}:{index}" if index else node)
+
+
+def argument_edge(argument: str) -> EdgeText:
+    """The data edge from an argument of a function."""
+    return EdgeText(argument)
 
 
 def control_edge(node: str) -> str:
@@ -106,9 +123,19 @@ def with_node(text: str, node: str) -> str:
     return f"{node}{colon}{output}"
 
 
-def data_inputs(proto: NodeDef) -> list[str]:
+def data_input(proto: NodeDef, position: int) -> EdgeText:
+    """One of the inputs of a node that are data; these come before the others."""
+    return EdgeText(proto.input[position])
+
+
+def data_inputs(proto: NodeDef) -> list[EdgeText]:
     """The inputs of a node that are data, in order."""
-    return [text for text in proto.input if not is_control(text)]
+    return [text for text in proto.input if is_data(text)]
+
+
+def result_edge(function: FunctionDef, result: str) -> EdgeText:
+    """The edge of one of the results of a function."""
+    return EdgeText(function.ret[result])
 
 
 def sources_of(proto: NodeDef) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from graphwd.analysis.sites import SAVED_MODEL
 from graphwd.analysis.updates import Analysis, find_updates
 from graphwd.errors import StepError
-from graphwd.graph.edge import node_of
+from graphwd.graph.edge import EdgeText, node_of
 from graphwd.graph.graph import DTYPE_NAMES, Graph, Variable, differentiable, labels
 from graphwd.graph.object_graph import ObjectGraph
 from graphwd.messages import listed
@@ -296,5 +296,5 @@ def signature_call(meta_graph: MetaGraphDef, key: str) -> Iterator[str]:
         key: the signature's key.
     """
     if key in meta_graph.signature_def:
-        names = {node_of(info.name) for info in meta_graph.signature_def[key].outputs.values()}
+        names = {node_of(EdgeText(info.name)) for info in meta_graph.signature_def[key].outputs.values()}
         yield from sorted(names)

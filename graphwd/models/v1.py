@@ -19,7 +19,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 from graphwd.analysis.updates import Analysis, find_updates
 from graphwd.errors import StepError
-from graphwd.graph.edge import graph_edge, node_of, output_of, parse_edge, with_node
+from graphwd.graph.edge import EdgeText, graph_edge, is_data, node_of, output_of, parse_edge, with_node
 from graphwd.graph.function_library import original_name, rename, set_library
 from graphwd.graph.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, differentiable
 from graphwd.graph.traits import HANDLE_OPS, Trait, ops_with
@@ -184,7 +184,7 @@ def _trainable(meta_graph: MetaGraphDef) -> Iterator[str]:
                 variable.ParseFromString(content)
             except DecodeError:
                 raise StepError(f"the collection '{name}' is damaged: an entry is no variable") from None
-            yield parse_edge(variable.variable_name).node
+            yield parse_edge(EdgeText(variable.variable_name)).node
 
 
 def _variable(node: NodeDef, index: int, trainable: bool) -> Variable:
@@ -215,7 +215,7 @@ def _take_from(nodes: Iterable[NodeDef], sources: Mapping[str, str]) -> None:
     """Redirects data inputs of the original nodes to the first output of other nodes."""
     for node in nodes if sources else ():
         for position, text in enumerate(node.input):
-            if node_of(text) in sources and MARK not in node.attr:
+            if is_data(text) and node_of(text) in sources and MARK not in node.attr:
                 node.input[position] = sources[node_of(text)]
 
 
@@ -234,12 +234,11 @@ def _copy(node: NodeDef, target: NodeDef) -> None:
     """Copies a node of a body into a graph."""
     target.CopyFrom(node)
     for position, text in enumerate(node.input):
-        edge = _graph_edge(text)
-        if edge != text:
+        if is_data(text) and (edge := _graph_edge(text)) != text:
             target.input[position] = edge
 
 
-def _graph_edge(text: str) -> str:
+def _graph_edge(text: EdgeText) -> EdgeText:
     """An edge in the notation of graphs. Of the injected ops only ``Unique`` has a second output."""
     output = output_of(text)
     if output is None:
@@ -260,5 +259,5 @@ def _fetch_instead(meta_graph: MetaGraphDef, targets: Mapping[str, str]) -> None
 
 def _redirected(name: str, targets: Mapping[str, str]) -> str:
     """A fetch, of a tensor or a node, redirected to the node that replaces another one."""
-    node = node_of(name)
+    node = node_of(EdgeText(name))
     return with_node(name, targets[node]) if node in targets else name

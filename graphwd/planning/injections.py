@@ -13,7 +13,7 @@ from graphwd.analysis.readiness import Readiness
 from graphwd.analysis.sites import Frame, Path, Site
 from graphwd.decay.formulas import Formula, l2
 from graphwd.decay.schedules import Schedule
-from graphwd.graph.edge import Use
+from graphwd.graph.edge import NO_EDGE, EdgeText, Use
 from graphwd.graph.graph import Callee, Variable
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -44,7 +44,7 @@ class Elsewhere:
     name: str
     dtype: str
     path: Path | None = None
-    edge: str = ""
+    edge: EdgeText = NO_EDGE
 
     @property
     def depth(self) -> int:
@@ -173,7 +173,7 @@ class Injection:
         yield from (use.node for use in self.uses)
 
     @property
-    def reads(self) -> Iterator[str]:
+    def reads(self) -> Iterator[EdgeText]:
         """The edges of its body that the decay is computed from, besides the variable and the rows."""
         if self.rate.learning_rate is not None:
             yield self.rate.learning_rate.tensor
@@ -274,9 +274,9 @@ class InValue(Injection):
     """
 
     where = Where.VALUE
-    value: str
+    value: EdgeText
     use: Use
-    weight: str
+    weight: EdgeText
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -284,7 +284,7 @@ class InValue(Injection):
         return (self.use,)
 
     @property
-    def reads(self) -> Iterator[str]:
+    def reads(self) -> Iterator[EdgeText]:
         """The edges of its body that the decay is computed from."""
         yield from super(InValue, self).reads
         yield from (self.weight, self.value)
@@ -301,7 +301,7 @@ class InGradient(Injection):
 
     where = Where.GRADIENT
     entry: Entry
-    weight: str | None = None
+    weight: EdgeText | None = None
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -309,7 +309,7 @@ class InGradient(Injection):
         return self.entry.uses
 
     @property
-    def reads(self) -> Iterator[str]:
+    def reads(self) -> Iterator[EdgeText]:
         """The edges of its body that the decay is computed from, the rows included."""
         yield from super(InGradient, self).reads
         yield from (edge for edge in (self.weight, self.entry.tensor, self.entry.indices) if edge is not None)

@@ -16,7 +16,7 @@ from graphwd.analysis.sites import STRONG, Evidence, Site, Write
 from graphwd.analysis.updates import Update, VariableWrites, group_writes, is_whole, may_continue
 from graphwd.decay.arithmetic import wide
 from graphwd.errors import RewriteError, UnclearError
-from graphwd.graph.edge import Use, node_of
+from graphwd.graph.edge import EdgeText, Use, data_input, node_of
 from graphwd.graph.graph import DTYPE_NUMBERS
 from graphwd.graph.ops import Form
 from graphwd.messages import listed
@@ -370,7 +370,7 @@ def _before(rule: Rule, update: Update, writes: VariableWrites, flows: Flows, ra
         _refuse_reads_between(flow, update)
         weight = _weight_of_sum(flow, update, terms.weights, _other_writes(writes, update))
         use = Use(names[0], first.op.value)
-        value = flow.nodes[names[0]].proto.input[use.position]
+        value = data_input(flow.nodes[names[0]].proto, use.position)
         return InValue(variable, first.site, rate, rows=rows, formula=formula, value=value, use=use, weight=weight)
     if formula.of_update:
         raise RefusedError(
@@ -403,15 +403,15 @@ def _before_by_reading(rule: Rule, update: Update, writes: VariableWrites, flow:
 def _refuse_reads_between(flow: Flow, update: Update) -> None:
     """Refuses an update of several writes if the weight is read between them: the reader would see the decay."""
     first, last = update.writes[0].site.node, update.writes[-1].site.node
-    for name in flow.nodes if first != last else ():
-        if flow.read(name) == update.variable and flow.precedes(first, name) and flow.precedes(name, last):
+    for name, node in flow.nodes.items() if first != last else ():
+        if flow.read_by(node) == update.variable and flow.precedes(first, name) and flow.precedes(name, last):
             raise RefusedError(
                 f"its update takes several writes, and '{name}' reads the weight between '{first}' and '{last}', so it "
                 "would see a decay before the update; write 'order: after'"
             )
 
 
-def _weight_of_sum(flow: Flow, update: Update, weights: Sequence[str], others: Sequence[str]) -> str:
+def _weight_of_sum(flow: Flow, update: Update, weights: Sequence[EdgeText], others: Sequence[str]) -> EdgeText:
     """The tensor of the weight in a sum that is written, of the weight's own dtype."""
     first = update.writes[0].site.node
     for name in others if len(weights) > 1 else ():
@@ -482,7 +482,7 @@ def _coupled(rule: Rule, update: Update, writes: VariableWrites, flow: Flow, nam
     return InGradient(update.variable, first.site, rate, rows=sparse, formula=formula, entry=entry, weight=weight)
 
 
-def _weight_before(flow: Flow, update: Update, entry: Entry, others: Sequence[str]) -> str | None:
+def _weight_before(flow: Flow, update: Update, entry: Entry, others: Sequence[str]) -> EdgeText | None:
     """The weight that the update takes, where it was read before another write of the step; else None."""
     first = update.writes[0]
     if first.op.form is not Form.ASSIGN or not others:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from graphwd.errors import RewriteError
-from graphwd.graph.edge import is_control
+from graphwd.graph.edge import EdgeText, argument_edge, data_inputs, is_control
 from graphwd.graph.graph import DTYPE_NUMBERS, MARK
 from graphwd.graph.ops import CALL_OPS, CallKind
 from graphwd.planning.injections import Elsewhere
@@ -24,7 +24,7 @@ _BROUGHT = "_graphwd_brought"
 """The attribute of a call that says how many of its last arguments were brought."""
 
 
-def add_arguments(function: FunctionDef, outside: Sequence[Elsewhere]) -> dict[Elsewhere, str]:
+def add_arguments(function: FunctionDef, outside: Sequence[Elsewhere]) -> dict[Elsewhere, EdgeText]:
     """Gives a function one more argument for each of some tensors, after its own arguments.
 
     Args:
@@ -34,12 +34,13 @@ def add_arguments(function: FunctionDef, outside: Sequence[Elsewhere]) -> dict[E
     Returns:
         The edges of the new arguments.
     """
-    edges: dict[Elsewhere, str] = {}
+    edges: dict[Elsewhere, EdgeText] = {}
     if not outside:
         return edges
     taken = {argument.name for argument in function.signature.input_arg} | {node.name for node in function.node_def}
     for tensor in outside:
-        edges[tensor] = name = _free("graphwd_argument", taken)
+        name = _free("graphwd_argument", taken)
+        edges[tensor] = argument_edge(name)
         taken.add(name)
         argument = function.signature.input_arg.add(name=name)
         argument.type = DTYPE_NUMBERS[tensor.dtype]  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
@@ -64,7 +65,7 @@ def return_arguments(function: FunctionDef, count: int) -> None:
         function.ret[name] = argument.name
 
 
-def pass_on(node: NodeDef, edges: Mapping[Elsewhere, str]) -> None:
+def pass_on(node: NodeDef, edges: Mapping[Elsewhere, EdgeText]) -> None:
     """Gives a call more arguments, after its own.
 
     Args:
@@ -78,7 +79,7 @@ def pass_on(node: NodeDef, edges: Mapping[Elsewhere, str]) -> None:
     if call.types is None:
         names = ", ".join(tensor.name for tensor in edges)
         raise RewriteError(f"{names} cannot be brought through '{node.name}' ({node.op}), which sorts its arguments")
-    data = [text for text in node.input if not is_control(text)]
+    data = data_inputs(node)
     end = len(data) - call.drop
     inputs = [*data[:end], *edges.values(), *data[end:], *(text for text in node.input if is_control(text))]
     del node.input[:]
@@ -124,7 +125,7 @@ def take_back(function: FunctionDef) -> None:
 def _take_inputs(node: NodeDef, count: int) -> None:
     """Removes the last arguments of a call."""
     call = CALL_OPS[node.op]
-    end = sum(not is_control(text) for text in node.input) - call.drop
+    end = len(data_inputs(node)) - call.drop
     del node.input[end - count : end]
     if call.types is not None:
         del node.attr[call.types].list.type[-count:]

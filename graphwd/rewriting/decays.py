@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphwd.decay import arithmetic
 from graphwd.decay.formulas import l2
-from graphwd.graph.edge import control_edge, output_edge, source_of
+from graphwd.graph.edge import EdgeText, control_edge, data_input, node_of, output_edge
 from graphwd.graph.fragment import Kind, Reference, fragment
 from graphwd.graph.graph import DTYPE_NAMES
 from graphwd.graph.ops import WRITE_OPS
@@ -52,7 +52,7 @@ class DecayWriter:
     """Adds one decay to a body."""
 
     def __init__(
-        self, added: Added, nodes: Mapping[str, NodeDef], injection: Injection, brought: Mapping[Elsewhere, str]
+        self, added: Added, nodes: Mapping[str, NodeDef], injection: Injection, brought: Mapping[Elsewhere, EdgeText]
     ) -> None:
         """Prepares to add; nothing is changed yet.
 
@@ -108,7 +108,7 @@ class DecayWriter:
         function = arithmetic.remember_rows if self._injection.rows else arithmetic.remember
         before = self._splice(function, {**self._handle(), **self._rows()}, early.waits)
         assert before is not None
-        self._nodes[early.write].input.append(control_edge(source_of(before)))
+        self._nodes[early.write].input.append(control_edge(node_of(before)))
         options = {"decayed": early.decayed} if early.decayed else {}
         self._in_place([self._write.name], {"before": before}, **options)
 
@@ -147,19 +147,19 @@ class DecayWriter:
             total = self._splice(arithmetic.in_sparse_gradient, edges, entry.waits, **options)
         self._lead_on(total)
 
-    def _in_place(self, waits: Sequence[str], others: Mapping[str, str] | None = None, **options: Any) -> None:
+    def _in_place(self, waits: Sequence[str], others: Mapping[str, EdgeText] | None = None, **options: Any) -> None:
         """Reads the weight, decays it and writes it, or the rows that the write is of."""
         function, strength = self._form()
         if "factor" not in strength:
             options["formula"] = self._injection.formula
         self._splice(function, {**self._handle(), **strength, **self._rows(), **(others or {})}, waits, **options)
 
-    def _rows(self) -> Mapping[str, str]:
+    def _rows(self) -> Mapping[str, EdgeText]:
         """The edge of the indices, where only the rows are decayed that the write is of."""
         row = WRITE_OPS[self._write.op].rows if self._injection.rows else None
-        return {} if row is None else {"indices": self._write.input[row]}
+        return {} if row is None else {"indices": data_input(self._write, row)}
 
-    def _form(self) -> tuple[Callable[..., Any], Mapping[str, str]]:
+    def _form(self) -> tuple[Callable[..., Any], Mapping[str, EdgeText]]:
         """The cheapest accurate function that decays in place, and the rate as it takes it."""
         rate, rows = self._injection.rate, self._injection.rows
         if self._served:
@@ -170,7 +170,7 @@ class DecayWriter:
             return arithmetic.multiply_rows if rows else arithmetic.multiply, {"factor": factor}
         return arithmetic.subtract_rows if rows else arithmetic.subtract, {"rate": self._rate("factor")}
 
-    def _rate(self, role: str) -> str:
+    def _rate(self, role: str) -> EdgeText:
         """The rate of this step: a number under the name of a role, or a product of scalars."""
         rate, wide = self._injection.rate, arithmetic.wide(self._dtype)
         edge = self._splicer.constant(role if rate.is_constant else "rate", rate.number, wide)
@@ -189,12 +189,12 @@ class DecayWriter:
                 edge = self._splicer.shared(piece, {"rate": edge, "factor": scalar})
         return edge
 
-    def _handle(self) -> Mapping[str, str]:
-        return {"handle": self._write.input[0]}
+    def _handle(self) -> Mapping[str, EdgeText]:
+        return {"handle": data_input(self._write, 0)}
 
     def _splice(
-        self, function: Callable[..., Any], edges: Mapping[str, str], waits: Sequence[str] = (), **options: Any
-    ) -> str | None:
+        self, function: Callable[..., Any], edges: Mapping[str, EdgeText], waits: Sequence[str] = (), **options: Any
+    ) -> EdgeText | None:
         """Splices a function of tensors, whose parameters are edges of the body."""
         initial = self._injection.initial
         if initial is not None and "formula" in options:
@@ -221,7 +221,7 @@ class DecayWriter:
             return DTYPE_NAMES[self._injection.entry.index_dtype]
         return DTYPE_NAMES[self._write.attr["Tindices"].type]
 
-    def _lead_on(self, edge: str | None) -> None:
+    def _lead_on(self, edge: EdgeText | None) -> None:
         """Gives the uses of the original what was computed in its place."""
         assert edge is not None
         for use in self._injection.uses:

@@ -24,13 +24,16 @@ from typing import TYPE_CHECKING, Any
 from tensorflow.python.framework import op_def_registry
 
 from graphwd.graph.edge import (
+    EdgeText,
     control_edge,
     data_inputs,
     is_control,
+    is_data,
     node_of,
     output_edge,
     output_of,
     parse_edge,
+    result_edge,
     source_of,
     sources_of,
 )
@@ -138,8 +141,8 @@ class _Outline:
         self._function = function
         self._nodes = nodes
         self._chosen = chosen
-        self._inputs: dict[str, str] = {}
-        self._outputs: dict[str, int] = {}
+        self._inputs: dict[EdgeText, str] = {}
+        self._outputs: dict[EdgeText, int] = {}
         self._arguments = {argument.name: argument.type for argument in function.signature.input_arg}
         self._outlined = type(function)()
         self._outlined.signature.name = name
@@ -153,8 +156,8 @@ class _Outline:
         waits = dict.fromkeys(wait for node in moved for wait in self._move(node))
         for node in kept:
             self._redirect(node, call_name)
-        for result, text in list(function.ret.items()):
-            function.ret[result] = self._redirected(text, call_name)
+        for result in list(function.ret):
+            function.ret[result] = self._redirected(result_edge(function, result), call_name)
         self._end_with(call_name)
         del function.node_def[:]
         function.node_def.extend(kept)
@@ -172,7 +175,7 @@ class _Outline:
         node.attr.pop("_class", None)
         del node.input[:]
         for text in original.input:
-            if not is_control(text):
+            if is_data(text):
                 node.input.append(text if node_of(text) in self._chosen else self._input(text))
             elif source_of(text) in self._chosen:
                 node.input.append(text)
@@ -186,7 +189,7 @@ class _Outline:
         names = itertools.chain(["graphwd/fused"], (f"graphwd/fused_{number}" for number in itertools.count(1)))
         return next(name for name in names if name not in self._nodes)
 
-    def _input(self, text: str) -> str:
+    def _input(self, text: EdgeText) -> str:
         """The argument of the new function that stands for a tensor from outside."""
         if text not in self._inputs:
             self._inputs[text] = f"input_{len(self._inputs)}"
@@ -194,7 +197,7 @@ class _Outline:
             argument.type = self._dtype(text)
         return self._inputs[text]
 
-    def _redirected(self, text: str, call: str) -> str:
+    def _redirected(self, text: EdgeText, call: str) -> EdgeText:
         """A data edge; if its producer was moved, the edge of the call that replaces it."""
         if node_of(text) not in self._chosen:
             return text
@@ -242,7 +245,7 @@ class _Outline:
         call.attr["_XlaMustCompile"].b = True
         call.attr[MARK].s = FUSED
 
-    def _dtype(self, text: str) -> Any:
+    def _dtype(self, text: EdgeText) -> Any:
         """The dtype of a tensor of the body, as a number."""
         name = node_of(text)
         if name not in self._nodes:

@@ -17,7 +17,7 @@ from graphwd.analysis.sites import Site
 from graphwd.decay.formulas import l2
 from graphwd.errors import RewriteError
 from graphwd.graph.body import Body, Layout
-from graphwd.graph.edge import is_control
+from graphwd.graph.edge import EdgeText, is_control
 from graphwd.graph.fragment import Fragment
 from graphwd.graph.graph import MARK, RECORD, Callee, Graph
 from graphwd.graph.ops import CALL_OPS, CallKind
@@ -148,7 +148,7 @@ class _Writer:
             anchor = function.node_def[layout.indices[next(iter((*nest.here, *nest.by_node())))]]
             rates, delayed = write_schedules(added, nodes, scheduled, brought, anchor)
             brought |= rates
-        passed: list[tuple[NodeDef, dict[Elsewhere, str]]] = []
+        passed: list[tuple[NodeDef, dict[Elsewhere, EdgeText]]] = []
         for name, nests in nest.by_node().items():
             node = function.node_def[layout.indices[name]]
             needed = tuple(dict.fromkeys(tensor for below in nests.values() for tensor in below.outside(depth + 1)))
@@ -226,7 +226,7 @@ def _splice(
     added: Added,
     layout: Layout,
     injections: Mapping[str, Injection],
-    brought: Mapping[Elsewhere, str],
+    brought: Mapping[Elsewhere, EdgeText],
 ) -> dict[str, str]:
     """Adds the decays; returns for each write the node that decays."""
     decays: dict[str, str] = {}

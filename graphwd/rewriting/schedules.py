@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from graphwd.decay import arithmetic
-from graphwd.graph.edge import control_edge, source_of
+from graphwd.graph.edge import EdgeText, control_edge, data_input, node_of
 from graphwd.graph.fragment import Reference, fragment
 from graphwd.graph.graph import MARK
 from graphwd.planning.injections import Elsewhere, Scheduled
@@ -30,9 +30,9 @@ def write_schedules(
     added: Added,
     nodes: Mapping[str, NodeDef],
     scheduled: Sequence[Scheduled],
-    brought: Mapping[Elsewhere, str],
+    brought: Mapping[Elsewhere, EdgeText],
     anchor: NodeDef,
-) -> tuple[dict[Elsewhere, str], dict[str, str]]:
+) -> tuple[dict[Elsewhere, EdgeText], dict[str, str]]:
     """Adds the rates of schedules to a body.
 
     Args:
@@ -45,18 +45,18 @@ def write_schedules(
     Returns:
         The edge of each rate, and for each node of the original that waits for an injected one, that.
     """
-    edges: dict[Elsewhere, str] = {}
+    edges: dict[Elsewhere, EdgeText] = {}
     delayed: dict[str, str] = {}
     for group in _by_counter(scheduled):
         counter = group[0]
         write = nodes[counter.write] if counter.own is None else anchor
         splicer = Splicer(added, write, "", with_write=False, device=write.device if counter.own is None else "")
-        handle = {"handle": write.input[0] if counter.own is None else brought[counter.own]}
+        handle = {"handle": data_input(write, 0) if counter.own is None else brought[counter.own]}
         dtype = counter.counter_dtype
         kind = {"handle": Reference(dtype) if counter.reference else "resource"}
         step = splicer.splice(fragment(arithmetic.count, kind, dtype=dtype), handle)
         assert step is not None
-        name = source_of(step)
+        name = node_of(step)
         for rate in group:
             piece = fragment(arithmetic.scheduled, {"step": "float64"}, schedule=rate.schedule)
             edge = splicer.splice(piece, {"step": step})

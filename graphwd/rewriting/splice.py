@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from graphwd.graph.edge import control_edge, output_edge, source_of
+from graphwd.graph.edge import EdgeText, control_edge, node_of, output_edge
 from graphwd.graph.fragment import Fragment, Input, Op, fragment, functions_of
 from graphwd.graph.graph import MARK
 
@@ -40,7 +40,7 @@ class Added:
     present: Container[str]
     library: Callable[[Fragment], Mapping[str, str]]
     taken: set[str] = field(default_factory=set[str])
-    shared: dict[Hashable, str] = field(default_factory=dict[Hashable, str])
+    shared: dict[Hashable, EdgeText] = field(default_factory=dict[Hashable, EdgeText])
 
 
 class Splicer:
@@ -68,7 +68,7 @@ class Splicer:
         self.nodes: dict[str, NodeDef] = {}
         """The last added node of each role."""
 
-    def splice(self, piece: Fragment, arguments: Mapping[str, str], waits: Sequence[str] = ()) -> str | None:
+    def splice(self, piece: Fragment, arguments: Mapping[str, EdgeText], waits: Sequence[str] = ()) -> EdgeText | None:
         """Adds a fragment.
 
         Args:
@@ -80,13 +80,13 @@ class Splicer:
             The edge of its result; None where it has none.
         """
         names: Mapping[str, str] = self._added.library(piece) if piece.library else {}
-        sources: list[str] = []  # the name of each op, but the edge of a constant
+        sources: list[str] = []  # the name of each op
         for op in piece.ops:
             if op.constant is not None:
-                sources.append(self._constant(op, op.constant))
+                sources.append(node_of(self._constant(op, op.constant)))
                 continue
             inputs = [_edge(operand, arguments, sources) for operand in op.inputs]
-            inputs += [control_edge(source_of(sources[number])) for number in op.waits]
+            inputs += [control_edge(sources[number]) for number in op.waits]
             if op.reads:
                 inputs += map(control_edge, waits)
             node = self._add(op, inputs)
@@ -94,13 +94,13 @@ class Splicer:
             sources.append(node.name)
         return None if piece.result is None else _edge(piece.result, arguments, sources)
 
-    def constant(self, role: str, value: float, dtype: str) -> str:
+    def constant(self, role: str, value: float, dtype: str) -> EdgeText:
         """A scalar constant, shared by all decays of the body on the same device."""
         (op,) = fragment(_scalar, {}, value=value, dtype=dtype, role=role).ops
         assert op.constant is not None
         return self._constant(op, op.constant)
 
-    def shared(self, piece: Fragment, arguments: Mapping[str, str]) -> str:
+    def shared(self, piece: Fragment, arguments: Mapping[str, EdgeText]) -> EdgeText:
         """The result of a fragment, computed once for all decays of the body on the same device.
 
         Args:
@@ -123,7 +123,7 @@ class Splicer:
         node.attr[MARK].s = role.encode()
         return node.name
 
-    def _constant(self, op: Op, content: bytes) -> str:
+    def _constant(self, op: Op, content: bytes) -> EdgeText:
         """The edge of a constant."""
         key = (self._place, content)
         if key not in self._added.shared:
@@ -166,12 +166,11 @@ def _split(name: str) -> tuple[str, str]:
     return scope + slash, leaf
 
 
-def _edge(source: Input, arguments: Mapping[str, str], sources: Sequence[str]) -> str:
+def _edge(source: Input, arguments: Mapping[str, EdgeText], sources: Sequence[str]) -> EdgeText:
     """The edge of a body that an input of a fragment becomes."""
     if isinstance(source.source, str):
         return arguments[source.source]
-    text = sources[source.source]
-    return text if ":" in text else output_edge(text, source.output, source.index)
+    return output_edge(sources[source.source], source.output, source.index)
 
 
 def _scalar(*, value: float, dtype: str, role: str) -> Any:

@@ -43,6 +43,7 @@ from tensorflow.python.ops import handle_data_util, resource_variable_ops
 from tensorflow.python.util import tf_decorator
 
 from graphwd.garbage import collection_paused
+from graphwd.graph.edge import EdgeText, is_data
 from graphwd.planning.injections import Elsewhere
 from graphwd.rewriting.inject import Rewritten
 from graphwd.steps.read import ConcreteFunction, options, variables_of
@@ -312,14 +313,14 @@ class Parts:
         """Remembers the step, whose functions the parts may call."""
         self._children = list(step.graph._functions.values())
 
-    def dtypes(self, function: FunctionDef) -> dict[str, int]:
+    def dtypes(self, function: FunctionDef) -> dict[EdgeText, int]:
         """The dtype, as a number, of every tensor of a body, by its edge."""
         graph = _as_graph(function, self._children)
         _, flat_names = function_def_to_graph.function_def_to_graph_def(function)
         return {
             edge: graph.get_tensor_by_name(name).dtype.as_datatype_enum
             for edge, name in flat_names.items()
-            if not edge.startswith("^")
+            if is_data(edge)
         }
 
     def function(self, part: FunctionDef) -> Callable[..., Sequence[Any]]:

@@ -1,18 +1,23 @@
 """Edges: every notation of TensorFlow's, read and written."""
 
 import pytest
+from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from graphwd.errors import GraphError
 from graphwd.graph.edge import (
+    argument_edge,
     control_edge,
+    data_input,
     data_inputs,
     graph_edge,
     is_control,
+    is_data,
     node_of,
     output_edge,
     output_of,
     parse_edge,
+    result_edge,
     source_of,
     sources_of,
     with_node,
@@ -53,6 +58,13 @@ def test_inputs_of_a_node():
     assert data_inputs(NODE) == ["argument", "scope/x:3", "scope/y:output:2"]
     assert sources_of(NODE) == ["argument", "scope/x", "scope/y", "scope/z"]
     assert data_inputs(NodeDef()) == sources_of(NodeDef()) == []
+
+
+def test_edges_are_taken_from_protos_as_they_are():
+    assert [text for text in NODE.input if is_data(text)] == data_inputs(NODE)
+    assert [data_input(NODE, position) for position in range(3)] == data_inputs(NODE)
+    assert result_edge(FunctionDef(ret={"y": "x:value:1"}), "y") == "x:value:1"
+    assert parse_edge(argument_edge("x")) == ("x", 0)
 
 
 def test_an_output_of_a_number_that_no_node_has_is_refused():

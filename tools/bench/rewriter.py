@@ -42,7 +42,7 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from graphwd.analysis.updates import find_updates
 from graphwd.garbage import collection_paused
-from graphwd.graph.edge import node_of
+from graphwd.graph.edge import is_data, node_of
 from graphwd.graph.graph import DTYPE_NUMBERS, Graph, Variable
 from graphwd.models.saved_model import rewrite_saved_model
 from graphwd.planning.planner import make_plan
@@ -243,7 +243,7 @@ def as_main_graph(step: FunctionDef, handles: Mapping[str, Variable]) -> MetaGra
     for node in step.node_def:
         copied = graph.add()
         copied.CopyFrom(node)
-        copied.input[:] = [node_of(text) for text in node.input]
+        copied.input[:] = [node_of(text) if is_data(text) else text for text in node.input]
     return made
 
 
