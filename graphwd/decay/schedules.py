@@ -66,7 +66,9 @@ class Schedule:
 
     def _of_user(self, step: tf.Tensor) -> tf.Tensor:
         try:
-            rate = tf.cast(self.function(tf.cast(step, tf.int64)), tf.float64)
+            rate = self.function(tf.cast(step, tf.int64))
+            # A cast would first make a float32 of a number of Python.
+            rate = tf.constant(rate, tf.float64) if isinstance(rate, float) else tf.cast(rate, tf.float64)
             rate.shape.assert_is_compatible_with(())
         except Exception as error:
             raise RewriteError(f"the schedule '{self.name}' fails: {type(error).__name__}: {error}") from error

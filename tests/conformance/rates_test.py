@@ -461,3 +461,81 @@ def test_one_counter_does_not_count_for_updates_that_exclude_each_other():
 
     with pytest.raises(graphwd.PlanError, match="'a' and 'b' are updated apart from each other"):
         graphwd.rewrite(either, policy)(tf.constant(True))
+
+
+@pytest.mark.parametrize("rate", ["schedule", "tunable"])
+@pytest.mark.parametrize("meaning", MEANINGS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_touched_rows_of_every_dtype(dtype, meaning, rate):
+    """Only the rows of a step, at its rate; a step at a time, so that errors do not add up."""
+    table = tf.Variable(tf.cast(np.linspace(-1.5, 2, 24).reshape(8, 3), dtype), name="table")
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3], dtype), tf.TensorSpec([None], tf.int32)])
+    def step(gradient, rows):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.gather(table, rows) * gradient)
+        slices = tape.gradient(loss, table)
+        table.scatter_sub(tf.IndexedSlices(tf.cast(LEARNING_RATE, dtype) * slices.values, slices.indices))
+
+    given = {"schedule": "linear", **SCHEDULES["linear"]} if rate == "schedule" else 0.125
+    rule = {"weight_decay": given, "sparse": "touched", **FIELDS[meaning]}
+    decayed = graphwd.rewrite(step, {"version": 1, "rules": [rule | ({} if rate == "schedule" else {"tunable": "r"})]})
+    rate_at = BY_HAND["linear"] if rate == "schedule" else lambda t: 0.125 / (1 + t)
+    number = tf.as_dtype(dtype).as_numpy_dtype
+    epsilon = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}[dtype]
+    random = np.random.default_rng(6)
+    for t in range(40):
+        rows = random.choice(8, 3, replace=False)
+        gradient = random.normal(size=(3, 3)).astype(number)
+        before = table.numpy().astype(np.float64)
+        if rate == "tunable":
+            graphwd.state(decayed).rates["r"].assign(rate_at(t))
+        decayed(tf.constant(gradient), tf.constant(rows, tf.int32))
+        expected, g = before.copy(), gradient.astype(np.float64)
+        lost = rate_at(t) * before[rows]
+        if meaning == "coupled":
+            expected[rows] -= LEARNING_RATE * (g + lost)
+        elif meaning == "after":
+            expected[rows] = (before[rows] - LEARNING_RATE * g) * (1 - rate_at(t))
+        else:
+            expected[rows] -= LEARNING_RATE * g + (LEARNING_RATE * lost if meaning == "before-lr" else lost)
+        scale = np.maximum(np.abs(before), np.abs(expected)) + LEARNING_RATE * 4
+        assert (np.abs(table.numpy().astype(np.float64) - expected) <= 2 * epsilon * scale).all()
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_one_function_called_for_many_variables(jit_compile):
+    """The counter counts the step once, however often the function that updates is called; each rate is its own."""
+    weights = [tf.Variable(START * (1 + i), name=f"w{i}") for i in range(6)]
+
+    @tf.function(jit_compile=jit_compile)
+    def update(handle, gradient):
+        tf.raw_ops.AssignSubVariableOp(resource=handle, value=LEARNING_RATE * gradient)
+
+    @tf.function(input_signature=[tf.TensorSpec(START.shape, tf.float64)])
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([tf.reduce_sum(x * w) for w in weights])
+        for weight, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
+            update(weight.handle, gradient)
+
+    linear, cosine = ({"schedule": name, **SCHEDULES[name]} for name in ("linear", "cosine"))
+    rules = [
+        {"name": "w[01]", "weight_decay": linear},
+        {"name": "w[23]", "weight_decay": cosine, "formula": "l1"},
+        {"name": "w4", "weight_decay": 0.125, "tunable": "four"},
+        {"weight_decay": 0},
+    ]
+    policy = {"version": 1, "rules": rules}
+    decayed = graphwd.rewrite(step, policy)
+    exact = [START * (1 + i) for i in range(6)]
+    for t, gradient in enumerate(gradients(30, "float64")):
+        decayed(tf.constant(gradient))
+        exact = [w - LEARNING_RATE * gradient for w in exact]
+        for i in range(6):
+            rate = (BY_HAND["linear"](t), BY_HAND["cosine"](t), 0.125, 0.0)[(0, 0, 1, 1, 2, 3)[i]]
+            exact[i] = exact[i] - rate * (np.sign(exact[i]) if i in (2, 3) else exact[i])
+    for weight, expected in zip(weights, exact, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-12)
+    assert graphwd.state(decayed).steps.numpy() == 30
+    assert graphwd.verify(step, decayed, policy, tf.constant(START)).ok
