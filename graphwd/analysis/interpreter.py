@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
 
 from graphwd.analysis.op_rules import ALIASES, ARITHMETIC
-from graphwd.analysis.sites import Frame, Path, Site, Write
+from graphwd.analysis.sites import Path, Site, Write
 from graphwd.analysis.values import DATA, MANY, NO_VARIABLE, NOTHING, Content, Value, combine, join
+from graphwd.analysis.walk import Walk
 from graphwd.errors import GraphError
-from graphwd.graph.body import Body, Node
-from graphwd.graph.graph import RECORD, Callee, Graph, Variable, call_kind, differentiable, state_count
-from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form, WriteOp
+from graphwd.graph.body import Node
+from graphwd.graph.graph import RECORD, Graph, Variable, differentiable
+from graphwd.graph.ops import CALL_OPS, WRITE_OPS, Form, WriteOp
 from graphwd.graph.traits import DATA_OPS, METADATA_OPS, READ_OPS, REFERENCE_OPS, Trait, ops_with
-
-_MAX_DEPTH = 64
-_MAX_NODES_VISITED = 50_000_000
-_CALL = 50
-"""The cost of entering a body, in nodes."""
-
 
 _PYTHON_CALLS = ops_with(Trait.PYTHON_CALL)
 
@@ -35,10 +29,10 @@ BodyValues = Mapping[str, Sequence[Value]]
 
 
 _Run = Callable[[Node, list[Value], Path], list[Value]]
-"""Runs a node, given its inputs and the calls that lead to its body, as `Interpreter._node` does."""
+"""Runs a node, given its inputs and the calls that lead to its body, as `Interpreter.node` does."""
 
 
-class Interpreter:
+class Interpreter(Walk[Value]):
     """Runs the step on abstract values; every body once for each call that reaches it.
 
     Attributes:
@@ -67,11 +61,10 @@ class Interpreter:
             told_apart: whether each gradient node has a taint bit of its own.
             records: whether decays that graphwd injected before are looked for.
         """
-        self.graph = graph
+        super().__init__(graph, NOTHING)
         self.told_apart = told_apart
         self.records = records
         self.seen: dict[Path, BodyValues] = {}
-        self.memory: dict[int, Value] = {}
         self.writes: dict[Site, Write] = {}
         self.unresolved: dict[Site, None] = {}
         self.opaque: dict[tuple[int, Site], tuple[Variable, Site]] = {}
@@ -85,14 +78,12 @@ class Interpreter:
         self._known: dict[Value, list[Value]] = {}
         self._by_op: dict[str, _Run] = {}
         self._writing: set[Path] = set()
-        self._visited = 0
         self._in_gradient = graph.gradient_scopes.hold
         self._references = any(variable.reference for variable in graph.variables)
 
     def run(self) -> Interpreter:
         """Runs the step once and returns itself."""
-        arguments = [self._root_value(name) for name in self.graph.root.arguments]
-        self._body(self.graph.root, arguments, ())
+        self.walk()
         return self
 
     def writes_by_variable(self) -> Mapping[int, list[Write]]:
@@ -106,34 +97,30 @@ class Interpreter:
         """The variables that go where graphwd does not follow."""
         return {variable for variable, _ in self.opaque.values()}
 
-    def _root_value(self, name: str) -> Value:
+    def root_value(self, name: str) -> Value:
+        """The value of an argument of the step."""
         if name in self.graph.handles:
             return Value(handle=self.graph.handles[name].id)
         return Value(taint=DATA) if name in self.graph.data else NOTHING
 
-    def _body(self, body: Body, arguments: Sequence[Value], path: Path) -> list[Value]:
-        if len(path) > _MAX_DEPTH or any(frame.callee.function == body.name for frame in path[:-1]):
-            raise GraphError(f"the function '{body.name}' calls itself, or calls are nested deeper than {_MAX_DEPTH}")
-        self._visited += len(body.nodes) + _CALL
-        if self._visited > _MAX_NODES_VISITED:
-            raise GraphError(f"following every call of the step visits more than {_MAX_NODES_VISITED} nodes")
-        values: dict[str, list[Value]] = {name: [value] for name, value in zip(body.arguments, arguments, strict=True)}
-        for node in body.nodes:
-            inputs: list[Value] = []
-            for source, index in node.inputs:
-                known = values.get(source)
-                if known:
-                    inputs.append(known[index] if index < len(known) else known[0])
-                else:
-                    inputs.append(NOTHING)
-            outputs = self._node(node, inputs, path)
-            if outputs:
-                values[node.name] = outputs
+    def join(self, first: Value, second: Value) -> Value:
+        """The value of a tensor that may be either of two."""
+        return join(first, second)
+
+    def element(self) -> Value:
+        """The value of an element of a dataset."""
+        return Value(taint=DATA)
+
+    def elements(self, results: list[Value]) -> Value:
+        """The value of a dataset whose elements are made of some results."""
+        return combine(results)
+
+    def leave(self, path: Path, values: BodyValues) -> None:
+        """Keeps the values of a body in or below which a trainable variable is written."""
         if path in self._writing:
             self.seen[path] = values
-        return [_result(values, source, index) for source, index in body.results]
 
-    def _node(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
+    def node(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
         """The values of a node's outputs: a single one stands for all of them, none means that nothing is known."""
         op = node.op
         if self.records and RECORD in node.proto.attr:
@@ -273,99 +260,11 @@ class Interpreter:
         self.memory[variable] = join(before, value) if before != NOTHING else value
 
     def _call(self, node: Node, inputs: list[Value], path: Path) -> list[Value]:
-        call = CALL_OPS[node.op]
-        arguments = inputs[call.skip : len(inputs) - call.drop]
-        callees = self.graph.callees(node)
-        outputs = self._CALLS[call_kind(node)](self, node, callees, arguments, path)
+        outputs = self.call(node, inputs, path)
         if self._in_gradient(node.name):
             bit = self._bit(node, path)
             return [Value(value.handle, value.taint | bit) for value in outputs]
         return outputs
-
-    def _enter(self, node: Node, callee: Callee, arguments: Sequence[Value], path: Path) -> list[Value]:
-        body = self.graph.body(callee.function)
-        if len(arguments) != len(body.arguments):
-            raise GraphError(
-                f"the node '{node.name}' gives {len(arguments)} arguments to '{callee.function}', "
-                f"which takes {len(body.arguments)}"
-            )
-        return self._body(body, arguments, (*path, Frame(node.name, node.op, callee)))
-
-    def _plain_call(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
-        return [value for callee in callees for value in self._enter(node, callee, arguments, path)]
-
-    def _branches(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
-        before = self.memory
-        after: dict[int, Value] = {}
-        outputs: list[Value] | None = None
-        for callee in callees:
-            self.memory = dict(before)
-            results = self._enter(node, callee, arguments, path)
-            after = _join_memory(after, self.memory)
-            outputs = results if outputs is None else _joined(node, outputs, results)
-        self.memory = after
-        return outputs or []
-
-    def _loop(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
-        condition, body = callees
-
-        def once(state: list[Value]) -> list[Value]:
-            self._enter(node, condition, state, path)
-            return self._enter(node, body, state, path)
-
-        return self._until_stable(node, once, arguments)
-
-    def _scan(self, node: Node, callees: Sequence[Callee], arguments: list[Value], path: Path) -> list[Value]:
-        (callee,) = callees
-        carried = state_count(node)
-        captures = arguments[carried:]
-        elements = len(self.graph.body(callee.function).arguments) - len(arguments)
-        outputs: list[Value] = []
-
-        def once(state: list[Value]) -> list[Value]:
-            outputs[:] = self._enter(node, callee, [*state, *[Value(taint=DATA)] * elements, *captures], path)
-            return outputs[:carried]
-
-        state = self._until_stable(node, once, arguments[:carried])
-        # The elements of the dataset may depend on any result of its function.
-        return state if CALL_OPS[node.op].folds else [combine(outputs)]
-
-    def _until_stable(self, node: Node, once: Callable[[list[Value]], list[Value]], state: list[Value]) -> list[Value]:
-        while True:
-            before = dict(self.memory)
-            results = once(state)
-            joined = _joined(node, state, results)
-            self.memory = _join_memory(before, self.memory)
-            if joined == state and self.memory == before:
-                return state
-            state = joined
-
-    _CALLS: ClassVar = {
-        CallKind.CALL: _plain_call,
-        CallKind.BRANCH: _branches,
-        CallKind.LOOP: _loop,
-        CallKind.SCAN: _scan,
-    }
-
-
-def _joined(node: Node, first: Sequence[Value], second: Sequence[Value]) -> list[Value]:
-    if len(first) != len(second):
-        raise GraphError(
-            f"the functions of the node '{node.name}' ({node.op}) do not fit together: one gives {len(second)} results "
-            f"where {len(first)} are needed"
-        )
-    return [join(*pair) for pair in zip(first, second, strict=True)]
-
-
-def _join_memory(first: Mapping[int, Value], second: Mapping[int, Value]) -> dict[int, Value]:
-    return {key: join(first.get(key, NOTHING), second.get(key, NOTHING)) for key in (*first, *second)}
-
-
-def _result(values: Mapping[str, list[Value]], source: str, index: int) -> Value:
-    known = values.get(source)
-    if not known:
-        return NOTHING
-    return known[index] if index < len(known) else known[0]
 
 
 def _refuse_function_as_op(node: Node, _inputs: list[Value], _path: Path) -> list[Value]:
