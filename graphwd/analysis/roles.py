@@ -91,7 +91,7 @@ _CONVOLUTIONS = frozenset(["Conv2D", "Conv3D", "Conv", "XlaConv", "XlaConvV2"])
 _LAST_IS_OUTPUT = _CONVOLUTIONS | {"MatMul", "BatchMatMulV2"}
 
 _MOST_BIASES = 4
-"""How many biases a variable may hold one over the other, as that of a GRU holds two; a table of positions is longer."""
+"""How many biases one variable may hold, as that of a GRU holds two; a table of positions is longer."""
 
 _UPDATE_SUMS = (
     ADDITIVE_OPS | PASS_THROUGH_OPS | ops_with(Trait.CAST, Trait.SELECT) | {"Maximum", "Minimum", "ClipByValue", "Neg"}
