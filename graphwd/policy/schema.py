@@ -12,6 +12,7 @@ from typing import Any, cast
 from graphwd.errors import PolicyError
 from graphwd.policy.formula import read_formula
 from graphwd.policy.globs import composed
+from graphwd.policy.roles import FOLLOWED_BY, Role
 from graphwd.policy.schedule import ScheduleChoice, read_schedule
 from graphwd.policy.selectors import RANK_COMPARISONS, Listed, Rank, is_variable
 from graphwd.policy.yaml_source import Given, Located
@@ -133,6 +134,14 @@ def _op_types(key: str, item: Located) -> frozenset[str]:
     return frozenset(_text(key, entry) for entry in items)
 
 
+def _roles(key: str, item: Located) -> frozenset[Role]:
+    items = item.value if isinstance(item.value, tuple) else (item,)
+    if not items:
+        raise PolicyError(f"{item.where}: {key} must name at least one role, such as kernel")
+    read = _one_of(*(role.value for role in Role))
+    return frozenset(Role(read(key, entry)) for entry in items)
+
+
 def _variables(key: str, item: Located) -> Listed:
     if not isinstance(item.value, Given):
         raise PolicyError(
@@ -192,6 +201,8 @@ SELECTOR_FIELDS: Mapping[str, Reader] = {
     "rank": _rank,
     "dtype": _one_of(*DTYPES),
     "used_by": _op_types,
+    "role": _roles,
+    "followed_by": _one_of(*FOLLOWED_BY),
     "variables": _variables,
 }
 

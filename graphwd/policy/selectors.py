@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphwd.policy.globs import composed, glob_matches
+from graphwd.policy.roles import Role
 
 __all__ = ["RANK_COMPARISONS", "Listed", "Rank", "Selectors", "Subject", "glob_matches", "is_variable"]
 
@@ -34,6 +35,8 @@ class Subject:
         used_by: op types that read the variable outside the gradient computation.
         key: the identity of its handle; None where it is in a file.
         reached_by: whether a glob is the whole of some path to it; None where ``path`` is the only one.
+        role: what the forward pass uses it for.
+        followed_by: what its result goes straight into; None where that is nothing known.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Subject:
     used_by: frozenset[str] = frozenset()
     key: int | None = None
     reached_by: Callable[[str], bool] | None = None
+    role: Role = Role.OTHER
+    followed_by: str | None = None
 
     def at(self, glob: str) -> bool:
         """Whether a glob matches a path of it; where none is known, no glob does."""
@@ -144,6 +149,8 @@ class Selectors:
         rank: condition on the number of dimensions.
         dtype: name of the dtype.
         used_by: op types of which at least one must read the variable.
+        role: the roles of which it must have one.
+        followed_by: what its result must go straight into.
         variables: the variables themselves, in policies made in Python.
     """
 
@@ -153,7 +160,14 @@ class Selectors:
     rank: Rank | None = None
     dtype: str | None = None
     used_by: frozenset[str] | None = None
+    role: frozenset[Role] | None = None
+    followed_by: str | None = None
     variables: Listed | None = None
+
+    @property
+    def by_use(self) -> bool:
+        """Whether it must be known what variables are used for."""
+        return self.role is not None or self.followed_by is not None
 
     @property
     def any_given(self) -> bool:
@@ -169,6 +183,8 @@ class Selectors:
             and (self.rank is None or self.rank.match(subject.rank))
             and (self.dtype is None or self.dtype == subject.dtype)
             and (self.used_by is None or bool(self.used_by & subject.used_by))
+            and (self.role is None or subject.role in self.role)
+            and (self.followed_by is None or self.followed_by == subject.followed_by)
             and (self.variables is None or self.variables.holds(subject.key))
         )
 
@@ -181,6 +197,8 @@ class Selectors:
             "rank": self.rank and f"{self.rank.comparison}{self.rank.number}",
             "dtype": self.dtype,
             "used_by": self.used_by and ", ".join(sorted(self.used_by)),
+            "role": self.role and ", ".join(role.value for role in Role if role in self.role),
+            "followed_by": self.followed_by,
             "variables": self.variables,
         }
         return ", ".join(f"{key}: {value}" for key, value in given.items() if value is not None) or "every variable"

@@ -28,7 +28,17 @@ def error_of(text, schema=RULE_FIELDS):
 
 def test_keys():
     assert set(POLICY_FIELDS) == {"version", "defaults", "rules", "unmatched", "fuse", "not_updated"}
-    assert set(SELECTOR_FIELDS) == {"name", "regex", "path", "rank", "dtype", "used_by", "variables"}
+    assert set(SELECTOR_FIELDS) == {
+        "name",
+        "regex",
+        "path",
+        "rank",
+        "dtype",
+        "used_by",
+        "role",
+        "followed_by",
+        "variables",
+    }
     assert set(DEFAULT_FIELDS) == {
         "weight_decay",
         "mode",
