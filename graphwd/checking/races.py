@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from graphwd.graph.body import Body, Node
 from graphwd.graph.edge import sources_of
 from graphwd.graph.graph import MARK, Graph
-from graphwd.graph.ops import WRITE_OPS
+from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind
 from graphwd.graph.traits import METADATA_OPS, READ_OPS
 
 
@@ -25,10 +25,10 @@ def races(graph: Graph) -> Iterator[str]:
     """
     for function in (graph.root_function, *graph.library.values()):
         if any(MARK in node.attr for node in function.node_def):
-            yield from _races_in(Body(function))
+            yield from _races_in(Body(function), graph)
 
 
-def _races_in(body: Body) -> Iterator[str]:
+def _races_in(body: Body, graph: Graph) -> Iterator[str]:
     accesses = list(_accesses(body))
     bit: dict[str, int] = {}
     for nodes in accesses:
@@ -37,21 +37,57 @@ def _races_in(body: Body) -> Iterator[str]:
     before = _reachable(body, bit)
     for first, second in (pair for nodes in accesses for pair in itertools.combinations(nodes, 2)):
         injected = MARK in first.proto.attr or MARK in second.proto.attr
-        writes = not (first.op in READ_OPS and second.op in READ_OPS)
-        if injected and writes and not before[second.name] & bit[first.name]:
+        if not injected or before[second.name] & bit[first.name]:
+            continue
+        if not (_only_reads(graph, body, first, second) and _only_reads(graph, body, second, first)):
             yield f"in '{body.name}', {first.name} ({first.op}) and {second.name} ({second.op}) are not ordered"
+
+
+def _only_reads(graph: Graph, body: Body, node: Node, other: Node) -> bool:
+    """Whether a node writes no variable that another node takes, too."""
+    if node.op in READ_OPS:
+        return True
+    aliases = _aliases(body)
+    shared = {aliases.get(edge.node, edge.node) for edge in other.inputs}
+    return _reads_all(graph, node, {i for i, e in enumerate(node.inputs) if aliases.get(e.node, e.node) in shared})
+
+
+def _reads_all(graph: Graph, node: Node, positions: Container[int]) -> bool:
+    """Whether a node does no more than read the variables that it gets at some positions, itself and in its calls."""
+    if node.op in READ_OPS | METADATA_OPS:
+        return True
+    call = CALL_OPS.get(node.op)
+    if call is None or call.kind is CallKind.SCAN:
+        return False
+    for callee in graph.callees(node):
+        body = graph.body(callee.function)
+        aliases = _aliases(body)
+        handles = {argument for i, argument in enumerate(body.arguments, call.skip) if i in positions}
+        for below in body.nodes:
+            taken = {i for i, e in enumerate(below.inputs) if aliases.get(e.node, e.node) in handles}
+            if taken and below.op != "Identity" and not _reads_all(graph, below, taken):
+                return False
+    return True
+
+
+def _aliases(body: Body) -> dict[str, str]:
+    """What each copy of a handle is a copy of."""
+    aliases: dict[str, str] = {}
+    for node in body.nodes:
+        if node.op == "Identity":
+            source = node.inputs[0].node
+            aliases[node.name] = aliases.get(source, source)
+    return aliases
 
 
 def _accesses(body: Body) -> Iterator[list[Node]]:
     """For every variable that an injected node reads or writes, all nodes that take its handle, in order."""
-    handles: dict[str, str] = {}  # by the name of an alias
+    handles = _aliases(body)
     takers: dict[str, list[Node]] = {}
     injected: set[str] = set()
     for node in body.nodes:
         sources = [handles.get(edge.node, edge.node) for edge in node.inputs]
-        if node.op == "Identity":
-            handles[node.name] = sources[0]
-        elif node.op not in METADATA_OPS:
+        if node.op != "Identity" and node.op not in METADATA_OPS:
             for source in dict.fromkeys(sources):
                 takers.setdefault(source, []).append(node)
         if MARK in node.proto.attr and (node.op in READ_OPS or node.op in WRITE_OPS):

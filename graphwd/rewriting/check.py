@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from graphwd.analysis.sites import Frame
 from graphwd.errors import RewriteError
 from graphwd.graph.body import Body, Layout
 from graphwd.graph.edge import Use, control_edge, is_control, source_of, sources_of
@@ -25,7 +23,7 @@ def check_rewritten(
     after: FunctionDef,
     layout: Layout,
     injections: Mapping[str, Injection],
-    calls: Iterable[Frame],
+    calls: Mapping[str, Collection[str]],
     counting: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Checks a rewritten body against the original.
@@ -35,7 +33,7 @@ def check_rewritten(
         after: the rewritten body.
         layout: where the nodes of the original are.
         injections: the planned injections, by the write that each belongs to.
-        calls: the calls whose callee was replaced.
+        calls: for each call of which a function was replaced, the attributes that name those functions.
         counting: for each node that counts updates, the read of its counter that it waits for.
 
     Raises:
@@ -51,17 +49,14 @@ def check_rewritten(
     delayed = {write for write, injection in injections.items() if isinstance(injection, Before)}
     delayed |= {each.early.write for each in injections.values() if isinstance(each, After) and each.early is not None}
     delayed |= counting.keys()
-    retargeted: dict[str, set[str]] = defaultdict(set)
-    for frame in calls:
-        retargeted[frame.node].add(frame.callee.attribute)
-    unchanged = {*(use.node for use in moved), *delayed, *retargeted}
+    unchanged = {*(use.node for use in moved), *delayed, *calls}
     changed: list[tuple[int, NodeDef]] = []
     undecayed = {control_edge(write) for write, injection in injections.items() if isinstance(injection, After)}
     for place, old, new in zip(layout.places, before.node_def, after.node_def, strict=False):
         if old == new:
             continue
         unchanged.discard(old.name)
-        _check_changed(old, new, retargeted.get(old.name, ()), moved, name)
+        _check_changed(old, new, calls.get(old.name, ()), moved, name)
         if old.name in delayed and new.input[-1] not in waits:
             raise RewriteError(f"rewriting '{name}' left {old.name} not to wait for its decay")
         changed.append((place, new))

@@ -149,18 +149,22 @@ class _Writer:
             rates, delayed = write_schedules(added, nodes, scheduled, brought, anchor)
             brought |= rates
         passed: list[tuple[NodeDef, dict[Elsewhere, EdgeText]]] = []
+        retargeted: dict[str, set[str]] = {}
         for name, nests in nest.by_node().items():
             node = function.node_def[layout.indices[name]]
             needed = tuple(dict.fromkeys(tensor for below in nests.values() for tensor in below.outside(depth + 1)))
             passed.append((node, {tensor: brought.get(tensor, tensor.edge) for tensor in needed}))
-            for callee in self._graph.callees(node) if needed else nests:
+            # What is brought into one function of a call goes into all of them, for they share their arguments.
+            callees = self._graph.callees(node) if needed else nests
+            retargeted[name] = {callee.attribute for callee in callees}
+            for callee in callees:
                 looped = CALL_OPS[node.op].kind is CallKind.LOOP and callee.attribute == "body"
                 _set_callee(node, callee, self._copy(callee, nests.get(callee, Nest()), needed, depth + 1, looped))
         decays: dict[str, str] = {}
         if nest.here:
             decays = _splice(function, added, layout, nest.here, brought)
         if nest.here or scheduled:
-            check_rewritten(original, function, layout, nest.here, nest.calls, delayed)
+            check_rewritten(original, function, layout, nest.here, retargeted, delayed)
         for node, edges in passed:
             pass_on(node, edges)
         if decays and self._fuse and not _is_compiled(function):

@@ -212,6 +212,23 @@ def test_a_decay_that_does_not_wait_for_the_gradient_is_found(step, monkeypatch)
     assert wrong(step, "adamw").races
 
 
+@pytest.mark.parametrize("tunable", [False, True])
+def test_a_read_races_with_a_branch_that_writes_and_with_none_that_only_reads(tunable, monkeypatch):
+    w, n = (tf.Variable(value, name=name, trainable=name == "w") for name, value in (("w", [1.0, 2.0]), ("n", 0.0)))
+
+    @tf.function(input_signature=[])
+    def step():
+        tf.cond(n > 0, lambda: w.assign_sub(gradient_of(w)), lambda: tf.identity(w))
+        w.assign_sub(gradient_of(w))
+
+    policy = {"version": 1, "rules": [{"weight_decay": 0.1, "updates": "each"} | ({"tunable": "x"} if tunable else {})]}
+    assert verified(step, policy).races == ()
+    drop(monkeypatch, is_injected_read, lambda text: text.startswith("^"))
+    races = verified(step, policy).races
+    assert any("cond (If)" in race for race in races)
+    assert not any("factor" in race for race in races)
+
+
 def test_a_rate_that_cannot_be_seen_is_said_so():
     w = variable("w", [1.0, 2.0])
     step = tf.function(lambda: w.assign_sub(gradient_of(w)))

@@ -156,22 +156,22 @@ def test_verification_sees_a_lost_node_a_missing_decay_and_an_early_successor():
     write = "AssignSubVariableOp"
     injection = After(Variable(0, "w", (2,), "float32", True), Site((), write, write), Rate(0.1))
     layout = Body(before).layout
-    check_rewritten(before, after, layout, {write: injection}, ())
+    check_rewritten(before, after, layout, {write: injection}, {})
     with pytest.raises(RewriteError, match="did not add one decay for each of 2 updates"):
-        check_rewritten(before, after, layout, {write: injection, "another": injection}, ())
+        check_rewritten(before, after, layout, {write: injection, "another": injection}, {})
     (kept,) = [output for output, node in after.control_ret.items() if node == f"graphwd/decay_{write}"]
     after.control_ret[kept] = write
     with pytest.raises(RewriteError, match=f"left something to wait for {write} undecayed"):
-        check_rewritten(before, after, layout, {write: injection}, ())
+        check_rewritten(before, after, layout, {write: injection}, {})
     after.control_ret[kept] = f"graphwd/decay_{write}"
     after.node_def[0].attr["_another"].b = True
     with pytest.raises(RewriteError, match="changed, lost or reordered"):
-        check_rewritten(before, after, layout, {write: injection}, ())
+        check_rewritten(before, after, layout, {write: injection}, {})
     del after.node_def[0].attr["_another"]
-    check_rewritten(before, after, layout, {write: injection}, ())
+    check_rewritten(before, after, layout, {write: injection}, {})
     del after.node_def[0]
     with pytest.raises(RewriteError, match="changed, lost or reordered"):
-        check_rewritten(before, after, layout, {write: injection}, ())
+        check_rewritten(before, after, layout, {write: injection}, {})
 
 
 def test_of_many_control_outputs_none_is_left_behind():

@@ -1,0 +1,176 @@
+"""Rates that change where updates lie in different bodies: beside a branch, in each branch, in a loop and after it."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import graphwd
+
+START = np.array([1.0, -2.0, 3.0])
+GRADIENT = np.array([0.5, -0.25, 0.125])
+LEARNING_RATE = 0.125
+CALLS = 6
+
+
+def loss_gradient(weight):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(weight * tf.constant(GRADIENT))
+    return tape.gradient(loss, weight)
+
+
+def update(weight):
+    weight.assign_sub(LEARNING_RATE * loss_gradient(weight))
+
+
+def cond_then_update(w, v, n):
+    if n % 2 == 0:
+        update(w)
+    update(v)
+
+
+def update_then_cond(w, v, n):
+    update(v)
+    if n % 2 == 0:
+        update(w)
+
+
+def while_then_update(w, v, n):
+    for _ in tf.range(n % 3):
+        update(w)
+    update(v)
+
+
+def update_then_while(w, v, n):
+    update(v)
+    for _ in tf.range(n % 3):
+        update(w)
+
+
+def cond_beside_cond(w, v, n):
+    if n % 2 == 0:
+        update(w)
+    if n % 3 == 0:
+        update(v)
+
+
+def nested(w, v, n):
+    if n % 2 == 0:
+        update(v)
+        for _ in tf.range(2):
+            if n % 3 == 0:
+                update(w)
+
+
+def switch_then_update(w, v, n):
+    branches = [lambda: None, lambda: update(w), lambda: None]
+    tf.switch_case(tf.cast(n % 3, tf.int32), branches)
+    update(v)
+
+
+PLACES = {  # and how often a call updates w and v
+    cond_then_update: lambda n: (n % 2 == 0, 1),
+    update_then_cond: lambda n: (n % 2 == 0, 1),
+    while_then_update: lambda n: (n % 3, 1),
+    update_then_while: lambda n: (n % 3, 1),
+    cond_beside_cond: lambda n: (n % 2 == 0, n % 3 == 0),
+    nested: lambda n: (2 * (n % 6 == 0), n % 2 == 0),
+    switch_then_update: lambda n: (n % 3 == 1, 1),
+}
+
+
+class Steps:
+    """Two weights and the calls that a step was given, in it."""
+
+    def __init__(self, places, *, jit_compile=False):
+        self.w, self.v = (tf.Variable(START * k, name=name) for k, name in ((1, "w"), (2, "v")))
+        self.calls = tf.Variable(0, trainable=False, name="calls")
+
+        @tf.function(input_signature=[], jit_compile=jit_compile)
+        def step():
+            places(self.w, self.v, self.calls)
+            self.calls.assign(self.calls + 2 - 1)
+
+        self.step = step
+
+
+def decayed(before, rate, penalty, initial):
+    after = before - LEARNING_RATE * GRADIENT
+    return after - rate * (after - initial if penalty == "l2_sp" else after)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("kind", ["tunable", "variable", "l2_sp"])
+@pytest.mark.parametrize("places", PLACES, ids=lambda places: places.__name__)
+def test_an_update_in_a_branch_or_a_loop_beside_one_outside(places, kind, jit_compile):
+    """What is brought into one branch goes into all of them, also where the body itself has a decay."""
+    steps = Steps(places, jit_compile=jit_compile)
+    rate = tf.Variable(0.25, dtype=tf.float64)
+    rule = {"tunable": {"weight_decay": 0.25, "tunable": "x"}, "variable": {"weight_decay": rate}}
+    policy = {"version": 1, "rules": [rule.get(kind, {"weight_decay": 0.25, "formula": kind})]}
+    step = graphwd.rewrite(steps.step, policy)
+    exact = [START, 2 * START]
+    for n in range(CALLS):
+        step()
+        if kind == "tunable":
+            graphwd.state(step).rates["x"].assign(0.125)
+        for k, times in enumerate(PLACES[places](n)):
+            for _ in range(times):
+                exact[k] = decayed(exact[k], 0.125 if kind == "tunable" and n else 0.25, kind, (k + 1) * START)
+        for weight, expected in zip((steps.w, steps.v), exact, strict=True):
+            np.testing.assert_allclose(weight, expected, rtol=1e-13)
+    assert graphwd.verify(steps.step, step, policy, tolerance=16).ok
+
+
+@pytest.mark.parametrize("rule", [{"tunable": "x"}, {"formula": "l2_sp"}], ids=["tunable", "l2_sp"])
+def test_two_networks_under_fit_of_which_one_trains_every_other_step(rule):
+    class Networks(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.one, self.other = (keras.layers.Dense(2, name=name) for name in ("one", "other"))
+
+        def build(self, shape):
+            self.one.build(shape)
+            self.other.build(shape)
+            self.calls = self.add_weight(shape=(), dtype="int32", trainable=False, name="calls")
+            self.built = True
+
+        def call(self, x):
+            return self.one(x) + self.other(x)
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((self(x) - y) ** 2)
+            kernels = [self.one.kernel.value, self.other.kernel.value]
+            one, other = tape.gradient(loss, kernels)
+            tf.cond(
+                self.calls.value % 2 == 0,
+                lambda: kernels[0].assign_sub(0.125 * one),
+                lambda: tf.identity(kernels[0]),
+            )
+            kernels[1].assign_sub(0.125 * other)
+            self.calls.assign(self.calls + 2 - 1)
+            return {"loss": loss}
+
+    keras.utils.set_random_seed(0)
+    model = Networks()
+    model.build((None, 3))
+    model.compile("sgd", run_eagerly=False)
+    rules = [{"name": "*/kernel", "weight_decay": 0.25, **rule}, {"weight_decay": 0}]
+    initial = [layer.kernel.numpy().astype(np.float64) for layer in (model.one, model.other)]
+    graphwd.keras.attach(model, {"version": 1, "rules": rules})
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(20, 3)).astype("f4"), random.normal(size=(20, 2)).astype("f4")
+    model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+    exact = list(initial)
+    for n in range(5):
+        xs, ys = (each[4 * n : 4 * n + 4].astype(np.float64) for each in (x, y))
+        gradient = 2 * xs.T @ (xs @ (exact[0] + exact[1]) - ys) / ys.size
+        for k in range(2) if n % 2 == 0 else (1,):
+            after = exact[k] - 0.125 * gradient
+            exact[k] = after - 0.25 * (after - initial[k] if "formula" in rule else after)
+    for layer, expected in zip((model.one, model.other), exact, strict=True):
+        np.testing.assert_allclose(layer.kernel, expected, atol=1e-5)
