@@ -1,12 +1,14 @@
 """Finds the variables in which a step counts its updates, as optimizers do.
 
-A counter is an integer that the step writes at one place, where it adds 1. It counts the updates of a weight if that
-place runs whenever the weight is updated: both lie in one body, or plain calls lead from one to the other.
+A counter is an integer that the step only adds 1 to, at one place, or at several of which a run meets one. It counts
+the updates of a weight if each of them has such a place beside it, and each place such an update: both lie in one body,
+or plain calls lead from one to the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from graphwd.analysis.factors import number
@@ -25,16 +27,22 @@ class Counter:
 
     Attributes:
         variable: the variable, a scalar integer.
-        site: the write that counts up.
+        sites: the writes that count up, of which a run meets one at most.
     """
 
     variable: Variable
-    site: Site
+    sites: tuple[Site, ...]
 
-    def counts(self, update: Site) -> bool:
-        """Whether it counts up whenever an update is done, in a body that the update lies in or below."""
-        path = self.site.path
-        return home(path) == home(update.path) and update.path[: len(path)] == path
+    def site_for(self, update: Site) -> Site | None:
+        """The write that counts up whenever an update is done, in a body that the update lies in or below."""
+        for site in self.sites:
+            if home(site.path) == home(update.path) and update.path[: len(site.path)] == site.path:
+                return site
+        return None
+
+    def counts(self, updates: Sequence[Site]) -> bool:
+        """Whether it counts up whenever one of the updates of a variable is done, and at no other time."""
+        return {self.site_for(update) for update in updates} == set(self.sites)
 
 
 def home(path: Path) -> Path:
@@ -62,12 +70,10 @@ def _counters(analysis: Analysis, flows: Flows) -> Iterator[Counter]:
     for variable, written in analysis.integer_writes:
         sites = [site for site in written if not _is_apart(analysis, flows, site)]
         # Of a body that no weight is written in or below nothing is known, and nothing need be.
-        if (
-            len(sites) == 1
-            and sites[0].path in analysis.values
-            and _adds_one(flows.at(sites[0].path), sites[0], variable)
-        ):
-            yield Counter(variable, sites[0])
+        apart = all(one.excludes(other) for one, other in itertools.combinations(sites, 2))
+        known = all(site.path in analysis.values for site in sites)
+        if sites and apart and known and all(_adds_one(flows.at(site.path), site, variable) for site in sites):
+            yield Counter(variable, tuple(sites))
 
 
 def _is_apart(analysis: Analysis, flows: Flows, site: Site) -> bool:

@@ -68,7 +68,9 @@ def place_decay(
         injections = [_injection(rule, update, writes, flows, every) for update in _choose(rule, updates)]
         _refuse_rows(rule, injections)
         _check_own(rule, injections)
-        return tuple(_with_schedule(_with_initial(injection), rule, counters) for injection in injections)
+        sites = [injection.site for injection in injections]
+        counting = [counter for counter in counters if counter.counts(sites)]
+        return tuple(_with_schedule(_with_initial(injection), rule, counting) for injection in injections)
     except UnclearError as reason:
         raise RefusedError(str(reason)) from None
 
@@ -275,12 +277,11 @@ def _given(schedule: ScheduleChoice) -> Factor:
 
 def _scheduled(injection: Injection, rule: Rule, choice: ScheduleChoice, counters: Sequence[Counter]) -> Factor:
     """The rate of a schedule, by what counts the updates of a variable: the one counter that does, else one made."""
-    schedule, site = choice.resolved(), injection.site
-    counting = [counter for counter in counters if counter.counts(site)]
+    schedule, site, counting = choice.resolved(), injection.site, counters
     if rule.step is not None:
-        counting = [counter for counter in counting if glob_matches(counter.variable.name, rule.step)]
+        counting = [counter for counter in counters if glob_matches(counter.variable.name, rule.step)]
         if len(counting) != 1:
-            names = listed(counter.variable.shown for counter in counters if counter.counts(site)) or "none"
+            names = listed(counter.variable.shown for counter in counters) or "none"
             raise RefusedError(
                 f"'step: {rule.step}' names {'several' if counting else 'none'} of the variables that count up by one "
                 f"whenever its update is done ({names}); name one of these, or leave 'step' out for a counter of "
@@ -288,7 +289,8 @@ def _scheduled(injection: Injection, rule: Rule, choice: ScheduleChoice, counter
             )
     text = str(schedule)
     if len(counting) == 1:
-        variable, counted = counting[0].variable, counting[0].site
+        variable, counted = counting[0].variable, counting[0].site_for(site)
+        assert counted is not None
         rate = Scheduled(
             text,
             "float64",

@@ -327,6 +327,13 @@ def _counter_problems(decisions: Sequence[Decision]) -> Iterator[str]:
         # In branches of which a run takes one, the same variables may be updated.
         if not (first.site.excludes(second.site) and one.keys() == other.keys()):
             second = next((injection for number, injection in other.items() if number not in one), second)
+            if first.variable == second.variable:
+                yield (
+                    f"'{first.variable.shown}' is updated at {first.site} and at {second.site}, of which a run may "
+                    "meet one, the other or both, and graphwd has no counter for that; write 'updates: last' or "
+                    "'first', or give as 'weight_decay' a tf.Variable that the training sets"
+                )
+                return
             yield apart(f"'{first.variable.shown}' and '{second.variable.shown}'", f"{first.site} and {second.site}")
             return
 

@@ -14,7 +14,7 @@ from graphwd.steps.emit import per_instance
 from graphwd.steps.pipeline import as_function, emit_rewritten, rewrite_concrete
 from graphwd.steps.python_state import tell_frozen_state
 from graphwd.steps.read import is_concrete, remember
-from graphwd.steps.state import State, give_state
+from graphwd.steps.state import CountedBy, State, give_state
 
 
 def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]:
@@ -129,11 +129,14 @@ class _Rewritten:
         self._policy = policy
         self._state = state
         self._lock = threading.Lock()
+        self._counted_by = CountedBy()
         self._by_trace: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
     def call(self, trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._lock:
             if trace not in self._by_trace:
-                self._by_trace[trace] = emit_rewritten(trace, self._policy, self._state)[0]
+                emitted, plan = emit_rewritten(trace, self._policy, self._state)
+                self._counted_by.note(plan)
+                self._by_trace[trace] = emitted
             emitted = self._by_trace[trace]
         return emitted.call(trace, args, kwargs)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from graphwd.errors import PlanError, StepError
 from graphwd.messages import listed
-from graphwd.planning.injections import Own, OwnKind
+from graphwd.planning.injections import Own, OwnKind, Scheduled
 from graphwd.planning.planner import Plan, apart
 from graphwd.policy.rules import Policy
 
@@ -100,6 +100,12 @@ class State(tf.Module):
             before = self._kept.counted = self._kept.counted or counted
         if before.keys() != counted.keys():
             names = [listed(sorted(variable.shown for variable in each.values())) for each in (before, counted)]
+            if names[0] == names[1]:
+                raise PlanError(
+                    f"the variables {names[0]} of one model and those of the same names of another are updated apart "
+                    "from each other, while graphwd would count their updates together; make one WeightDecay, or one "
+                    "decorated function, for each model"
+                )
             raise PlanError(apart(" and ".join(names), "different traces of the step"))
 
     def _first(self, own: Own, sources: Iterable[tf.Variable]) -> tf.Variable:
@@ -129,6 +135,38 @@ def _apart(make: Callable[[], tf.Variable]) -> tf.Variable:
 
 def _variable(value: Any, dtype: tf.DType, name: str) -> tf.Variable:
     return tf.Variable(value, trainable=False, dtype=dtype, name=name)
+
+
+class CountedBy:
+    """What the schedules of a decorated step go by, which must be the same in all of its traces."""
+
+    def __init__(self) -> None:
+        self._counters: dict[tuple[object, object], tuple[object, str]] = {}
+
+    def note(self, plan: Plan) -> None:
+        """Notes the counters of one more trace.
+
+        Args:
+            plan: its plan.
+
+        Raises:
+            PlanError: in another trace the schedule of a variable goes by another counter, which would not know of the
+                updates that this one counts.
+        """
+        assert plan.graph is not None
+        for injection in plan.injections:
+            for rate in injection.elsewhere:
+                if not isinstance(rate, Scheduled):
+                    continue
+                counter = plan.graph.variables[rate.variable].key if rate.own is None else None
+                weight = injection.variable.key, rate.schedule
+                before = self._counters.setdefault(weight, (counter, rate.counter))
+                if before[0] != counter:
+                    raise PlanError(
+                        f"the schedule of '{injection.variable.shown}' goes by {before[1]} in one trace of the step, "
+                        f"and by {rate.counter} in another, and neither counts all of its updates; count them in one "
+                        "integer variable in both, and name that with 'step: NAME'"
+                    )
 
 
 def state(step_or_model: Any) -> State:

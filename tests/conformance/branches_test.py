@@ -174,3 +174,161 @@ def test_two_networks_under_fit_of_which_one_trains_every_other_step(rule):
             exact[k] = after - 0.25 * (after - initial[k] if "formula" in rule else after)
     for layer, expected in zip((model.one, model.other), exact, strict=True):
         np.testing.assert_allclose(layer.kernel, expected, atol=1e-5)
+
+
+LINEAR = {"schedule": "linear", "from": 0.0, "to": 0.8, "steps": 8}
+
+
+def linear_at(t):
+    return 0.8 * min(t / 8, 1)
+
+
+class Counted:
+    """A weight that a step updates in some branches of a conditional, and counters that it counts in some of them."""
+
+    def __init__(self, updates, counts):
+        """Makes the step.
+
+        Args:
+            updates: for each branch whether it updates the weight.
+            counts: for each branch the number of its counter, or None.
+        """
+        self.w = tf.Variable(START, name="w")
+        self.calls = tf.Variable(0, trainable=False, name="calls")
+        numbers = sorted({number for number in counts if number is not None})
+        self.counters = [tf.Variable(0, dtype=tf.int64, trainable=False, name=f"c{number}") for number in numbers]
+
+        def branch(updating, number):
+            def run():
+                if updating:
+                    update(self.w)
+                if number is not None:
+                    self.counters[number].assign_add(1)
+                return 0
+
+            return run
+
+        branches = [branch(*each) for each in zip(updates, counts, strict=True)]
+
+        @tf.function(input_signature=[])
+        def step():
+            which = self.calls % len(branches)
+            if len(branches) == 2:
+                tf.cond(which == 0, *branches)
+            else:
+                tf.switch_case(which, branches)
+            self.calls.assign(self.calls + 2 - 1)
+
+        self.step = step
+
+
+@pytest.mark.parametrize(
+    ("updates", "counts", "used"),
+    [
+        ((1, 1), (0, 1), False),  # each branch by its own counter: neither counts all updates
+        ((1, 1), (0, None), False),
+        ((1, 1), (None, 0), False),
+        ((1, 1), (0, 0), True),
+        ((1, 0), (0, 0), False),  # which counts more than the updates
+        ((1, 0), (0, 1), True),
+        ((1, 1, 0), (0, 1, None), False),
+        ((1, 0, 1), (0, None, None), False),
+        ((1, 0, 1), (0, 1, 0), True),
+        ((1, 1, 1), (0, 0, 1), False),
+        ((0, 1, 1), (0, 0, 0), False),
+    ],
+)
+def test_a_counter_of_the_step_is_used_where_it_counts_every_update(updates, counts, used):
+    counted = Counted(updates, counts)
+    policy = {"version": 1, "rules": [{"weight_decay": LINEAR}]}
+    step = graphwd.rewrite(counted.step, policy)
+    exact, t = START, 0
+    for n in range(4 * len(updates)):
+        step()
+        if updates[n % len(updates)]:
+            exact, t = decayed(exact, linear_at(t), "l2", None), t + 1
+        np.testing.assert_allclose(counted.w, exact, rtol=1e-13, err_msg=str(n))
+    assert (graphwd.state(step).steps is None) == used
+    assert used or graphwd.state(step).steps.numpy() == t
+    assert graphwd.verify(counted.step, step, policy).ok
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_two_optimizers_for_one_weight_and_one_in_both_branches(shared):
+    keras.backend.set_floatx("float64")
+    target = keras.Variable(START, name="w")
+    first = keras.optimizers.SGD(LEARNING_RATE, name="first")
+    second = first if shared else keras.optimizers.SGD(LEARNING_RATE, name="second")
+    for optimizer in {id(each): each for each in (first, second)}.values():
+        optimizer.build([target])
+    keras.backend.set_floatx("float32")
+    calls = tf.Variable(0, trainable=False, name="calls")
+
+    @tf.function(input_signature=[])
+    def step():
+        if calls < 3:
+            first.apply([loss_gradient(target.value)], [target])
+        else:
+            second.apply([loss_gradient(target.value)], [target])
+        calls.assign(calls + 2 - 1)
+
+    policy = {"version": 1, "rules": [{"weight_decay": LINEAR}]}
+    rewritten = graphwd.rewrite(step, policy)
+    exact = START
+    for t in range(8):
+        rewritten()
+        exact = decayed(exact, linear_at(t), "l2", None)
+    np.testing.assert_allclose(target.value, exact, rtol=1e-13)
+    assert (graphwd.state(rewritten).steps is None) == shared
+    assert graphwd.verify(step, rewritten, policy).ok
+    if not shared:
+        rules = [{"weight_decay": LINEAR, "step": "first/*"}]
+        assert "names none of the variables that count up by one whenever its update is done (none)" in str(
+            graphwd.plan(step, {"version": 1, "rules": rules}).problems
+        )
+
+
+def test_a_counter_for_each_trace_is_refused():
+    w = tf.Variable(START, name="w")
+    counters = {name: tf.Variable(0, dtype=tf.int64, trainable=False, name=name) for name in ("c", "d")}
+
+    @tf.function
+    def step(which):
+        update(w)
+        counters[which].assign_add(1)
+
+    rewritten = graphwd.rewrite(step, {"version": 1, "rules": [{"weight_decay": LINEAR}]})
+    rewritten("c")
+    message = "the schedule of 'w' goes by 'c' in one trace of the step, and by 'd' in another"
+    with pytest.raises(graphwd.PlanError, match=message):
+        rewritten("d")
+    rewritten("c")
+
+
+@pytest.mark.parametrize("places", [cond_then_update, update_then_while, cond_beside_cond], ids=lambda p: p.__name__)
+def test_one_weight_that_is_updated_apart_has_no_counter(places):
+    w, calls = tf.Variable(START, name="w"), tf.Variable(0, trainable=False, name="calls")
+
+    @tf.function(input_signature=[])
+    def step():
+        places(w, w, calls)
+        calls.assign_add(1)
+
+    policy = {"version": 1, "rules": [{"weight_decay": LINEAR, "updates": "each"}]}
+    (problem,) = graphwd.plan(step, policy).problems
+    assert problem.startswith("'w' is updated at ")
+    assert problem.endswith("a tf.Variable that the training sets")
+
+
+def test_one_callback_for_two_models_of_the_same_names():
+    def model():
+        net = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, name="hidden")], name="net")
+        net.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), "mse")
+        return net
+
+    rules = [{"name": "*/kernel", "weight_decay": LINEAR}, {"weight_decay": 0}]
+    callback = graphwd.keras.WeightDecay({"version": 1, "rules": rules})
+    x, y = np.zeros((4, 3), "f4"), np.zeros((4, 2), "f4")
+    model().fit(x, y, verbose=0, callbacks=[callback])
+    with pytest.raises(graphwd.PlanError, match=r"make one WeightDecay, or one decorated function, for each model"):
+        model().fit(x, y, verbose=0, callbacks=[callback])

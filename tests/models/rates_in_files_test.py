@@ -133,3 +133,103 @@ def test_the_decay_of_an_exported_step_with_variables_is_not_taken_out(tmp_path,
     with pytest.raises(graphwd.RewriteError, match="exported from Python with variables of graphwd's own"):
         strip(tmp_path / "model", tmp_path / "stripped")
     assert not (tmp_path / "stripped").exists()
+
+
+class Counting(tf.Module):
+    """A weight and a counter. Its one function TensorFlow makes the default signature, if none is given."""
+
+    def __init__(self):
+        self.w = tf.Variable(START, name="w")
+        self.c = tf.Variable(0, dtype=tf.int64, trainable=False, name="c")
+
+    def update(self, x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(self.w * x)
+        self.w.assign_sub(0.25 * tape.gradient(loss, self.w))
+
+    @tf.function(input_signature=[tf.TensorSpec(START.shape, tf.float64, name="x")])
+    def step(self, x):
+        self.update(x)
+        self.c.assign_add(1)
+        return {"count": self.c.read_value()}
+
+
+class CountingTwice(Counting):
+    """The same with another function that updates the weight, and may count."""
+
+    def __init__(self, *, counts=True):
+        super().__init__()
+        self.counts = counts
+
+    @tf.function(input_signature=[tf.TensorSpec(START.shape, tf.float64, name="x")])
+    def other(self, x):
+        self.update(2 * x)
+        if self.counts:
+            self.c.assign_add(1)
+
+
+SIGNATURES = {
+    "the one function": lambda net: None,
+    "a signature": lambda net: {"train": net.step},
+    "two signatures of one function": lambda net: {"train": net.step, "again": net.step},
+}
+
+
+@pytest.mark.parametrize("signatures", SIGNATURES)
+@pytest.mark.parametrize("step", [None, "c"])
+def test_a_function_and_its_signatures_share_a_counter(tmp_path, signatures, step):
+    """A run is of one of them, and each counts: t is the number of updates, whichever made them."""
+    net = Counting()
+    tf.saved_model.save(net, str(tmp_path / "model"), signatures=SIGNATURES[signatures](net))
+    rule = policy("w", weight_decay=SCHEDULE, **({"step": step} if step else {}))
+    rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", rule)
+    check_counted(tmp_path, ["step", *tf.saved_model.load(str(tmp_path / "model")).signatures])
+    strip(tmp_path / "decayed", tmp_path / "stripped")
+    original, stripped = (tmp_path / name / "saved_model.pb" for name in ("model", "stripped"))
+    assert stripped.read_bytes() == original.read_bytes()
+
+
+def check_counted(tmp_path, names):
+    """Trains by several functions in turn; each counts."""
+    loaded = tf.saved_model.load(str(tmp_path / "decayed"))
+    exact = START
+    for t, x in enumerate(np.random.default_rng(5).normal(size=(3 * len(names), *START.shape))):
+        name = names[t % len(names)]
+        if name in loaded.signatures:
+            loaded.signatures[name](x=tf.constant(x))
+        else:
+            getattr(loaded, name)(tf.constant(x))
+        exact = (exact - 0.25 * x * (2 if name == "other" else 1)) * (1 - max(0.5 - 0.125 * t, 0))
+        np.testing.assert_allclose(loaded.w, exact, rtol=1e-12)
+
+
+def test_two_functions_that_share_a_counter(tmp_path):
+    net = CountingTwice()
+    tf.saved_model.save(net, str(tmp_path / "model"), signatures={"train": net.step})
+    rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", policy("w", weight_decay=SCHEDULE))
+    check_counted(tmp_path, ["step", "other", "train", "other"])
+
+
+def test_two_functions_of_which_one_does_not_count_are_refused(tmp_path):
+    tf.saved_model.save(CountingTwice(counts=False), str(tmp_path / "model"))
+    with pytest.raises(graphwd.PlanError, match="the policy needs variables that the model does not have"):
+        rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", policy("w", weight_decay=SCHEDULE))
+    with pytest.raises(graphwd.PlanError, match="'step: c' names none of the variables"):
+        rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", policy("w", weight_decay=SCHEDULE, step="c"))
+
+
+def test_the_export_of_an_optimizer_of_keras_with_a_signature(tmp_path):
+    net = Net()
+    net.train = tf.function(lambda x: [net.step(x), x][1], input_signature=[tf.TensorSpec(START.shape, tf.float64)])
+    tf.saved_model.save(net, str(tmp_path / "model"), signatures={"train": net.train})
+    rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", policy("w", weight_decay=SCHEDULE))
+    loaded = tf.saved_model.load(str(tmp_path / "decayed"))
+    weight, exact = weight_of(loaded), START
+    train, name = loaded.signatures["train"], next(iter(loaded.signatures["train"].structured_input_signature[1]))
+    for t, x in enumerate(np.random.default_rng(5).normal(size=(6, *START.shape))):
+        if t % 2:
+            loaded.step(tf.constant(x))
+        else:
+            train(**{name: tf.constant(x)})
+        exact = (exact - 0.25 * x) * (1 - max(0.5 - 0.125 * t, 0))
+        np.testing.assert_allclose(weight, exact, rtol=1e-12)
