@@ -24,6 +24,7 @@ from typing import Any
 import tensorflow as tf
 
 from graphwd.errors import RewriteError
+from graphwd.messages import failure
 
 TENSORS = ("weight", "before", "update", "initial")
 """What a formula may take."""
@@ -70,9 +71,7 @@ class Formula:
         try:
             return tf.convert_to_tensor(self.function(**given), dtype)
         except Exception as error:
-            raise RewriteError(
-                f"the formula '{self.name}' fails on tensors of {dtype.name}: {type(error).__name__}: {error}"
-            ) from error
+            raise RewriteError(f"the formula '{self.name}' {failure(error, f' on tensors of {dtype.name}')}") from error
 
     def check(self, shape: tuple[int | None, ...] | None, dtype: str) -> None:
         """Tries the user's own function on a weight.

@@ -11,16 +11,19 @@ same formulas only for a start above 0, and run on whatever backend Keras has.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
 from graphwd.errors import RewriteError
+from graphwd.messages import READS_OUTSIDE, failure
 
 Option = float | tuple[float, ...]
 
@@ -68,15 +71,44 @@ class Schedule:
         try:
             rate = self.function(tf.cast(step, tf.int64))
             # A cast would first make a float32 of a number of Python.
-            rate = tf.constant(rate, tf.float64) if isinstance(rate, float) else tf.cast(rate, tf.float64)
+            rate = tf.constant(rate, tf.float64) if isinstance(rate, float) else tf.convert_to_tensor(rate)
             rate.shape.assert_is_compatible_with(())
         except Exception as error:
-            raise RewriteError(f"the schedule '{self.name}' fails: {type(error).__name__}: {error}") from error
-        return tf.reshape(rate, ())
+            raise RewriteError(f"the schedule '{self.name}' {failure(error)}") from error
+        if not (rate.dtype.is_floating or rate.dtype.is_integer):
+            raise RewriteError(f"the schedule '{self.name}' must return a number, got a {rate.dtype.name}")
+        return tf.reshape(tf.cast(rate, tf.float64), ())
 
     def at(self, step: int) -> float:
         """The rate after some updates."""
         return float(self(tf.constant(step, tf.float64)))
+
+    def rates(self, steps: Iterable[int]) -> list[float]:
+        """The rates after some updates, computed as in a graph; also while another graph is made.
+
+        Args:
+            steps: the numbers of updates.
+
+        Returns:
+            The rate after each; none where TensorFlow runs no code eagerly.
+
+        Raises:
+            RewriteError: as for a call.
+        """
+        # In a thread of its own no function is being traced.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return list(pool.submit(_rates, self, tuple(steps)).result())
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """The numbers of updates at which it is known to change its course, and those right after."""
+        known = dict(self.options) | {"warmup_steps": self.warmup_steps}
+        if self.own:  # those of Keras say so by these names
+            known = {name: getattr(self.function, name, None) for name in ("boundaries", "decay_steps", "warmup_steps")}
+        warmup = _counts(known.get("warmup_steps"))
+        ends = [end for name in ("boundaries", "steps", "decay_steps") for end in _counts(known.get(name))]
+        turns = {*warmup, *ends, *(begin + end for begin in warmup for end in ends)}
+        return tuple(sorted(turns | {turn + 1 for turn in turns}))
 
     def __str__(self) -> str:
         """The schedule as a plan shows it."""
@@ -141,6 +173,24 @@ def piecewise(t: tf.Tensor, boundaries: tuple[float, ...], values: tuple[float, 
     for boundary, value in reversed(list(zip(boundaries, values, strict=False))):
         rate = tf.where(t <= boundary, tf.constant(value, tf.float64), rate)
     return rate
+
+
+@functools.cache  # as fragments are: a schedule is a function of the step alone
+def _rates(schedule: Schedule, steps: tuple[int, ...]) -> tuple[float, ...]:
+    if not tf.executing_eagerly():
+        return ()
+    # Not of the schedule itself, of which there is no weak reference.
+    traced = tf.function(lambda step: schedule(step), autograph=False)
+    compute = traced.get_concrete_function(tf.TensorSpec([], tf.float64))
+    if compute.captured_inputs:
+        raise RewriteError(f"the schedule '{schedule.name}' {READS_OUTSIDE}")
+    return tuple(float(compute(tf.constant(step, tf.float64))) for step in steps)
+
+
+def _counts(value: Any) -> list[int]:
+    """The numbers of updates that an option holds: the whole numbers that a counter can reach."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [int(each) for each in values if isinstance(each, (int, float)) and 0 <= each < 2**53]
 
 
 def _text(value: Option) -> str:

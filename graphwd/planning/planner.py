@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -25,7 +26,7 @@ from graphwd.analysis.updates import (
 from graphwd.analysis.values import MANY
 from graphwd.decay.formulas import l2
 from graphwd.decay.schedules import Schedule
-from graphwd.errors import PlanError
+from graphwd.errors import PlanError, RewriteError
 from graphwd.graph.edge import node_of
 from graphwd.graph.graph import Graph, Variable
 from graphwd.graph.ops import CALL_OPS, CallKind, Form
@@ -156,6 +157,7 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     problems = [
         *_step_problems(analysis, decisions),
         *_counter_problems(decisions),
+        *_rate_problems(decisions),
         *_grouped((decision, reason) for decision, reason in decided if reason),
         *(_policy_problems(decisions, subjects, policy) if decisions else ()),
     ]
@@ -273,7 +275,10 @@ def _schedule_record(decision: Decision) -> dict[str, Any] | None:
 
 def _shown_rates(schedule: Schedule) -> list[list[float]]:
     """The rates at some steps, up to the first that stays."""
-    rates = [[step, schedule.at(step)] for step in _SHOWN_STEPS]
+    try:
+        rates = [list(each) for each in zip(_SHOWN_STEPS, schedule.rates(_SHOWN_STEPS), strict=False)]
+    except RewriteError:  # which is a problem of the plan
+        return []
     while len(rates) > 1 and rates[-1][1] == rates[-2][1]:
         rates.pop()
     return rates
@@ -336,6 +341,31 @@ def _counter_problems(decisions: Sequence[Decision]) -> Iterator[str]:
                 return
             yield apart(f"'{first.variable.shown}' and '{second.variable.shown}'", f"{first.site} and {second.site}")
             return
+
+
+def _rate_problems(decisions: Sequence[Decision]) -> Iterator[str]:
+    """What the schedules of the user's own give that is no rate; the numbers of others were read with the policy."""
+    for rule in {id(decision.rule): decision.rule for decision in decisions if decision.injections}.values():
+        choice = rule and rule.schedule
+        reason = _wrong_rate(rule, choice.resolved()) if rule and choice and choice.function else ""
+        if rule and reason:
+            yield f"{rule.where}: {reason}"
+
+
+def _wrong_rate(rule: Rule, schedule: Schedule) -> str:
+    """What a schedule gives that is no rate; empty where all that is tried is one."""
+    steps = sorted({*_SHOWN_STEPS, *schedule.turns})
+    try:
+        rates = schedule.rates(steps)
+    except RewriteError as error:
+        return str(error)
+    for step, rate in zip(steps, rates, strict=False):
+        given = f"the schedule '{schedule.name}' gives {rate:g} at step {step}"
+        if not 0 <= rate < math.inf:
+            return f"{given}; a rate must be a finite number >= 0"
+        if rate >= 1 and rule.stays_below_one:
+            return f"{given}; a rate must be below 1 where it multiplies the weight by 1 - rate"
+    return ""
 
 
 def apart(names: str, places: str) -> str:

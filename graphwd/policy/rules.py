@@ -143,6 +143,18 @@ class Rule:
         """Whether what it decides is never decayed."""
         return self.weight_decay == 0 and self.tunable is None
 
+    @property
+    def stays_below_one(self) -> bool:
+        """Whether a rate of 1 would take all of the weight, so that a larger one makes no sense."""
+        return _takes_all(self.semantics, self.formula)
+
+
+def _takes_all(semantics: Semantics, formula: FormulaChoice) -> bool:
+    """Whether a rate of 1 takes all of the weight."""
+    plain = formula == L2  # of which TensorFlow need not be asked
+    unscaled = semantics.mode is Mode.DECOUPLED and semantics.scale is Scale.NONE
+    return unscaled and (plain or formula.resolved().shrinks)
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -337,14 +349,12 @@ def _check_formula(item: Located, fields: dict[str, Any], semantics: Semantics, 
     given: float | ScheduleChoice = fields["weight_decay"]
     rate = given.largest if isinstance(given, ScheduleChoice) else given
     choice: FormulaChoice = fields.get("formula", L2)
-    plain = choice == L2  # of which TensorFlow need not be asked
-    decoupled = semantics.mode is Mode.DECOUPLED
-    if rate >= 1 and decoupled and semantics.scale is Scale.NONE and (plain or choice.resolved().shrinks):
+    if rate >= 1 and _takes_all(semantics, choice):
         raise PolicyError(
             f"{places.get('weight_decay', item.where)}: weight_decay must be below 1 where it multiplies the weight by "
             f"1 - weight_decay, got {rate:g}; write 0.01 for 1 %"
         )
-    if not plain and not decoupled and choice.resolved().of_update:
+    if choice != L2 and semantics.mode is Mode.COUPLED and choice.resolved().of_update:
         raise PolicyError(
             f"{places.get('formula', item.where)}: the formula {choice.name} depends on what the optimizer's update "
             "subtracts, which is not known where the decay joins the gradient; write a decoupled 'semantics'"

@@ -198,6 +198,61 @@ def test_what_python_can_give():
     np.testing.assert_array_equal(trained.weight, before)
 
 
+def float_of(step):
+    return tf.cast(step, tf.float64)
+
+
+OUTSIDE = tf.Variable(0.1, dtype=tf.float64)
+NO_READS = "may not read a tf.Variable, nor an eager tensor; a rate that the training sets is 'tunable: NAME'"
+BELOW_ONE = "a rate must be below 1 where it multiplies the weight by 1 - rate"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda step: "a", "must return a number, got a string"),
+        (lambda step: step > 3, "must return a number, got a bool"),
+        (lambda step: True, "must return a number, got a bool"),
+        (lambda step: 1j, "must return a number, got a complex128"),
+        (lambda step: 1 / 0, "fails: ZeroDivisionError: division by zero"),
+        (lambda step: [0.1, 0.2], r"fails: ValueError: Shapes (2,) and () are incompatible"),
+        (lambda step: 0.1 - 0.01 * float_of(step), "gives -0.9 at step 100; a rate must be a finite number >= 0"),
+        (lambda step: tf.math.log(float_of(step) - 5), "gives nan at step 0; a rate must be a finite number >= 0"),
+        (lambda step: 1 / float_of(step), "gives inf at step 0; a rate must be a finite number >= 0"),
+        (lambda step: 0.1 * float_of(step), f"gives 1 at step 10; {BELOW_ONE}"),
+        (
+            keras.optimizers.schedules.PiecewiseConstantDecay([5, 7], [0.1, 1.5, 0.2]),
+            f"gives 1.5 at step 6; {BELOW_ONE}",
+        ),
+        (lambda step: OUTSIDE * 2, NO_READS),
+        (lambda step: OUTSIDE, NO_READS),
+        (lambda step: tf.cond(step > 3, lambda: OUTSIDE * 1, lambda: OUTSIDE * 2), NO_READS),
+    ],
+)
+def test_a_schedule_that_gives_no_rate_is_a_problem_of_the_plan(given, message):
+    trained = Trained("Keras SGD")
+    decayed, policy = trained.rewritten(weight_decay=given)
+    (problem,) = graphwd.plan(trained.step, policy).problems
+    name = getattr(given, "__name__", type(given).__name__)
+    assert problem.startswith(f"policy: rules[0]: the schedule '{name}' {message}")
+    with pytest.raises(graphwd.PlanError) as error:
+        decayed(tf.constant(START))
+    assert str(error.value) == problem
+
+
+def test_a_large_rate_is_one_where_it_is_scaled_or_no_share():
+    trained = Trained("Keras SGD")
+    for fields in ({"scale": "lr"}, {"mode": "coupled"}, {"formula": "l1"}):
+        policy = {"version": 1, "rules": [{"weight_decay": lambda step: 2.0, **fields}]}
+        assert graphwd.plan(trained.step, policy).problems == ()
+
+
+def test_a_formula_may_not_read_a_variable():
+    _, policy = Trained("by hand").rewritten(weight_decay=0.1, formula=lambda weight: OUTSIDE * weight)
+    (problem,) = graphwd.plan(Trained("by hand").step, policy).problems
+    assert problem.startswith(f"policy: rules[0]: 'w': the formula '<lambda>' {NO_READS}")
+
+
 def test_a_schedule_with_branches_and_loops():
     """As Keras's warm-up is written; the functions of its branches become functions of the step."""
     warm = keras.optimizers.schedules.CosineDecay(0.0, 50, warmup_target=0.25, warmup_steps=10)
