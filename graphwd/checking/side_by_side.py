@@ -39,6 +39,9 @@ _ROUNDING = 1024
 """Units in the last place that a sum of a few numbers may lose by cancellation; random numbers differ by millions."""
 
 
+_FAR = (10, 100, 1000, 10**4, 10**5, 10**6)
+"""Numbers of updates at which schedules are compared, besides those at which they are known to turn."""
+
 _NOTHING = 2.0**-20
 """A share that counts as zero."""
 
@@ -302,6 +305,7 @@ class SideBySide:
             state = plain
         if moving is not None:
             self._compare_at_other_rates(*moving)
+            self._compare_at_other_steps(*moving)
             self._probe(*moving)
         self._find_averages(state, self._first)
         return racing
@@ -311,6 +315,29 @@ class SideBySide:
         doubled = self._rates.doubled(state, self._places) if self._rates else None
         if doubled is not None:
             self._compare(_Run(call, doubled, *self._after(self._mine, doubled, self._original(call))))
+
+    def _compare_at_other_steps(self, state: Sequence[Array], call: Call) -> None:
+        """Compares both steps where schedules turn, and far from where the training stands."""
+        places = {self._places[number] for counters in self._counters.values() for number in counters if number >= 0}
+        for steps in self._turns(places):
+            at = [np.asarray(steps, value.dtype) if place in places else value for place, value in enumerate(state)]
+            try:
+                plain, outputs = self._after(self._mine, at, self._original(call))
+            except VerifyError:
+                continue  # the step itself goes no further than that
+            self._compare(_Run(call, at, plain, outputs), steps)
+
+    def _turns(self, places: Iterable[int]) -> Iterable[int]:
+        """The numbers of updates at which schedules are compared; those that the counters can hold."""
+        most = min((np.iinfo(self._mine[place].dtype.as_numpy_dtype).max for place in places), default=2**53)
+        choices = {rule.schedule for rule in self._rules_in_use() if rule.schedule and not rule.schedule.identity}
+        turns = {turn for choice in choices for turn in choice.resolved().turns}
+        turns |= set(_FAR) if choices else set[int]()
+        return sorted(turn for turn in turns if turn < most)
+
+    def _rules_in_use(self) -> Iterable[Rule]:
+        """The rules that decay a variable."""
+        return (account.rule for account in self._accounts if account.rule is not None)
 
     def _find_averages(self, state: Sequence[Array], call: Call) -> None:
         """Finds decayed variables that are averages of others, except where a rule names the update."""
@@ -373,10 +400,15 @@ class SideBySide:
             reached = self._early or len(first) != results or self._notice.affects_result(position)
             self._outputs.append(_Account(f"output {position}", certain=not reached))
 
-    def _compare(self, run: _Run) -> None:
-        """Compares one run of the rewritten step with the original."""
-        run.steps = self._compared  # so that a schedule is seen at several steps
-        self._compared += 1
+    def _compare(self, run: _Run, steps: int | None = None) -> None:
+        """Compares one run of the rewritten step with the original.
+
+        Args:
+            run: the run of the original.
+            steps: the number of updates before it, where graphwd counts them; None for the next number.
+        """
+        run.steps = self._compared if steps is None else steps  # so that a schedule is seen at several steps
+        self._compared += steps is None
         self._own.begin(run.steps)
         actual, outputs = self._after(
             self._theirs, run.state, lambda: _leaves(self._rewritten(*run.call.args, **run.call.kwargs)), "rewritten"

@@ -58,7 +58,8 @@ def verify(
     run, U(w) after that of the original. A weight that a rule decays must be ``(1 - c) U(w)`` for ``order: after`` and,
     where the update adds to the weight, ``U(w) - c w`` for ``order: before``; every other variable, and every output,
     must be as the original leaves it. That takes nothing from the plan but the learning rate, for ``scale: lr``: it is
-    doubled in the original, and must double the update.
+    doubled in the original, and must double the update. Where a rule has a schedule, both steps are also run after as
+    many updates as the schedule takes to turn (its boundaries, its steps, its warm-up), and after 10, 100, ... 10^6.
 
     Where the whole step does not say what must come out, the original is run in pieces, with the plan's decays done in
     NumPy in float64 between them, and the rewritten step must agree with that. That is so for a coupled decay, for a

@@ -594,3 +594,62 @@ def test_one_function_called_for_many_variables(jit_compile):
         np.testing.assert_allclose(weight, expected, rtol=1e-12)
     assert graphwd.state(decayed).steps.numpy() == 30
     assert graphwd.verify(step, decayed, policy, tf.constant(START)).ok
+
+
+def constant_after(value):
+    """A function of the step that is 0.125 for long."""
+    return lambda step: tf.where(step < 5000, tf.constant(0.125, tf.float64), tf.constant(value, tf.float64))
+
+
+PIECES = {"schedule": "piecewise", "boundaries": [100, 4000], "values": [0.125, 0.0625, 0.03125]}
+COSINE = {"schedule": "cosine", "from": 0.125, "to": 0.25, "steps": 5000, "warmup_steps": 700}
+KERAS_PIECES = keras.optimizers.schedules.PiecewiseConstantDecay
+
+
+@pytest.mark.parametrize("kind", ["Keras SGD", "Keras Adam", "by hand"])
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        (PIECES, PIECES | {"boundaries": [101, 4000]}),
+        (PIECES, PIECES | {"boundaries": [100, 4001]}),
+        (PIECES, PIECES | {"boundaries": [100, 3999]}),
+        (PIECES, PIECES | {"values": [0.125, 0.0625, 0.03125 * 1.001]}),
+        (COSINE, COSINE | {"to": 0.251}),
+        (COSINE, COSINE | {"steps": 5001}),
+        (COSINE, COSINE | {"warmup_steps": 701}),
+        (constant_after(0.125), constant_after(0.25)),
+        (KERAS_PIECES([77, 900], [0.125, 0.25, 0.5]), KERAS_PIECES([77, 901], [0.125, 0.25, 0.5])),
+    ],
+)
+def test_verification_sees_a_schedule_that_differs_later(kind, written, asked):
+    trained = Trained(kind)
+    decayed, right = trained.rewritten(weight_decay=written)
+    _, wrong = trained.rewritten(weight_decay=asked)
+    decayed(tf.constant(START))
+    before = [variable.numpy() for variable in decayed.get_concrete_function().variables]
+    found = graphwd.verify(trained.step, decayed, wrong, tf.constant(START))
+    assert [each.name for each in found.variables if each.verdict.value == "wrong"] == ["w"]
+    assert graphwd.verify(trained.step, decayed, right, tf.constant(START)).ok
+    after = [variable.numpy() for variable in decayed.get_concrete_function().variables]
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (graphwd.state(decayed).steps is None) == trained.counts
+    assert trained.counts or graphwd.state(decayed).steps.numpy() == 1
+
+
+def test_verification_goes_no_further_than_the_step_itself():
+    w, count = tf.Variable(START, name="w"), tf.Variable(0, dtype=tf.int32, trainable=False, name="count")
+
+    @tf.function(input_signature=[])
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(w * w)
+        gradient = tape.gradient(loss, w)
+        tf.debugging.assert_less(count, 50, "the data ends")
+        w.assign_sub(0.25 * gradient)
+        count.assign_add(1)
+
+    policy = {"version": 1, "rules": [{"weight_decay": PIECES}]}
+    decayed = graphwd.rewrite(step, policy)
+    assert graphwd.state(decayed).steps is None
+    assert graphwd.verify(step, decayed, policy).ok
