@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphwd.errors import PolicyError
 from graphwd.policy.selectors import is_hashable
-from graphwd.policy.words import check_options, known_word
+from graphwd.policy.words import check_options, described, known_word
 from graphwd.policy.yaml_source import Given, Located
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _named(key: str, item: Located, name: Located, options: Mapping[str, Located
 def _positive(option: str, item: Located) -> float:
     value = item.value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise PolicyError(f"{item.where}: {option} must be a number, got {value!r}")
+        raise PolicyError(f"{item.where}: {option} must be a number, got {described(value)}")
     if not 0 < value < math.inf:
         raise PolicyError(f"{item.where}: {option} must be a finite number > 0, got {value:g}")
     return float(value)

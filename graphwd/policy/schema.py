@@ -15,6 +15,7 @@ from graphwd.policy.globs import composed
 from graphwd.policy.roles import FOLLOWED_BY, Role
 from graphwd.policy.schedule import ScheduleChoice, read_schedule
 from graphwd.policy.selectors import RANK_COMPARISONS, Listed, Rank, is_variable
+from graphwd.policy.words import described
 from graphwd.policy.yaml_source import Given, Located
 
 _RANK = re.compile(r"\s*(>=|<=|==|!=|>|<|)\s*(\d{1,3})\s*")
@@ -38,7 +39,7 @@ def fields(item: Located, schema: Mapping[str, Reader], what: str) -> dict[str, 
         PolicyError: not a mapping, a key that the schema does not know, or a value that its reader refuses.
     """
     if not isinstance(item.value, Mapping):
-        raise PolicyError(f"{item.where}: {what} must be a mapping of keys to values, got {_describe(item.value)}")
+        raise PolicyError(f"{item.where}: {what} must be a mapping of keys to values, got {described(item.value)}")
     for key, value in item.value.items():
         if key not in schema:
             close = difflib.get_close_matches(key, schema, n=1)
@@ -49,7 +50,7 @@ def fields(item: Located, schema: Mapping[str, Reader], what: str) -> dict[str, 
 
 def _text(key: str, item: Located) -> str:
     if not isinstance(item.value, str) or not item.value:
-        raise PolicyError(f"{item.where}: {key} must be text, got {_describe(item.value)}; put it in quotes")
+        raise PolicyError(f"{item.where}: {key} must be text, got {described(item.value)}; put it in quotes")
     return item.value
 
 
@@ -75,7 +76,7 @@ def _rate_or_schedule(key: str, item: Located) -> float | ScheduleChoice:
 def _rate(key: str, item: Located) -> float:
     value = item.value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise PolicyError(f"{item.where}: {key} must be a number, got {_describe(value)}; write 5e-4 without quotes")
+        raise PolicyError(f"{item.where}: {key} must be a number, got {described(value)}; write 5e-4 without quotes")
     try:
         rate = float(value)
     except OverflowError:
@@ -103,14 +104,14 @@ def _name(key: str, item: Located) -> str:
 
 def _flag(key: str, item: Located) -> bool:
     if not isinstance(item.value, bool):
-        raise PolicyError(f"{item.where}: {key} must be true or false, got {_describe(item.value)}")
+        raise PolicyError(f"{item.where}: {key} must be true or false, got {described(item.value)}")
     return item.value
 
 
 def _one_of(*allowed: str) -> Reader:
     def read(key: str, item: Located) -> str:
         if item.value not in allowed:
-            raise PolicyError(f"{item.where}: {key} must be one of {', '.join(allowed)}; got {_describe(item.value)}")
+            raise PolicyError(f"{item.where}: {key} must be one of {', '.join(allowed)}; got {described(item.value)}")
         return str(item.value)
 
     return read
@@ -118,11 +119,11 @@ def _one_of(*allowed: str) -> Reader:
 
 def _rank(key: str, item: Located) -> Rank:
     plain = isinstance(item.value, (int, str)) and not isinstance(item.value, bool)
-    match = _RANK.fullmatch(item.value if isinstance(item.value, str) else _describe(item.value)) if plain else None
+    match = _RANK.fullmatch(item.value if isinstance(item.value, str) else described(item.value)) if plain else None
     if match is None:
         raise PolicyError(
             f"{item.where}: {key} must be a number of dimensions, or one after {' '.join(RANK_COMPARISONS)}; "
-            f'got {_describe(item.value)}; write ">=2"'
+            f'got {described(item.value)}; write ">=2"'
         )
     return Rank(match[1] or "==", int(match[2]))
 
@@ -164,34 +165,18 @@ def _variables(key: str, item: Located) -> Listed:
 
 def _version(key: str, item: Located) -> int:
     if isinstance(item.value, bool) or item.value != 1:
-        raise PolicyError(f"{item.where}: {key} must be 1, got {_describe(item.value)}")
+        raise PolicyError(f"{item.where}: {key} must be 1, got {described(item.value)}")
     return 1
 
 
 def _rules(key: str, item: Located) -> tuple[Located, ...]:
     if not isinstance(item.value, tuple):
-        raise PolicyError(f"{item.where}: {key} must be a list, got {_describe(item.value)}; begin each rule with '- '")
+        raise PolicyError(f"{item.where}: {key} must be a list, got {described(item.value)}; begin each rule with '- '")
     return item.value
 
 
 def _defaults(key: str, item: Located) -> dict[str, Any]:
     return fields(item, DEFAULT_FIELDS, f"'{key}'")
-
-
-def _describe(value: object) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, tuple):
-        return "a list"
-    if isinstance(value, Given):
-        return f"a {type(value.value).__name__}"
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to print integers of more than 4,300 digits.
-        return "an enormous number"
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 SELECTOR_FIELDS: Mapping[str, Reader] = {

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from graphwd.errors import PolicyError
-from graphwd.policy.yaml_source import Located
+from graphwd.policy.yaml_source import Given, Located
 
 
 def known_word(key: str, item: Located, words: Iterable[str]) -> str:
@@ -24,11 +24,12 @@ def known_word(key: str, item: Located, words: Iterable[str]) -> str:
         PolicyError: the table does not have it; the message names what it has, and the word that is near.
     """
     known = sorted(words)
-    if item.value in known:
-        return str(item.value)
-    close = difflib.get_close_matches(str(item.value), known, n=1)
+    word = item.value if isinstance(item.value, str) else ""
+    if word in known:
+        return word
+    close = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else "a function of your own goes into a policy made in Python"
-    raise PolicyError(f"{item.where}: {key} must be one of {', '.join(known)}, got {item.value!r}; {hint}")
+    raise PolicyError(f"{item.where}: {key} must be one of {', '.join(known)}, got {described(item.value)}; {hint}")
 
 
 def check_options(
@@ -53,3 +54,20 @@ def check_options(
             raise PolicyError(f"{value.where}: the {what} has no option '{option}'; write {example}")
     if missing := [option for option in needed if option not in given]:
         raise PolicyError(f"{item.where}: the {what} needs '{missing[0]}'; write {example}")
+
+
+def described(value: object) -> str:
+    """What stands where something else should, for a message."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, tuple):
+        return "a list"
+    if isinstance(value, Given):
+        return f"a {type(value.value).__name__}"
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print integers of more than 4,300 digits.
+        return "an enormous number"
+    return text if len(text) <= 60 else text[:57] + "..."

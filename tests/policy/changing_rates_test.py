@@ -60,6 +60,22 @@ FORMULAS = "cautious, huber, l1, l2, l2_sp, norm"
     ("text", "message"),
     [
         ("formula: hubr", f"formula must be one of {FORMULAS}, got 'hubr'; did you mean 'huber'?"),
+        ("formula: [l1]", f"formula must be one of {FORMULAS}, got a list; a function of your own goes into"),
+        ("formula: {name: [huber]}", f"formula must be one of {FORMULAS}, got a list; a function"),
+        ("formula: {name: huber, delta: [1]}", "delta must be a number, got a list"),
+        (
+            "weight_decay: {schedule: [cosine]}",
+            "schedule must be one of cosine, exponential, linear, piecewise, got a list",
+        ),
+        (
+            "weight_decay: {schedule: {a: 1}}",
+            "schedule must be one of cosine, exponential, linear, piecewise, got a mapping",
+        ),
+        ("weight_decay: {schedule: linear, from: {a: 1}, to: 1, steps: 2}", "from must be a number, got a mapping"),
+        (
+            "weight_decay: {schedule: linear, from: 0, to: 1, steps: [2]}",
+            "steps must be a whole number >= 1, got a list",
+        ),
         ("formula: os.system", f"formula must be one of {FORMULAS}, got 'os.system'; a function of your own goes into"),
         ("formula: !!python/name:os.system ''", "the tag 'tag:yaml.org,2002:python/name:os.system' is not allowed"),
         ("formula: huber", "the formula huber needs 'delta'; write {name: huber, delta: 0.1}"),
