@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from graphwd.planning.planner import Plan
     from graphwd.policy.rules import Policy, load_policy
     from graphwd.steps.decorator import rewrite, with_weight_decay
-    from graphwd.steps.pipeline import plan
+    from graphwd.steps.pipeline import plan, suggest
     from graphwd.steps.state import state
 
 __version__ = "0.1.0"
@@ -49,6 +49,7 @@ __all__ = [
     "rewrite_saved_model",
     "state",
     "strip",
+    "suggest",
     "verify",
     "with_weight_decay",
 ]
@@ -63,6 +64,7 @@ _HOME = {
     "rewrite_saved_model": "models.saved_model",
     "state": "steps.state",
     "strip": "models.saved_model",
+    "suggest": "steps.pipeline",
     "verify": "checking.verify",
     "with_weight_decay": "steps.decorator",
 }

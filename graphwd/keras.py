@@ -23,10 +23,12 @@ import wrapt
 
 from graphwd.errors import GraphwdError, PlanError, StepError
 from graphwd.graph.graph import Variable
-from graphwd.planning.planner import left_over, no_rule, shadowed
+from graphwd.planning.planner import Plan, left_over, no_rule, shadowed
 from graphwd.policy.rules import Policy, PolicyLike, Rule, as_policy
 from graphwd.policy.selectors import Subject
 from graphwd.steps.decorator import decorator
+from graphwd.steps.keras_step import training_step
+from graphwd.steps.pipeline import plan as plan_step
 from graphwd.steps.read import ROOT, held_by
 from graphwd.steps.state import STATE, State
 
@@ -51,6 +53,37 @@ def attach(model: Any, policy: PolicyLike) -> None:
     """
     loaded = as_policy(policy)
     _attach(model, loaded)
+
+
+def plan(model: Any, policy: PolicyLike, data: Any = None) -> Plan:
+    """Decides what training would do with a model that a policy is attached to; the model need not be trained yet.
+
+    Args:
+        model: a built and compiled model of Keras 3 on TensorFlow, or of tf_keras. The variables of its optimizer are
+            made, as ``fit`` would make them; nothing else is changed.
+        policy: a `Policy`, the path of a policy file, or a mapping.
+        data: a batch as ``fit`` gives it to ``train_step``, such as ``(x, y)``. Without it the mean of the outputs
+            stands for the loss, which a policy does not depend on, and a ``train_step`` of the model's own is not seen.
+
+    Returns:
+        The plan; where training would be refused, its ``problems`` say why.
+
+    Raises:
+        PolicyError: the policy is malformed.
+        StepError: it is not such a model, it is not built or compiled, or its inputs are not known.
+
+    Example:
+        >>> import keras
+        >>> model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> decided = plan(model, {"version": 1, "rules": [{"role": "bias", "weight_decay": 0}, {"weight_decay": 0.1}]})
+        >>> [(d.variable.name.rpartition("/")[2], d.purpose.role.value, d.outcome.value) for d in decided.decisions]
+        [('kernel', 'kernel', 'decay'), ('bias', 'bias', 'exempt')]
+    """
+    loaded = as_policy(policy)
+    _refuse_untraced(model)
+    attached = _attachment(model)
+    return plan_step(training_step(model, data, attached and attached.train_step), loaded)
 
 
 def _attach(model: Any, policy: Policy, state: State | None = None) -> _Attachment:
@@ -274,7 +307,7 @@ class _Weights:
         deciding = [
             next((rule for rule in self._policy.rules if _may(rule, variable)), None) for variable in self._trained
         ]
-        certain = all(rule.selectors.used_by is None for rule in self._policy.rules)
+        certain = all(rule.selectors.used_by is None and not rule.selectors.by_use for rule in self._policy.rules)
         for rule in self._policy.rules if certain else ():
             matches = self._may_match(rule, self._trained)
             if matches and rule.selectors.any_given and not any(rule is decider for decider in deciding):
@@ -297,7 +330,7 @@ class _Weights:
 
 def _may(rule: Rule, variable: Variable) -> bool:
     """Whether a rule matches a variable, as far as is known without a trace."""
-    selectors = dataclasses.replace(rule.selectors, used_by=None)
+    selectors = dataclasses.replace(rule.selectors, used_by=None, role=None, followed_by=None)
     return selectors.match(
         Subject(
             variable.name,

@@ -62,6 +62,26 @@ class Purpose:
     seen: str = ""
     normalized: bool = False
 
+    @property
+    def followed_by(self) -> str | None:
+        """The word of policies for what comes after it."""
+        return "norm" if self.normalized else None
+
+
+class Purposes:
+    """What the trainable variables of a step are used for; found when it is first asked for."""
+
+    def __init__(self, graph: Graph | None) -> None:
+        """Takes a step; None for one of which nothing is known."""
+        self._graph = graph
+        self._found: Mapping[int, Purpose] | None = None
+
+    def of(self, variable: Variable) -> Purpose:
+        """What a variable is used for."""
+        if self._found is None:
+            self._found = {} if self._graph is None else find_roles(self._graph)
+        return self._found.get(variable.id, Purpose())
+
 
 def find_roles(graph: Graph) -> Mapping[int, Purpose]:
     """Finds what every trainable variable is used for.

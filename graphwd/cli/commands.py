@@ -30,8 +30,8 @@ STEP_FN is one of
   package.module:ATTR       an attribute of a module, looked for in the current folder first
   NAME                      an attribute of the file or module given by --module, else of ./step_fn.py
 ATTR may be dotted (trainer.step). It is a tf.function with an input_signature or traces, a ConcreteFunction, or a
-function without parameters that returns one of these. The file is imported, so its code runs; of a SavedModel nothing
-is run.
+function without parameters that returns one of these; for plan and init also a compiled Keras model. The file is
+imported, so its code runs; of a SavedModel nothing is run.
 """
 
 
@@ -46,7 +46,11 @@ class Command:
 
 
 def _define_step(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("policy", None, "the policy file (.yaml, or a cuda-convnet .cfg); required", flag_values=values)
+    flags.DEFINE_string("policy", None, "the policy file (.yaml, or a cuda-convnet .cfg)", flag_values=values)
+    _define_module(values)
+
+
+def _define_module(values: flags.FlagValues) -> None:
     flags.DEFINE_string("module", None, "the file or module that holds a plain STEP_FN", flag_values=values)
 
 
@@ -130,7 +134,7 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
         target = source.open()
         output = _value(values, "output") or f"{_stem(target)}_decayed"
         plan = rewrite(target, policy, _output(values, output))
-    print(as_table(plan.record()))
+    print(as_table(plan.record(purposes=False)))
     print(f"wrote {output}")
 
 
@@ -149,12 +153,12 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
     policy = load_policy(_value(values, "policy")) if _value(values, "policy") is not None else None
     source = source_of(text, _value(values, "module"))
-    if policy is None:
-        _describe(values, source)
-        return
     _import_tensorflow()
     from graphwd.models.target import plan
 
+    if policy is None:
+        _tell(values, source)
+        return
     with _only_the_answer():
         decided = plan(source.open(), policy)
     record = decided.record()
@@ -172,20 +176,31 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
         checked.check()
 
 
-def _describe(values: flags.FlagValues, source: Files | PythonSource) -> None:
-    """Describes the decays in a rewritten model, which is all that can be told without a policy."""
-    if not isinstance(source, Files):
-        _policy_path(values)
-        return
-    _import_tensorflow()
-    from graphwd.models.target import describe
+def _tell(values: flags.FlagValues, source: Files | PythonSource) -> None:
+    """Tells what can be told without a policy: the decays in a rewritten model, else the variables and their uses."""
+    from graphwd.models.target import describe, plan
+    from graphwd.planning.suggest import OVERVIEW
 
-    decays = describe(source.open())
-    if not decays:
-        _policy_path(values)
     if _value(values, "device") is not None:
         raise UsageError("--device checks a plan: give --policy, and a model that graphwd has not rewritten")
-    print(FORMATS[str(_value(values, "format"))].decays(decays))
+    form = FORMATS[str(_value(values, "format"))]
+    with _only_the_answer():
+        decays = describe(source.open()) if isinstance(source, Files) else []
+        account = None if decays else plan(source.open(), OVERVIEW)
+    print(form.decays(decays) if account is None else form.overview(account.record()))
+
+
+def _init(values: flags.FlagValues, positional: Sequence[str]) -> None:
+    text = _step_fn(positional)
+    source = source_of(text, _value(values, "module"))
+    _import_tensorflow()
+    from graphwd.models.target import plan
+    from graphwd.planning.suggest import suggestion
+
+    with _only_the_answer():
+        target = source.open()
+        answer = suggestion(text, lambda policy: plan(target, policy))
+    print(answer, end="")
 
 
 def _strip(values: flags.FlagValues, positional: Sequence[str]) -> None:
@@ -259,10 +274,19 @@ STEP_COMMANDS: Mapping[str, Command] = {
         _define_rewrite,
         _rewrite,
     ),
+    "init": Command(
+        "init STEP_FN",
+        "Prints a first policy for STEP_FN: a rule for each role that its variables have, with every variable named\n"
+        "in a comment. Write it to a file, and try it with plan.\n\n"
+        f"{_STEP_FN}",
+        _define_module,
+        _init,
+    ),
     "plan": Command(
-        "plan --policy policy.yaml [--format table|json|html] [--device GPU] STEP_FN",
+        "plan [--policy policy.yaml] [--format table|json|html] [--device GPU] STEP_FN",
         "Shows what rewrite would do: every trainable variable, its rule, its updates. Writes nothing. Exits with 1\n"
-        "where rewrite would refuse. Of a SavedModel that graphwd has rewritten it says how; that needs no policy.\n\n"
+        "where rewrite would refuse. Without a policy it shows the variables, what each is used for, and its path;\n"
+        "of a SavedModel that graphwd has rewritten it says how.\n\n"
         f"{_STEP_FN}",
         _define_plan,
         _plan,

@@ -19,6 +19,8 @@ from graphwd.planning.planner import Plan
 from graphwd.policy.rules import Policy
 from graphwd.rewriting.part import Prepared
 from graphwd.steps.decorator import decorator
+from graphwd.steps.holders import is_keras_model
+from graphwd.steps.keras_step import training_step
 from graphwd.steps.pipeline import Trace, emit, prepare
 from graphwd.steps.read import ConcreteFunction, is_concrete, rooted, trace, traces, variables_of
 from graphwd.steps.state import State
@@ -30,7 +32,7 @@ def concrete_functions(step: Any, name: str) -> list[ConcreteFunction]:
     """The traces that a step can be rewritten by.
 
     Args:
-        step: a ``tf.function`` or a ``ConcreteFunction``.
+        step: a ``tf.function``, a ``ConcreteFunction`` or a Keras model.
         name: its name, for the error.
 
     Returns:
@@ -41,6 +43,8 @@ def concrete_functions(step: Any, name: str) -> list[ConcreteFunction]:
     """
     if is_concrete(step):
         return [step]
+    if is_keras_model(step):
+        return [training_step(step)]
     if step.input_signature is not None:
         return [trace(step, (), {})]
     if held := traces(step):
@@ -62,7 +66,7 @@ class PythonStep:
         """Takes a step, and traces nothing yet.
 
         Args:
-            step: a ``tf.function`` or a ``ConcreteFunction``.
+            step: a ``tf.function``, a ``ConcreteFunction`` or, to be planned only, a Keras model.
             name: the name under which the function is saved.
         """
         self.name = name
@@ -95,7 +99,12 @@ class PythonStep:
         return iter(())
 
     def refuse_output(self, output: Output) -> None:
-        """Refuses a place that cannot be written."""
+        """Refuses a place that cannot be written, and a model, whose step is not known before it trains."""
+        if is_keras_model(self._step):
+            raise StepError(
+                f"{self.name} is a Keras model: graphwd.keras.attach(model, policy) gives its fit weight decay; to "
+                "write a SavedModel, name a tf.function that trains it"
+            )
         refuse_existing(output.path, None, overwrite=output.overwrite)
 
     def replace(self, prepared: Sequence[Prepared[Trace]], policy: Policy) -> None:

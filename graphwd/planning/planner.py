@@ -6,12 +6,13 @@ import difflib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 from graphwd.analysis.counters import Counter, find_counters
 from graphwd.analysis.flow import Flows
+from graphwd.analysis.roles import Purpose, Purposes
 from graphwd.analysis.sites import SAVED_MODEL, Path
 from graphwd.analysis.updates import (
     Analysis,
@@ -59,6 +60,7 @@ class Decision:
         rule: the rule that decided; None where none matched.
         writes: what the step does to it.
         injections: where its decay goes; empty unless the outcome is `Outcome.DECAY`.
+        purposes: what the variables of the step are used for.
     """
 
     variable: Variable
@@ -66,6 +68,12 @@ class Decision:
     rule: Rule | None
     writes: VariableWrites
     injections: tuple[Injection, ...] = ()
+    purposes: Purposes = field(default=Purposes(None), repr=False, compare=False)
+
+    @property
+    def purpose(self) -> Purpose:
+        """What the variable is used for."""
+        return self.purposes.of(self.variable)
 
     def __repr__(self) -> str:
         """In a few words: what the step does to a variable has no bound."""
@@ -107,8 +115,12 @@ class Plan:
         if self.problems:
             raise PlanError("\n".join(self.problems))
 
-    def record(self) -> dict[str, Any]:
-        """The plan as plain values, with the keys that ``graphwd help plan`` documents."""
+    def record(self, *, purposes: bool = True) -> dict[str, Any]:
+        """The plan as plain values, with the keys that ``graphwd help plan`` documents.
+
+        Args:
+            purposes: whether it says what variables are used for, which takes a further walk through the step.
+        """
         return {
             "version": 1,
             "fuse": "xla" if self.fuse else "none",
@@ -119,7 +131,7 @@ class Plan:
                 }
                 for part in self.parts or (self,)
             ],
-            "variables": [_record(decision) for decision in self.decisions],
+            "variables": [_record(decision, purposes=purposes) for decision in self.decisions],
             "problems": list(self.problems),
             "notes": list(self.notes),
             "rewritten": [],
@@ -146,14 +158,16 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
         The plan; conflicts between step and policy are listed in its ``problems``, not raised.
     """
     flows = Flows(analysis.graph, analysis.values) if analysis.graph is not None else None
-    subjects = [subject(writes) for writes in analysis.variables]
+    purposes = Purposes(analysis.graph)
+    by_use = any(rule.selectors.by_use for rule in policy.rules)
+    subjects = [subject(writes, purposes if by_use else None) for writes in analysis.variables]
     scheduled = any(rule.schedule is not None for rule in policy.rules)
     counters = find_counters(analysis, flows) if scheduled and flows is not None else ()
     decided = [
         _decide(writes, policy, seen, flows, counters)
         for writes, seen in zip(analysis.variables, subjects, strict=True)
     ]
-    decisions = tuple(decision for decision, _ in decided)
+    decisions = tuple(replace(decision, purposes=purposes) for decision, _ in decided)
     problems = [
         *_step_problems(analysis, decisions),
         *_counter_problems(decisions),
@@ -172,9 +186,15 @@ def _step_notes(analysis: Analysis) -> Iterator[str]:
         yield f"'{variable.shown}' is not trainable, but {site} ({site.op}) updates it from a gradient; not decayed"
 
 
-def subject(writes: VariableWrites) -> Subject:
-    """A variable as a policy's selectors see it."""
+def subject(writes: VariableWrites, purposes: Purposes | None = None) -> Subject:
+    """A variable as a policy's selectors see it.
+
+    Args:
+        writes: what the step does to it.
+        purposes: what the variables are used for; None where no rule asks.
+    """
     variable = writes.variable
+    purpose = Purpose() if purposes is None else purposes.of(variable)
     return Subject(
         variable.name,
         variable.rank,
@@ -183,6 +203,8 @@ def subject(writes: VariableWrites) -> Subject:
         writes.used_by,
         variable.key,
         variable.reached_by,
+        purpose.role,
+        purpose.followed_by,
     )
 
 
@@ -217,14 +239,18 @@ def _namesake_advice(variable: Variable) -> str:
     return f"\n  (it shares its name with others, for which a rule by 'name' decides, too{alone})"
 
 
-def _record(decision: Decision) -> dict[str, Any]:
+def _record(decision: Decision, *, purposes: bool) -> dict[str, Any]:
     variable, rule = decision.variable, decision.rule
+    purpose = decision.purpose if purposes else None
     return {
         "name": variable.name,
         "label": variable.shown,
         "shape": None if variable.shape is None else list(variable.shape),
         "dtype": variable.dtype,
         "path": variable.path,
+        "role": purpose and purpose.role.value,
+        "seen": purpose and (purpose.seen or None),
+        "followed_by": purpose and purpose.followed_by,
         "outcome": decision.outcome.value,
         "rule": rule and rule.where,
         "weight_decay": rule and rule.weight_decay,

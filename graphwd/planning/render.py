@@ -15,7 +15,8 @@ from rich.text import Text
 
 _DECAY_COLUMNS = ("variable", "rate", "where", "update")
 _PLACES = {"gradient": "in the gradient", "value": "before the update"}
-_COLUMNS = ("variable", "shape", "dtype", "decay", "rule", "update")
+_COLUMNS = ("variable", "shape", "dtype", "role", "decay", "rule", "update")
+_OVERVIEW = ("variable", "shape", "dtype", "role", "seen in", "path", "update")
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -50,9 +51,46 @@ def as_table(record: Mapping[str, Any], width: int | None = None) -> str:
     Returns:
         The table, a line that counts the variables, then problems and notes.
     """
-    lines = _table(_COLUMNS, _rows(record), width)
+    lines = _table(*_told(_COLUMNS, _rows(record)), width)
     messages = [f"problem: {text}" for text in record["problems"]] + [f"note: {text}" for text in record["notes"]]
     return "\n".join([lines, _summary(record), *messages, *_schedules(record), *_device(record)])
+
+
+def _told(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Columns and rows, without the column of roles where they are not known."""
+    held = list(rows)
+    role = columns.index("role")
+    if any(row[role] for row in held):
+        return columns, held
+    return (*columns[:role], *columns[role + 1 :]), [(*row[:role], *row[role + 1 :]) for row in held]
+
+
+def overview_as_table(record: Mapping[str, Any]) -> str:
+    """The variables of a step for a terminal, before there is a policy: what each is used for, where it is updated.
+
+    Args:
+        record: what `Plan.record` returns for any policy.
+    """
+    count = len(record["variables"])
+    advice = "'graphwd init STEP_FN' writes a first policy for them"
+    plural = "" if count == 1 else "s"
+    return f"{_table(_OVERVIEW, _overview_rows(record))}\n{count} trainable variable{plural}; {advice}"
+
+
+def overview_as_json(record: Mapping[str, Any]) -> str:
+    """The same as JSON, with the keys of a plan."""
+    return json.dumps({**record, "problems": [], "notes": []}, indent=2)
+
+
+def overview_as_html(record: Mapping[str, Any]) -> str:
+    """The same as a page of its own."""
+    return _page(f"{len(record['variables'])} trainable variables", [], _OVERVIEW, _overview_rows(record))
+
+
+def _overview_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for variable, row in zip(record["variables"], _rows(record), strict=True):
+        label, shape, dtype, role, _, _, update = row
+        yield label, shape, dtype, role, variable["seen"] or "-", variable["path"] or "-", update
 
 
 def _table(columns: Iterable[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
@@ -90,7 +128,7 @@ def as_html(record: Mapping[str, Any]) -> str:
     """
     messages = [f'<p class="problem">{html.escape(text)}</p>' for text in record["problems"]]
     messages += [f"<p>{html.escape(text)}</p>" for text in (*record["notes"], *_schedules(record), *_device(record))]
-    return _page(_summary(record), messages, _COLUMNS, _rows(record))
+    return _page(_summary(record), messages, *_told(_COLUMNS, _rows(record)))
 
 
 def _page(summary: str, messages: Iterable[str], columns: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
@@ -138,19 +176,23 @@ def _decay_row(decay: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for variable in record["variables"]:
-        shape = (
-            "?"
-            if variable["shape"] is None
-            else "×".join("?" if d is None else str(d) for d in variable["shape"]) or "scalar"
-        )
+        followed = f", then {variable['followed_by']}" if variable["followed_by"] else ""
         yield (
             variable["label"],
-            shape,
+            shape_text(variable["shape"]),
             variable["dtype"],
+            f"{variable['role']}{followed}" if variable["role"] else "",
             _decay(variable),
             variable["rule"] or "-",
             "; ".join(f"{update['op']} at {update['at']}" for update in variable["updates"]) or "-",
         )
+
+
+def shape_text(shape: Sequence[int | None] | None) -> str:
+    """A shape as tables show it."""
+    if shape is None:
+        return "?"
+    return "×".join("?" if size is None else str(size) for size in shape) or "scalar"
 
 
 def _device(record: Mapping[str, Any]) -> Iterator[str]:
@@ -215,15 +257,17 @@ class Format:
     Attributes:
         plan: shows what `Plan.record` returns.
         decays: shows what graphwd has done to a model.
+        overview: shows the variables of a step, of a record likewise.
     """
 
     plan: Callable[[Mapping[str, Any]], str]
     decays: Callable[[Sequence[Mapping[str, Any]]], str]
+    overview: Callable[[Mapping[str, Any]], str]
 
 
 FORMATS: Mapping[str, Format] = {
-    "table": Format(as_table, decays_as_table),
-    "json": Format(as_json, decays_as_json),
-    "html": Format(as_html, decays_as_html),
+    "table": Format(as_table, decays_as_table, overview_as_table),
+    "json": Format(as_json, decays_as_json, overview_as_json),
+    "html": Format(as_html, decays_as_html, overview_as_html),
 }
 """Every form, by the word of the command line for it."""

@@ -196,6 +196,22 @@ class Policy:
         """
         return _policy(from_mapping(mapping, "policy"), "policy")
 
+    @classmethod
+    def from_text(cls, text: str, where: str = "policy") -> Policy:
+        """Validates the text of a policy file.
+
+        Args:
+            text: YAML.
+            where: what messages call it.
+
+        Returns:
+            The policy.
+
+        Raises:
+            PolicyError: the text is malformed; the message names line and key.
+        """
+        return _policy(read_yaml(text, where), where)
+
     def decide(self, subject: Subject) -> Rule | None:
         """Finds the rule that decides a variable.
 

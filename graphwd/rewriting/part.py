@@ -130,7 +130,9 @@ def _different(plans: Sequence[Plan]) -> list[Decision]:
     decisions: list[Decision] = []
     seen: set[str] = set()
     for plan in plans:
-        records = [repr(record) for record in plan.record()["variables"]]  # which cannot be hashed themselves
+        records = [
+            repr(record) for record in plan.record(purposes=False)["variables"]
+        ]  # which cannot be hashed themselves
         decisions += [decision for decision, record in zip(plan.decisions, records, strict=True) if record not in seen]
         seen.update(records)
     return decisions

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from graphwd.errors import StepError, UsageError
+from graphwd.steps.holders import is_keras_model
 from graphwd.steps.read import is_concrete, is_polymorphic
 
 
@@ -25,7 +26,7 @@ class NamedStep:
 
     Attributes:
         name: the name of the function, without module and objects.
-        step: a ``tf.function`` or a ``ConcreteFunction``.
+        step: a ``tf.function``, a ``ConcreteFunction`` or a Keras model.
     """
 
     name: str
@@ -37,8 +38,8 @@ def find_step(text: str, module: str | None = None) -> NamedStep:
 
     Args:
         text: ``package.module:attr``, ``path/to/file.py:attr``, or the name of an attribute of ``module``. The
-            attribute may be dotted. It is a ``tf.function``, a ``ConcreteFunction``, or a function without
-            parameters that returns one.
+            attribute may be dotted. It is a ``tf.function``, a ``ConcreteFunction``, a Keras model, or a function
+            without parameters that returns one of the first two.
         module: a module or ``.py`` file for a plain name; None for ``./step_fn.py``.
 
     Returns:
@@ -117,6 +118,8 @@ def _attribute(module: ModuleType, container: str, attribute: str) -> Any:
 def _as_step(target: Any, where: str) -> NamedStep:
     name = where.rpartition(":")[2].rpartition(".")[2]
     if _is_step(target):
+        return NamedStep(name, target)
+    if is_keras_model(target) and not isinstance(target, type):
         return NamedStep(name, target)
     if not callable(target):
         raise StepError(f"{where} is a {type(target).__name__}; name a tf.function, or a function that returns one")

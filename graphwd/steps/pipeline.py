@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from graphwd.errors import StepError
 from graphwd.garbage import collection_paused
 from graphwd.graph.graph import Graph
 from graphwd.planning.planner import Plan
+from graphwd.planning.suggest import suggestion
 from graphwd.policy.rules import Policy, PolicyLike, as_policy
 from graphwd.rewriting.inject import Rewritten
 from graphwd.rewriting.part import Prepared, plan_part, unfused_notes, whole_plan
@@ -52,9 +53,44 @@ def plan(step: Any, policy: PolicyLike, /, *args: Any, **kwargs: Any) -> Plan:
         GraphwdError: the policy is malformed, or the step cannot be traced or read.
     """
     loaded = as_policy(policy)
-    concretes = _traces(undecorated(step), args, kwargs)
+    return _plan_traces(_traces(undecorated(step), args, kwargs), loaded)
+
+
+def suggest(step: Any, /, *args: Any, **kwargs: Any) -> str:
+    """Writes a first policy for a step, by what the step uses its variables for; ``graphwd init`` prints it.
+
+    Args:
+        step: as for `plan`.
+        *args: as for `plan`.
+        **kwargs: likewise.
+
+    Returns:
+        The policy as YAML text, with every variable named in a comment: its shape, and the op that shows its role.
+        Where no policy of this kind would do, a comment at its top says what `plan` refuses.
+
+    Raises:
+        GraphwdError: the step cannot be traced or read.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> w = tf.Variable([[1.0, 2.0]], name="w")
+        >>> @tf.function(input_signature=[tf.TensorSpec([3, 1])])
+        ... def step(x):
+        ...     with tf.GradientTape() as tape:
+        ...         loss = tf.reduce_sum(x @ w)
+        ...     w.assign_sub(0.5 * tape.gradient(loss, w))
+        >>> text = suggest(step)
+        >>> [line.strip() for line in text.splitlines() if "role" in line]
+        ['- role: kernel']
+    """
+    original = undecorated(step)
+    concretes = _traces(original, args, kwargs)
+    return suggestion(getattr(original, "__name__", "the step"), lambda policy: _plan_traces(concretes, policy))
+
+
+def _plan_traces(concretes: Iterable[ConcreteFunction], policy: Policy) -> Plan:
     with collection_paused():
-        return whole_plan(prepare(traced, loaded) for traced in concretes)
+        return whole_plan(prepare(traced, policy) for traced in concretes)
 
 
 def _traces(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[ConcreteFunction]:

@@ -180,7 +180,7 @@ def test_a_step_that_does_not_import(folder, source, message):
     ("arguments", "message"),
     [
         (["rewrit"], "unknown command 'rewrit'"),
-        (["plan", "step_fn"], "--policy is missing"),
+        (["rewrite", "step_fn"], "--policy is missing"),
         (["plan", "--policy", "policy.yaml"], "exactly one STEP_FN is needed, none was given"),
         (["plan", "--policy", "policy.yaml", "a", "b"], "exactly one STEP_FN is needed, got a b"),
         (["plan", "--polici", "policy.yaml", "a"], "Unknown command line flag 'polici'"),

@@ -62,7 +62,7 @@ def decayed(plain, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     """What takes fifteen seconds to refuse takes a moment."""
-    monkeypatch.setattr("graphwd.analysis.interpreter._MAX_NODES_VISITED", 2_000_000)
+    monkeypatch.setattr("graphwd.analysis.walk._MAX_NODES_VISITED", 2_000_000)
 
 
 class Scratch:
