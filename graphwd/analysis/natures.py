@@ -49,6 +49,7 @@ class Known(NamedTuple):
             is normalized in it.
         alone: whether it is the result of one layer, and the whole of it.
         whole: whether a weight has all elements of its variable.
+        computed: whether a weight is more than the elements of variables, moved and cast: a function of them.
         scale: the variable by which something normalized was scaled, else `NO_VARIABLE`.
         channels: the size of the last dimension of an activation, -1 where unknown.
         factors: where it is the product of weights alone, the variables of both.
@@ -59,6 +60,7 @@ class Known(NamedTuple):
     of: frozenset[int] = _NO_IDS
     alone: bool = False
     whole: bool = True
+    computed: bool = False
     scale: int = NO_VARIABLE
     channels: int = -1
     factors: frozenset[int] = _NO_IDS
@@ -107,6 +109,7 @@ def join(first: Known, second: Known) -> Known:
         first.of | second.of if same else _NO_IDS,
         same and first.alone and second.alone and first.of == second.of,
         first.whole and second.whole,
+        first.computed or second.computed,
         first.scale if first.scale == second.scale else NO_VARIABLE,
         first.channels if first.channels == second.channels else -1,
     )
@@ -150,16 +153,16 @@ def add_up(passing: Sequence[Known]) -> Known:
 def _of_weights(inputs: Sequence[Known]) -> Known:
     weights = [known for known in inputs if known.is_weight]
     if len(weights) == 1:
-        return weights[0]
+        return weights[0]._replace(computed=True)
     of = _NO_IDS.union(*(known.of for known in weights))
-    return Known(nature=Nature.WEIGHT, of=of, whole=all(known.whole for known in weights))
+    return Known(nature=Nature.WEIGHT, of=of, whole=all(known.whole for known in weights), computed=True)
 
 
 def _reduce(inputs: list[Known]) -> list[Known]:
     first = inputs[0]
     if first.passes:
         return [Known(nature=Nature.STATISTIC, of=first.of, alone=first.alone)]
-    return [first] if first.nature else []
+    return [first._replace(computed=True)] if first.nature else []
 
 
 def _root(inputs: list[Known]) -> list[Known]:

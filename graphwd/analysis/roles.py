@@ -334,6 +334,8 @@ class _Roles(Walk[Known]):
         op, weight = place.node.op, weights[0]
         if target.nature in _NORMAL and self._fits_scale(weight, target):
             self._vote(weights, Role.NORM, f"{op} to what is normalized", place)
+        elif weight.computed:
+            self._vote(weights, Role.OTHER, f"{op} of a function of it to an activation", place)
         elif target.of and (op in _OFFSET_OPS or self._fits_layer(weight, target.of)):
             self._vote(weights, Role.BIAS, f"{op} to a product", place)
             return target._replace(of=target.of | weight.of, factors=frozenset())
@@ -385,7 +387,8 @@ class _Roles(Walk[Known]):
             if role is Role.KERNEL and weight.of <= self._applied_to:
                 continue  # the gradient of the kernel multiplies by what it was applied to
             for number in weight.of:
-                self._certain.setdefault((number, role), f"{place.node.op}, {place.node.name}")
+                if self.graph.variables[number].rank != 0:  # a number may scale a kernel, but is none
+                    self._certain.setdefault((number, role), f"{place.node.op}, {place.node.name}")
 
     def _vote(self, weights: Iterable[Known], role: Role, seen: str, place: _Place) -> None:
         for weight in weights:
