@@ -570,6 +570,26 @@ def test_a_schedule_counts_updates_and_not_accumulated_batches():
     assert decay.state.steps.numpy() == 4
 
 
+def test_a_new_optimizer_begins_its_own_count_and_a_new_attachment_that_of_graphwd(library):
+    """Keras 3 counts in the optimizer; under tf_keras, and with accumulation, graphwd counts."""
+    model = model_of(library, still(library))
+    graphwd.keras.attach(model, CHANGING)
+    start = kernels(model)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    model.compile(still(library), "mse")
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    again = left(range(8)) if library is keras else left(range(8, 16))
+    for now, then in zip(kernels(model), start, strict=True):
+        np.testing.assert_allclose(now, then * left(range(8)) * again, rtol=1e-5)
+    before = kernels(model)
+    graphwd.keras.detach(model)
+    graphwd.keras.attach(model, CHANGING)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    again = left(range(8, 16)) if library is keras else left(range(8))
+    for now, then in zip(kernels(model), before, strict=True):
+        np.testing.assert_allclose(now, then * again, rtol=1e-5)
+
+
 def test_resumed_under_fit_it_goes_on_to_the_bit(library, tmp_path):
     def trained(epochs, restore=None):
         model = model_of(library, library.optimizers.Adam(0.01))
@@ -596,12 +616,56 @@ def test_the_examples_of_the_documentation_run(library, tmp_path, monkeypatch):
     (tmp_path / "policy.yaml").write_text(
         f"version: 1\nrules:\n  - regex: kernel\n    weight_decay: {RATE}\n  - weight_decay: 0\n"
     )
-    attached, by_callback = blocks_in("training", "Keras: fit", "python")
+    attached, by_callback, raising, resuming = blocks_in("training", "Keras: fit", "python")
     model = model_of(library, still(library))
     start = kernels(model)
-    names = {"graphwd": graphwd, "model": model, "inputs": INPUTS[:32], "targets": TARGETS[:32]}
+    names = {"graphwd": graphwd, "tf": tf, "keras": library}
+    names |= {"model": model, "inputs": INPUTS[:32], "targets": TARGETS[:32]}
     exec(attached, names)
     assert decays(model, start) == [2, 2]
     graphwd.keras.detach(model)
     exec(by_callback, names)
     assert decays(model, start) == [4, 4]
+    (tmp_path / "policy.yaml").write_text(
+        "version: 1\nrules:\n  - regex: kernel\n    weight_decay: 0\n    tunable: body\n  - weight_decay: 0\n"
+    )
+    (tmp_path / "checkpoints").mkdir()
+    exec(resuming, names)
+    assert decays(model, start) == [4, 4]  # at a rate of 0
+    exec(raising, names)
+    before = kernels(model)
+    model.fit(INPUTS, TARGETS, batch_size=28, epochs=2, verbose=0, callbacks=[names["Raise"]()])
+    for now, then in zip(kernels(model), before, strict=True):
+        np.testing.assert_allclose(now, then * 0.99 * 0.98, rtol=1e-6)
+    path = tf.train.latest_checkpoint("checkpoints")
+    assert {name for name, _ in tf.train.list_variables(path)} >= {"decay/rates/body/.ATTRIBUTES/VARIABLE_VALUE"}
+
+
+@pytest.mark.parametrize("accumulating", [False, True])
+def test_restored_after_attach_and_before_fit_it_goes_on_to_the_bit(library, accumulating, tmp_path):
+    """What is made by fit alone is restored then: slot variables, graphwd's counter, first weights."""
+    if accumulating and library is tf_keras:
+        pytest.skip("it has no gradient accumulation")
+    rules = [{"regex": "kernel", "weight_decay": SCHEDULE, "tunable": "body", "formula": "l2_sp"}, {"weight_decay": 0}]
+
+    def trained(epochs, restore=None):
+        options = {"gradient_accumulation_steps": 2} if accumulating else {}
+        model = model_of(library, library.optimizers.Adam(0.01, **options))
+        if restore:
+            model.set_weights([weight + 1 for weight in model.get_weights()])
+        graphwd.keras.attach(model, {"version": 1, "rules": rules})
+        checkpoint = tf.train.Checkpoint(decay=graphwd.state(model), model=model, optimizer=model.optimizer)
+        if restore:
+            checkpoint.restore(restore)
+        else:
+            graphwd.state(model).rates["body"].assign(0.75)
+        model.fit(INPUTS[:24], TARGETS[:24], batch_size=4, epochs=epochs, shuffle=False, verbose=0)
+        return model, checkpoint
+
+    whole, _ = trained(4)
+    half, checkpoint = trained(2)
+    resumed, _ = trained(2, checkpoint.save(str(tmp_path / "checkpoint")))
+    for mine, theirs, other in zip(resumed.get_weights(), whole.get_weights(), half.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+        assert not np.array_equal(mine, other)
+    assert (graphwd.state(resumed).steps is None) != (accumulating or library is tf_keras)

@@ -332,3 +332,31 @@ def test_one_callback_for_two_models_of_the_same_names():
     model().fit(x, y, verbose=0, callbacks=[callback])
     with pytest.raises(graphwd.PlanError, match=r"make one WeightDecay, or one decorated function, for each model"):
         model().fit(x, y, verbose=0, callbacks=[callback])
+
+
+@pytest.mark.parametrize(
+    ("first", "each", "masked"), [(1, False, False), (0, True, False), (0, False, True)], ids=["from 1", "each", "mask"]
+)
+def test_what_t_is(first, each, masked):
+    """A counter is read as it is; updates of one body share a t; a masked update is an update."""
+    w, count = tf.Variable(START, name="w"), tf.Variable(first, dtype=tf.int64, trainable=False, name="count")
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.bool)])
+    def step(good):
+        gradient = loss_gradient(w)
+        w.assign_sub(LEARNING_RATE * (tf.where(good, gradient, 0) if masked else gradient))
+        if each:
+            update(w)
+        count.assign_add(1)
+
+    rewritten = graphwd.rewrite(step, {"version": 1, "rules": [{"weight_decay": LINEAR, "updates": "each"}]})
+    exact = START
+    for call in range(4):
+        good = call % 2 == 0 or not masked
+        rewritten(tf.constant(good))
+        rate = linear_at(call + first)
+        exact = (exact - LEARNING_RATE * GRADIENT * good) * (1 - rate)
+        if each:
+            exact = decayed(exact, rate, "l2", None)
+    np.testing.assert_allclose(w, exact, rtol=1e-13)
+    assert graphwd.state(rewritten).steps is None
