@@ -329,7 +329,7 @@ class SideBySide:
 
     def _turns(self, places: Iterable[int]) -> Iterable[int]:
         """The numbers of updates at which schedules are compared; those that the counters can hold."""
-        most = min((np.iinfo(self._mine[place].dtype.as_numpy_dtype).max for place in places), default=2**53)
+        most = min((int(self._mine[place].dtype.max) for place in places), default=2**53)
         choices = {rule.schedule for rule in self._rules_in_use() if rule.schedule and not rule.schedule.identity}
         turns = {turn for choice in choices for turn in choice.resolved().turns}
         turns |= set(_FAR) if choices else set[int]()
