@@ -38,6 +38,9 @@ class Nature(IntEnum):
 
 _NO_IDS: frozenset[int] = frozenset()
 
+# Read for every node, and slow to read from the class.
+_WEIGHT, _STATISTIC, _ACTIVATION = Nature.WEIGHT, Nature.STATISTIC, Nature.ACTIVATION
+
 
 class Known(NamedTuple):
     """What is known of a tensor.
@@ -68,21 +71,22 @@ class Known(NamedTuple):
     @property
     def passes(self) -> bool:
         """Whether something of the forward pass is in it, for a weight to meet."""
-        return self.nature >= Nature.STATISTIC
+        return self.nature >= _STATISTIC
 
     @property
     def is_weight(self) -> bool:
         """Whether it is made of trainable variables alone."""
-        return self.nature is Nature.WEIGHT
+        return self.nature is _WEIGHT
 
 
 NOTHING = Known()
 ACTIVATION = Known(nature=Nature.ACTIVATION)
 
 
+@functools.cache
 def activation(channels: int) -> Known:
     """An activation of which the last dimension may be known."""
-    return ACTIVATION if channels < 0 else Known(nature=Nature.ACTIVATION, channels=channels)
+    return Known(nature=Nature.ACTIVATION, channels=channels)
 
 
 def result_of(layer: frozenset[int], channels: int) -> Known:
@@ -117,12 +121,18 @@ def join(first: Known, second: Known) -> Known:
 
 def largest(inputs: Sequence[Known]) -> Known:
     """The input that decides about the output of an op of which no more is known."""
-    return max(inputs, key=lambda known: known.nature, default=NOTHING)
+    top = NOTHING
+    for known in inputs:
+        if known.nature > top.nature:
+            top = known
+    return top
 
 
 def compute(inputs: list[Known]) -> list[Known]:
     """The rule of every op that has no rule of its own."""
     top = largest(inputs)
+    if top.nature is _ACTIVATION:
+        return [activation(top.channels)]
     if not top.nature:
         return []
     if top.is_weight:
