@@ -376,18 +376,19 @@ def _near(rule: Rule, variables: Sequence[Variable]) -> str:
         return " (no object path is known for any variable of this step)"
     if selectors.variables is not None and all(variable.key is None for variable in variables):
         return " (a model in a file has none of the variables of this process: select by path or name)"
-    if matches := [variable for variable in variables if _by_other_name(selectors.name, variable)]:
+    if matches := [variable for variable in variables if _by_other_name(selectors.name or (), variable)]:
         names = listed(dict.fromkeys(str(variable.other_name) for variable in matches))
         return f": {names} is what TensorFlow calls {listed(variable.name for variable in matches)}, as Keras shows it"
-    asked = selectors.name or selectors.regex or selectors.path or ""
+    asked = selectors.name or selectors.regex or (selectors.path or "",)
     shown = [(variable.path or "") if selectors.path is not None else variable.shown for variable in variables]
-    close = difflib.get_close_matches(asked, shown, n=3, cutoff=0.5) or shown
-    return f"; there is {listed(close)}" if shown else ""
+    close = [name for one in asked for name in difflib.get_close_matches(one, shown, n=3, cutoff=0.5)]
+    return f"; there is {listed(dict.fromkeys(close or shown))}" if shown else ""
 
 
-def _by_other_name(glob: str | None, variable: Variable) -> bool:
+def _by_other_name(globs: Iterable[str], variable: Variable) -> bool:
     """Whether a glob matches TensorFlow's name for a variable that its library shows by another name."""
-    return glob is not None and variable.other_name is not None and glob_matches(variable.other_name, glob)
+    name = variable.other_name
+    return name is not None and any(glob_matches(name, glob) for glob in globs)
 
 
 def _notes(

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from graphwd.errors import PolicyError
@@ -127,19 +127,20 @@ def _rank(key: str, item: Located) -> Rank:
     return Rank(match[1] or "==", int(match[2]))
 
 
-def _op_types(key: str, item: Located) -> frozenset[str]:
-    items = item.value if isinstance(item.value, tuple) else (item,)
-    if not items:
-        raise PolicyError(f"{item.where}: {key} must name at least one op type, such as MatMul")
-    return frozenset(_text(key, entry) for entry in items)
+def _list_of(read: Reader, collect: Callable[[Iterable[Any]], Any], what: str, example: str) -> Reader:
+    """What reads a value of one kind, or a list of such values."""
+
+    def read_all(key: str, item: Located) -> Any:
+        entries = item.value if isinstance(item.value, tuple) else (item,)
+        if not entries:
+            raise PolicyError(f"{item.where}: {key} must name at least one {what}, such as {example}")
+        return collect(read(key, entry) for entry in entries)
+
+    return read_all
 
 
-def _roles(key: str, item: Located) -> frozenset[Role]:
-    items = item.value if isinstance(item.value, tuple) else (item,)
-    if not items:
-        raise PolicyError(f"{item.where}: {key} must name at least one role, such as kernel")
-    read = _one_of(*(role.value for role in Role))
-    return frozenset(Role(read(key, entry)) for entry in items)
+def _role(key: str, item: Located) -> Role:
+    return Role(_one_of(*(role.value for role in Role))(key, item))
 
 
 def _variables(key: str, item: Located) -> Listed:
@@ -195,13 +196,13 @@ def _describe(value: object) -> str:
 
 
 SELECTOR_FIELDS: Mapping[str, Reader] = {
-    "name": _text,
-    "regex": _regex,
+    "name": _list_of(_text, tuple, "glob", "'*/bias'"),
+    "regex": _list_of(_regex, tuple, "regular expression", "'bias$'"),
     "path": _text,
     "rank": _rank,
-    "dtype": _one_of(*DTYPES),
-    "used_by": _op_types,
-    "role": _roles,
+    "dtype": _list_of(_one_of(*DTYPES), frozenset, "dtype", "float32"),
+    "used_by": _list_of(_text, frozenset, "op type", "MatMul"),
+    "role": _list_of(_role, frozenset, "role", "kernel"),
     "followed_by": _one_of(*FOLLOWED_BY),
     "variables": _variables,
 }

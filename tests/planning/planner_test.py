@@ -69,6 +69,15 @@ def test_rules_and_variables_left_over(net):
         plan.check()
 
 
+def test_a_list_of_names_left_over_is_told_what_is_near_each(net):
+    plan = plan_of(net, [{"name": ["net/kernal", "net/biaz"], "weight_decay": 0.1}, {"weight_decay": 0}])
+    (problem,) = plan.problems
+    assert problem.startswith(
+        "policy: rules[0]: the rule 'name: [net/kernal, net/biaz]' matches no trainable variable; there is "
+        "'net/kernel', 'net/frozen', 'net/bias'; "
+    )
+
+
 def test_what_is_optional_or_skipped_is_no_problem(net):
     rules = [{"name": "typo", "weight_decay": 0.1, "optional": True}, {"rank": 2, "weight_decay": 0.1}]
     plan = plan_of(net, rules, unmatched="skip")

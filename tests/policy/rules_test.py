@@ -67,13 +67,13 @@ def meaning_of(defaults, rule):
 def test_every_field():
     assert load(FULL) == Policy(
         rules=(
-            Rule(Selectors(name="*/bias"), 0.0, ADAMW, Sparse.ALL, where="policy.yaml:6"),
+            Rule(Selectors(name=("*/bias",)), 0.0, ADAMW, Sparse.ALL, where="policy.yaml:6"),
             Rule(
                 Selectors(
-                    regex="(gamma|beta)$",
+                    regex=("(gamma|beta)$",),
                     path="layers/*",
                     rank=Rank(">=", 2),
-                    dtype="float32",
+                    dtype=frozenset({"float32"}),
                     used_by=frozenset({"MatMul", "Conv2D"}),
                 ),
                 5e-4,
@@ -177,7 +177,7 @@ def test_a_rule_overrides_every_other_field_of_the_defaults():
     own = {"weight_decay": 0, "sparse": "touched", "learning_rate": "b", "updates": "first", "optional": False}
     policy = Policy.from_dict({"version": 1, "defaults": defaults, "rules": [{"name": "x"}, own]})
     assert policy.rules == (
-        Rule(Selectors(name="x"), 0.1, AFTER, Sparse.ALL, "a", Updates.EACH, True, True, where="policy: rules[0]"),
+        Rule(Selectors(name=("x",)), 0.1, AFTER, Sparse.ALL, "a", Updates.EACH, True, True, where="policy: rules[0]"),
         Rule(Selectors(), 0.0, AFTER, Sparse.TOUCHED, "b", Updates.FIRST, True, False, where="policy: rules[1]"),
     )
 
