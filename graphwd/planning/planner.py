@@ -36,6 +36,7 @@ from graphwd.planning.render import as_table
 from graphwd.policy.globs import glob_matches
 from graphwd.policy.rules import Policy, Rule, Sparse, Updates
 from graphwd.policy.selectors import Subject
+from graphwd.policy.words import near
 
 
 class Outcome(Enum):
@@ -346,7 +347,8 @@ def _policy_problems(decisions: Sequence[Decision], subjects: Sequence[Subject],
         yield no_rule(unmatched, policy)
     for rule in policy.rules:
         if rule.selectors.any_given and not rule.optional and not any(map(rule.selectors.match, subjects)):
-            yield left_over(rule, policy, [decision.variable for decision in decisions])
+            ops = frozenset[str]().union(*(decision.writes.used_by for decision in decisions))
+            yield left_over(rule, policy, [decision.variable for decision in decisions], ops)
 
 
 def no_rule(names: Iterable[str], policy: Policy) -> str:
@@ -357,17 +359,27 @@ def no_rule(names: Iterable[str], policy: Policy) -> str:
     )
 
 
-def left_over(rule: Rule, policy: Policy, variables: Sequence[Variable]) -> str:
-    """The message for a rule that matches none of the trainable variables."""
+def left_over(rule: Rule, policy: Policy, variables: Sequence[Variable], ops: frozenset[str] = frozenset()) -> str:
+    """The message for a rule that matches none of the trainable variables, which are used by some op types."""
     advice = "correct or remove it, or write 'optional: true'"
     if policy.where.endswith(".cfg"):  # which has sections, not rules
         advice = "give the section the name that the layer has in TensorFlow, write wc=0, or remove it"
-    return f"{rule.where}: the rule '{rule.selectors}' matches no trainable variable{_near(rule, variables)}; {advice}"
+    hint = _near_ops(rule.selectors.used_by, ops) or _near(rule, variables)
+    return f"{rule.where}: the rule '{rule.selectors}' matches no trainable variable{hint}; {advice}"
 
 
 def shadowed(rule: Rule, names: Iterable[str]) -> str:
     """The message for a rule whose matches are all decided by earlier rules."""
     return f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({listed(names)})"
+
+
+def _near_ops(asked: frozenset[str] | None, ops: frozenset[str]) -> str:
+    """What is said of op types that use no variable; empty where none was asked for, or one of them does."""
+    if not asked or not ops or asked & ops:
+        return ""
+    meant = sorted({meant for op in asked if (meant := near(op, ops)) is not None})
+    used = f"; no variable is used by {listed(sorted(asked))}"
+    return f"{used}: did you mean {listed(meant)}?" if meant else f"{used}, but by {listed(sorted(ops))}"
 
 
 def _near(rule: Rule, variables: Sequence[Variable]) -> str:

@@ -2,54 +2,71 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
-from graphwd.errors import PolicyError
 from graphwd.policy.formula import read_formula
 from graphwd.policy.globs import composed
+from graphwd.policy.mistakes import Mistakes
 from graphwd.policy.roles import FOLLOWED_BY, Role
 from graphwd.policy.schedule import ScheduleChoice, read_schedule
 from graphwd.policy.selectors import RANK_COMPARISONS, Listed, Rank, is_variable
+from graphwd.policy.words import describe, did_you_mean
 from graphwd.policy.yaml_source import Given, Located
 
 _RANK = re.compile(r"\s*(>=|<=|==|!=|>|<|)\s*(\d{1,3})\s*")
 DTYPES = ("bfloat16", "complex128", "complex64", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
+_DTYPE_ALIASES = {"fp16": "float16", "half": "float16", "fp32": "float32", "single": "float32", "fp64": "float64"}
 
 Reader = Callable[[str, Located], Any]
 
 
-def fields(item: Located, schema: Mapping[str, Reader], what: str) -> dict[str, Any]:
+def fields(item: Located, schema: Mapping[str, Reader], what: str, mistakes: Mistakes) -> dict[str, Any]:
     """Reads a mapping by its schema.
 
     Args:
         item: the mapping.
         schema: for every key allowed, what reads its value.
         what: what the mapping is, for errors.
+        mistakes: collects the keys that the schema does not know, and what the readers refuse.
 
     Returns:
-        The value of every key given.
+        The value of every key that is given and right.
 
     Raises:
-        PolicyError: not a mapping, a key that the schema does not know, or a value that its reader refuses.
+        PolicyError: not a mapping.
     """
     if not isinstance(item.value, Mapping):
-        raise PolicyError(f"{item.where}: {what} must be a mapping of keys to values, got {_describe(item.value)}")
+        raise item.error(f"{what} must be a mapping of keys to values, got {describe(item.value)}")
+    values: dict[str, Any] = {}
     for key, value in item.value.items():
-        if key not in schema:
-            close = difflib.get_close_matches(key, schema, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"the keys here are {', '.join(sorted(schema))}"
-            raise PolicyError(f"{value.where}: unknown key '{key}' in {what}; {hint}")
-    return {key: schema[key](key, value) for key, value in item.value.items()}
+        with mistakes.kept(value.line):
+            if key not in schema:
+                hint = did_you_mean(key, schema) or f"; the keys here are {', '.join(sorted(schema))}"
+                raise value.error(f"unknown key {describe(key)} in {what}{hint}")
+            values[key] = schema[key](key, value)
+    return values
+
+
+def all_fields(item: Located, schema: Mapping[str, Reader], what: str) -> dict[str, Any]:
+    """Reads a mapping of which every key must be right, as `fields`.
+
+    Raises:
+        PolicyError: it is not a mapping, or some keys or values are wrong; the error has all of its mistakes.
+    """
+    mistakes = Mistakes()
+    values = fields(item, schema, what, mistakes)
+    mistakes.check()
+    return values
 
 
 def _text(key: str, item: Located) -> str:
     if not isinstance(item.value, str) or not item.value:
-        raise PolicyError(f"{item.where}: {key} must be text, got {_describe(item.value)}; put it in quotes")
+        raise item.error(f"{key} must be text, got {describe(item.value)}; put it in quotes")
     return item.value
 
 
@@ -61,9 +78,9 @@ def _regex(key: str, item: Located) -> str:
             warnings.simplefilter("error", FutureWarning)
             re.compile(pattern)
     except (re.error, OverflowError, FutureWarning) as error:
-        raise PolicyError(f"{item.where}: {key} {pattern!r} is not a regular expression: {error}") from None
+        raise item.error(f"{key} {pattern!r} is not a regular expression: {error}") from None
     except RecursionError:
-        raise PolicyError(f"{item.where}: {key} is nested too deeply to be compiled") from None
+        raise item.error(f"{key} is nested too deeply to be compiled") from None
     return pattern
 
 
@@ -75,42 +92,42 @@ def _rate_or_schedule(key: str, item: Located) -> float | ScheduleChoice:
 def _rate(key: str, item: Located) -> float:
     value = item.value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise PolicyError(f"{item.where}: {key} must be a number, got {_describe(value)}; write 5e-4 without quotes")
+        raise item.error(f"{key} must be a number, got {describe(value)}; write 5e-4 without quotes")
     try:
         rate = float(value)
     except OverflowError:
         rate = math.inf
     if not math.isfinite(rate) or rate < 0:
-        raise PolicyError(f"{item.where}: {key} must be a finite number >= 0, got {rate}; write 0 for no decay")
+        raise item.error(f"{key} must be a finite number >= 0, got {rate}; write 0 for no decay")
     return rate
 
 
 def _positive(key: str, item: Located) -> float:
     value = _rate(key, item)
     if not value:
-        raise PolicyError(f"{item.where}: {key} must be above 0")
+        raise item.error(f"{key} must be above 0")
     return value
 
 
 def _name(key: str, item: Located) -> str:
     text = _text(key, item)
     if not text.isidentifier():
-        raise PolicyError(
-            f"{item.where}: {key} must be a name of letters, digits and _, got {text!r}; write body_decay"
-        )
+        raise item.error(f"{key} must be a name of letters, digits and _, got {text!r}; write body_decay")
     return text
 
 
 def _flag(key: str, item: Located) -> bool:
     if not isinstance(item.value, bool):
-        raise PolicyError(f"{item.where}: {key} must be true or false, got {_describe(item.value)}")
+        raise item.error(f"{key} must be true or false, got {describe(item.value)}")
     return item.value
 
 
-def _one_of(*allowed: str) -> Reader:
+def _one_of(*allowed: str, aliases: Mapping[str, str] | None = None) -> Reader:
     def read(key: str, item: Located) -> str:
         if item.value not in allowed:
-            raise PolicyError(f"{item.where}: {key} must be one of {', '.join(allowed)}; got {_describe(item.value)}")
+            hint = did_you_mean(item.value, allowed, aliases)
+            got = describe(item.value)
+            raise item.error(f"{key} must be one of {', '.join(allowed)}; got {got}{hint}")
         return str(item.value)
 
     return read
@@ -118,11 +135,11 @@ def _one_of(*allowed: str) -> Reader:
 
 def _rank(key: str, item: Located) -> Rank:
     plain = isinstance(item.value, (int, str)) and not isinstance(item.value, bool)
-    match = _RANK.fullmatch(item.value if isinstance(item.value, str) else _describe(item.value)) if plain else None
+    match = _RANK.fullmatch(item.value if isinstance(item.value, str) else describe(item.value)) if plain else None
     if match is None:
-        raise PolicyError(
-            f"{item.where}: {key} must be a number of dimensions, or one after {' '.join(RANK_COMPARISONS)}; "
-            f'got {_describe(item.value)}; write ">=2"'
+        raise item.error(
+            f"{key} must be a number of dimensions, or one after {' '.join(RANK_COMPARISONS)}; "
+            f'got {describe(item.value)}; write ">=2"'
         )
     return Rank(match[1] or "==", int(match[2]))
 
@@ -133,8 +150,14 @@ def _list_of(read: Reader, collect: Callable[[Iterable[Any]], Any], what: str, e
     def read_all(key: str, item: Located) -> Any:
         entries = item.value if isinstance(item.value, tuple) else (item,)
         if not entries:
-            raise PolicyError(f"{item.where}: {key} must name at least one {what}, such as {example}")
-        return collect(read(key, entry) for entry in entries)
+            raise item.error(f"{key} must name at least one {what}, such as {example}")
+        values: list[Any] = []
+        mistakes = Mistakes()
+        for entry in entries:
+            with mistakes.kept():
+                values.append(read(key, entry))
+        mistakes.check()
+        return collect(values)
 
     return read_all
 
@@ -145,54 +168,37 @@ def _role(key: str, item: Located) -> Role:
 
 def _variables(key: str, item: Located) -> Listed:
     if not isinstance(item.value, Given):
-        raise PolicyError(
-            f"{item.where}: {key} lists the variables themselves, which only a policy made in Python can; in a file "
+        raise item.error(
+            f"{key} lists the variables themselves, which only a policy made in Python can; in a file "
             "select by name, regex or path"
         )
     value = item.value.value
     if not isinstance(value, (list, tuple)):
-        raise PolicyError(f"{item.where}: {key} must be a list of variables, got a {type(value).__name__}; write [v]")
+        raise item.error(f"{key} must be a list of variables, got a {type(value).__name__}; write [v]")
     listed = cast("Sequence[object]", value)
     if not listed:
-        raise PolicyError(f"{item.where}: {key} must list at least one variable")
+        raise item.error(f"{key} must list at least one variable")
     for i, variable in enumerate(listed):
         if not is_variable(variable):
-            raise PolicyError(
-                f"{item.where}[{i}]: {key} must list variables of TensorFlow or Keras, got a {type(variable).__name__}"
-            )
+            at = replace(item, where=f"{item.where}[{i}]")
+            raise at.error(f"{key} must list variables of TensorFlow or Keras, got a {type(variable).__name__}")
     return Listed(listed)
 
 
 def _version(key: str, item: Located) -> int:
     if isinstance(item.value, bool) or item.value != 1:
-        raise PolicyError(f"{item.where}: {key} must be 1, got {_describe(item.value)}")
+        raise item.error(f"{key} must be 1, got {describe(item.value)}")
     return 1
 
 
 def _rules(key: str, item: Located) -> tuple[Located, ...]:
     if not isinstance(item.value, tuple):
-        raise PolicyError(f"{item.where}: {key} must be a list, got {_describe(item.value)}; begin each rule with '- '")
+        raise item.error(f"{key} must be a list, got {describe(item.value)}; begin each rule with '- '")
     return item.value
 
 
 def _defaults(key: str, item: Located) -> dict[str, Any]:
-    return fields(item, DEFAULT_FIELDS, f"'{key}'")
-
-
-def _describe(value: object) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, tuple):
-        return "a list"
-    if isinstance(value, Given):
-        return f"a {type(value.value).__name__}"
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to print integers of more than 4,300 digits.
-        return "an enormous number"
-    return text if len(text) <= 60 else text[:57] + "..."
+    return all_fields(item, DEFAULT_FIELDS, f"'{key}'")
 
 
 SELECTOR_FIELDS: Mapping[str, Reader] = {
@@ -200,7 +206,7 @@ SELECTOR_FIELDS: Mapping[str, Reader] = {
     "regex": _list_of(_regex, tuple, "regular expression", "'bias$'"),
     "path": _text,
     "rank": _rank,
-    "dtype": _list_of(_one_of(*DTYPES), frozenset, "dtype", "float32"),
+    "dtype": _list_of(_one_of(*DTYPES, aliases=_DTYPE_ALIASES), frozenset, "dtype", "float32"),
     "used_by": _list_of(_text, frozenset, "op type", "MatMul"),
     "role": _list_of(_role, frozenset, "role", "kernel"),
     "followed_by": _one_of(*FOLLOWED_BY),

@@ -60,6 +60,16 @@ FORMULAS = "cautious, huber, l1, l2, l2_sp, norm"
     ("text", "message"),
     [
         ("formula: hubr", f"formula must be one of {FORMULAS}, got 'hubr'; did you mean 'huber'?"),
+        ("formula: 3", f"formula must be one of {FORMULAS}, got 3; a function of your own goes into"),
+        ("formula: {name: [huber]}", f"formula must be one of {FORMULAS}, got a list; a function of your own goes"),
+        (
+            "formula: {name: huber, dleta: 1}",
+            "the formula huber has no option 'dleta'; write {name: huber, delta: 0.1}; did you mean 'delta'?",
+        ),
+        (
+            "weight_decay: {schedule: cosin}",
+            "schedule must be one of cosine, exponential, linear, piecewise, got 'cosin'; did you mean 'cosine'?",
+        ),
         ("formula: os.system", f"formula must be one of {FORMULAS}, got 'os.system'; a function of your own goes into"),
         ("formula: !!python/name:os.system ''", "the tag 'tag:yaml.org,2002:python/name:os.system' is not allowed"),
         ("formula: huber", "the formula huber needs 'delta'; write {name: huber, delta: 0.1}"),
@@ -76,7 +86,6 @@ FORMULAS = "cautious, huber, l1, l2, l2_sp, norm"
         ("tunable: a b", "tunable must be a name of letters, digits and _, got 'a b'"),
         ("step: '*'", "'step' says nothing where weight_decay is no schedule; leave it out"),
         ("weight_decay: {from: 1}", "weight_decay needs a 'schedule', one of cosine, exponential, linear, piecewise"),
-        ("weight_decay: {schedule: cosin}", "schedule must be one of cosine, exponential, linear, piecewise, got"),
         ("weight_decay: {schedule: cosine, to: 1}", f"the schedule cosine needs 'from'; write {COSINE}"),
         (f"weight_decay: {COSINE[:-1]}, stesp: 1}}", "the schedule cosine has no option 'stesp'; write"),
         ("weight_decay: {schedule: linear, from: 0, to: 1, steps: 0}", "steps must be a whole number >= 1, got 0"),

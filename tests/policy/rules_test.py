@@ -10,6 +10,7 @@ import pytest
 
 from graphwd.errors import PolicyError
 from graphwd.policy.rules import Mode, Order, Policy, Rule, Scale, Semantics, Sparse, Updates, as_policy, load_policy
+from graphwd.policy.schema import RULE_FIELDS
 from graphwd.policy.selectors import Rank, Selectors, Subject
 
 AFTER = Semantics(Mode.DECOUPLED, Order.AFTER, Scale.NONE)
@@ -301,8 +302,95 @@ def test_malformed_files(text, message):
 
 def test_an_alias_bomb_ends_in_an_error():
     lines = ["version: 1", "rules:", "  - &a0 [x]", *(f"  - &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]
-    message = "policy.yaml:3: a rule must be a mapping of keys to values, got a list"
-    assert error_of(load, "\n".join(lines)) == message
+    told = error_of(load, "\n".join(lines)).splitlines()
+    assert told == [f"policy.yaml:{i}: a rule must be a mapping of keys to values, got a list" for i in range(3, 63)]
+
+
+def test_all_mistakes_of_a_file_are_told_in_the_order_of_its_lines():
+    text = """\
+version: 1
+unmatched: skipp
+defaults:
+  spares: all
+  updates: {all: true}
+rules:
+  - name: [a, 3]
+    regex: ["(", b, ")"]
+    weight_decay: 0.1
+  - weigth_decay: 0.1
+    mode: couple
+  - x
+  - name: "*/bias"
+    weight_decay: 0
+fuse: true
+"""
+    with pytest.raises(PolicyError) as error:
+        load(text)
+    assert str(error.value).splitlines() == [
+        "policy.yaml:2: unmatched must be one of error, skip; got 'skipp'; did you mean 'skip'?",
+        "policy.yaml:4: unknown key 'spares' in 'defaults'; did you mean 'sparse'?",
+        "policy.yaml:5: updates must be one of each, last, first; got a mapping",
+        "policy.yaml:7: name must be text, got 3; put it in quotes",
+        "policy.yaml:8: regex '(' is not a regular expression: missing ), unterminated subpattern at position 0",
+        "policy.yaml:8: regex ')' is not a regular expression: unbalanced parenthesis at position 0",
+        "policy.yaml:10: unknown key 'weigth_decay' in a rule; did you mean 'weight_decay'?",
+        "policy.yaml:11: mode must be one of decoupled, coupled; got 'couple'; did you mean 'coupled'?",
+        "policy.yaml:12: a rule must be a mapping of keys to values, got 'x'",
+        "policy.yaml:15: fuse must be one of none, xla; got True",
+    ]
+    assert [line for line, _ in error.value.mistakes] == [2, 4, 5, 7, 8, 8, 10, 11, 12, 15]
+
+
+def test_what_fields_say_together_is_told_of_every_rule_that_can_be_read():
+    text = """\
+version: 1
+rules:
+  - {weight_decay: 0, nmae: x}
+  - name: x
+  - peak_learning_rate: 1
+    weight_decay: 3
+    step: x
+  - {weight_decay: 0.1, tunable: t}
+  - {weight_decay: 0, semantics: l2, mode: coupled}
+  - {weight_decay: 0.2, tunable: t}
+"""
+    assert [line.split(";")[0] for line in error_of(load, text).splitlines()] == [
+        "policy.yaml:3: unknown key 'nmae' in a rule",
+        "policy.yaml:4: the rule has no 'weight_decay'",
+        "policy.yaml:5: 'peak_learning_rate' says nothing without 'scale: relative' or 'scale: corrected'",
+        "policy.yaml:6: weight_decay must be below 1 where it multiplies the weight by 1 - weight_decay, got 3",
+        "policy.yaml:7: 'step' says nothing where weight_decay is no schedule",
+        "policy.yaml:9: 'semantics' already says mode",
+        "policy.yaml:10: the rule shares 'tunable: t' with policy.yaml:8, but not its weight_decay",
+    ]
+
+
+def test_what_wrong_defaults_would_say_is_not_guessed():
+    text = "version: 1\ndefaults: {weight_decay: x}\nrules:\n  - name: a\n  - {name: b, optional: 1}\n"
+    assert error_of(load, text).splitlines() == [
+        "policy.yaml:2: weight_decay must be a number, got 'x'; write 5e-4 without quotes",
+        "policy.yaml:5: optional must be true or false, got 1",
+    ]
+
+
+def test_what_an_alias_repeats_is_told_once():
+    text = "version: 1\nrules:\n  - &r {name: 1, weight_decay: 0}\n  - *r\n"
+    assert error_of(load, text) == "policy.yaml:3: name must be text, got 1; put it in quotes"
+
+
+def test_no_more_mistakes_than_anyone_reads():
+    assert len(error_of(load, "version: 1\nrules:\n" + "  - x\n" * 10**4).splitlines()) == 100
+
+
+def test_a_mapping_with_several_mistakes():
+    mapping = {"rules": [{"name": 1, "weight_decay": 0}, {"weight_decay": -1, "x\ny": 1}]}
+    keys = ", ".join(sorted(RULE_FIELDS))
+    assert error_of(Policy.from_dict, mapping).splitlines() == [
+        "policy: 'version' is missing; write 'version: 1'",
+        "policy: rules[0].name: name must be text, got 1; put it in quotes",
+        "policy: rules[1].weight_decay: weight_decay must be a finite number >= 0, got -1.0; write 0 for no decay",
+        f"policy: rules[1].'x\\ny': unknown key 'x\\ny' in a rule; the keys here are {keys}",
+    ]
 
 
 def test_not_utf_8():

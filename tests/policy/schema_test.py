@@ -5,17 +5,22 @@ from __future__ import annotations
 import pytest
 
 from graphwd.errors import PolicyError
-from graphwd.policy.schema import DEFAULT_FIELDS, POLICY_FIELDS, RULE_FIELDS, SELECTOR_FIELDS, fields
+from graphwd.policy.schema import DEFAULT_FIELDS, POLICY_FIELDS, RULE_FIELDS, SELECTOR_FIELDS, all_fields
 from graphwd.policy.selectors import Rank
 from graphwd.policy.yaml_source import read_yaml
 
 RANK_HINT = 'rank must be a number of dimensions, or one after >= <= == != > <; got {}; write ">=2"'
 RATE_HINT = "weight_decay must be a finite number >= 0, got {}; write 0 for no decay"
+PRESETS = "semantics must be one of decoupled, adamw, tfa, l2, cuda-convnet"
+ROLES = "role must be one of kernel, depthwise, embedding, bias, norm, other"
+DTYPE_HINT = (
+    "dtype must be one of bfloat16, complex128, complex64, float16, float32, float64, float8_e4m3fn, float8_e5m2"
+)
 NUMBER_HINT = "weight_decay must be a number, got {}; write 5e-4 without quotes"
 
 
 def read(text, schema=RULE_FIELDS):
-    return fields(read_yaml(text, "policy.yaml"), schema, "a rule")
+    return all_fields(read_yaml(text, "policy.yaml"), schema, "a rule")
 
 
 def error_of(text, schema=RULE_FIELDS):
@@ -167,17 +172,24 @@ def test_value(text, value):
         ("order: between", "order must be one of after, before; got 'between'"),
         ("scale: learning_rate", "scale must be one of none, lr, relative, corrected; got 'learning_rate'"),
         ("scale:", "scale must be one of none, lr, relative, corrected; got nothing"),
-        ("semantics: AdamW", "semantics must be one of decoupled, adamw, tfa, l2, cuda-convnet; got 'AdamW'"),
+        (
+            "semantics: AdamW",
+            f"{PRESETS}; got 'AdamW'; did you mean 'adamw'?",
+        ),
+        ("semantics: cuda_convnet", f"{PRESETS}; got 'cuda_convnet'; did you mean 'cuda-convnet'?"),
+        ("mode: couple", "mode must be one of decoupled, coupled; got 'couple'; did you mean 'coupled'?"),
+        ("sparse: touch", "sparse must be one of touched, all; got 'touch'; did you mean 'touched'?"),
+        ("role: biases", f"{ROLES}; got 'biases'; did you mean 'bias'?"),
+        ("role: [kernel, 'layer norm']", f"{ROLES}; got 'layer norm'; did you mean 'norm'?"),
+        ("role: everything", f"{ROLES}; got 'everything'"),
+        ("dtype: fp32", f"{DTYPE_HINT}; got 'fp32'; did you mean 'float32'?"),
+        ("dtype: [float32, Float16]", f"{DTYPE_HINT}; got 'Float16'; did you mean 'float16'?"),
         ("sparse: some", "sparse must be one of touched, all; got 'some'"),
         ("updates: one", "updates must be one of each, last, first; got 'one'"),
         ("double_decay: true", "double_decay must be one of allow; got True"),
         ("optional: 1", "optional must be true or false, got 1"),
         ("optional: 'true'", "optional must be true or false, got 'true'"),
-        (
-            "dtype: float",
-            "dtype must be one of bfloat16, complex128, complex64, float16, float32, float64, float8_e4m3fn, "
-            "float8_e5m2; got 'float'",
-        ),
+        ("dtype: float", f"{DTYPE_HINT}; got 'float'"),
     ],
 )
 def test_refused(text, message):
