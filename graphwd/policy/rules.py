@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -171,7 +171,7 @@ class Policy:
         """Validates a mapping of the same form as a policy file.
 
         Args:
-            mapping: ``{"version": 1, "rules": [...], ...}``.
+            mapping: ``{"version": 1, "weight_decay": 0.05, "exempt": [...], "rules": [...], ...}``.
 
         Returns:
             The policy.
@@ -180,7 +180,7 @@ class Policy:
             PolicyError: the mapping is malformed; the message has a line for each mistake, which names the key.
 
         Example:
-            >>> Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.01}]}).rules[0].weight_decay
+            >>> Policy.from_dict({"version": 1, "weight_decay": 0.01}).rules[0].weight_decay
             0.01
         """
         return _policy(from_mapping(mapping, "policy"), "policy")
@@ -276,6 +276,8 @@ def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Poli
     fields = schema.fields(document, schema.POLICY_FIELDS, "a policy", mistakes)
     if "version" not in _places(document):
         mistakes.add(document.error("'version' is missing; write 'version: 1'"))
+    if not mistakes and _places(document).keys().isdisjoint(("rules", "weight_decay")):
+        mistakes.add(document.error("there is neither 'weight_decay' nor 'rules'; write 'weight_decay: 0.05'"))
     rules = tuple(_rules(document, fields, mistakes))
     mistakes.check()
     return Policy(
@@ -291,15 +293,28 @@ def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Poli
 def _rules(document: Located, fields: dict[str, Any], mistakes: Mistakes) -> list[Rule]:
     """The rules; of what is wrong in them, and in the defaults that they share, the mistakes."""
     defaults = _Defaults.of(document, fields, mistakes)
-    rules: list[Rule] = []
+    rules = [_exempt(where, selectors, defaults) for where, selectors in fields.get("exempt", ())]
     first: dict[str, Rule] = {}
-    for item in fields.get("rules", ()):
+    for item in (*fields.get("rules", ()), *_last(document, fields)):
         with mistakes.kept():
             own = schema.all_fields(item, schema.RULE_FIELDS, "a rule")
             if defaults is not None:
                 rules.append(_rule(item, own, defaults))
                 _check_tunable(item, rules[-1], first)
     return rules
+
+
+def _exempt(where: str, selectors: Selectors, defaults: _Defaults | None) -> Rule:
+    """The rule that an entry of ``exempt`` stands for."""
+    semantics = Semantics(**defaults.meaning) if defaults is not None else Semantics()  # type: ignore[arg-type]
+    return Rule(selectors, 0.0, semantics, optional=True, where=where, spelled=frozenset({"weight_decay", "optional"}))
+
+
+def _last(document: Located, fields: dict[str, Any]) -> Iterator[Located]:
+    """The rule that a ``weight_decay`` of the policy stands for, as it would be written; none without one."""
+    if "weight_decay" in fields:
+        rate = _places(document)["weight_decay"]
+        yield replace(rate, value={"weight_decay": rate})
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from graphwd.policy.globs import composed
 from graphwd.policy.mistakes import Mistakes
 from graphwd.policy.roles import FOLLOWED_BY, Role
 from graphwd.policy.schedule import ScheduleChoice, read_schedule
-from graphwd.policy.selectors import RANK_COMPARISONS, Listed, Rank, is_variable
-from graphwd.policy.words import describe, did_you_mean
+from graphwd.policy.selectors import RANK_COMPARISONS, Listed, Rank, Selectors, is_variable
+from graphwd.policy.words import describe, did_you_mean, near
 from graphwd.policy.yaml_source import Given, Located
 
 _RANK = re.compile(r"\s*(>=|<=|==|!=|>|<|)\s*(\d{1,3})\s*")
@@ -46,10 +46,17 @@ def fields(item: Located, schema: Mapping[str, Reader], what: str, mistakes: Mis
     for key, value in item.value.items():
         with mistakes.kept(value.line):
             if key not in schema:
-                hint = did_you_mean(key, schema) or f"; the keys here are {', '.join(sorted(schema))}"
-                raise value.error(f"unknown key {describe(key)} in {what}{hint}")
+                raise value.error(f"unknown key {describe(key)} in {what}; {_right_key(key, schema)}")
             values[key] = schema[key](key, value)
     return values
+
+
+def _right_key(key: str, schema: Mapping[str, Reader]) -> str:
+    """What is said of a key that a schema does not know."""
+    if schema is POLICY_FIELDS and key in DEFAULT_FIELDS:
+        return "a field of all rules stands under 'defaults'"
+    meant = near(key, schema)
+    return f"did you mean '{meant}'?" if meant else f"the keys here are {', '.join(sorted(schema))}"
 
 
 def all_fields(item: Located, schema: Mapping[str, Reader], what: str) -> dict[str, Any]:
@@ -197,6 +204,25 @@ def _rules(key: str, item: Located) -> tuple[Located, ...]:
     return item.value
 
 
+def _exemption(key: str, item: Located) -> tuple[str, Selectors]:
+    """An entry of ``exempt``, a role or selectors: its place, and what it selects."""
+    if not isinstance(item.value, Mapping):
+        return item.where, Selectors(role=frozenset({_exempt_role(key, item)}))
+    selectors = all_fields(item, SELECTOR_FIELDS, "an exemption")
+    if not selectors:
+        raise item.error("an exemption without selectors would be of every variable; write 'weight_decay: 0' for that")
+    return item.where, Selectors(**selectors)
+
+
+def _exempt_role(key: str, item: Located) -> Role:
+    roles = {role.value: role for role in Role}
+    if item.value not in roles:
+        other = '; write {name: "*/x"} for variables by name' if isinstance(item.value, str) else ""
+        hint = did_you_mean(item.value, roles) or other
+        raise item.error(f"{key} takes roles, {', '.join(roles)}, or selectors; got {describe(item.value)}{hint}")
+    return roles[str(item.value)]
+
+
 def _defaults(key: str, item: Located) -> dict[str, Any]:
     return all_fields(item, DEFAULT_FIELDS, f"'{key}'")
 
@@ -237,7 +263,9 @@ RULE_FIELDS: Mapping[str, Reader] = {**SELECTOR_FIELDS, **DEFAULT_FIELDS}
 POLICY_FIELDS: Mapping[str, Reader] = {
     "version": _version,
     "defaults": _defaults,
+    "exempt": _list_of(_exemption, tuple, "role", "bias"),
     "rules": _rules,
+    "weight_decay": _rate_or_schedule,
     "unmatched": _one_of("error", "skip"),
     "fuse": _one_of("none", "xla"),
     "not_updated": _one_of("error", "leave"),

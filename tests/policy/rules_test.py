@@ -9,6 +9,7 @@ import pathlib
 import pytest
 
 from graphwd.errors import PolicyError
+from graphwd.policy.roles import Role
 from graphwd.policy.rules import Mode, Order, Policy, Rule, Scale, Semantics, Sparse, Updates, as_policy, load_policy
 from graphwd.policy.schema import RULE_FIELDS
 from graphwd.policy.selectors import Rank, Selectors, Subject
@@ -100,12 +101,75 @@ def test_what_is_not_given():
 
 
 def test_no_rules():
-    assert load("version: 1\n") == load("version: 1\nrules: []\n") == Policy((), False, "policy.yaml")
+    assert load("version: 1\nrules: []\n") == Policy((), False, "policy.yaml")
+
+
+def test_the_short_form():
+    text = """\
+version: 1
+defaults: {semantics: adamw, tunable: rate, sparse: all}
+exempt:
+  - bias
+  - {name: ["*/x", "*/y"], rank: 2}
+rules:
+  - {name: z, weight_decay: 0.1, tunable: other}
+weight_decay: 0.05
+"""
+    policy = load(text)
+    assert policy.rules == (
+        Rule(Selectors(role=frozenset({Role.BIAS})), 0.0, ADAMW, optional=True, where="policy.yaml:4"),
+        Rule(Selectors(name=("*/x", "*/y"), rank=Rank("==", 2)), 0.0, ADAMW, optional=True, where="policy.yaml:5"),
+        Rule(Selectors(name=("z",)), 0.1, ADAMW, Sparse.ALL, tunable="other", where="policy.yaml:7"),
+        Rule(Selectors(), 0.05, ADAMW, Sparse.ALL, tunable="rate", where="policy.yaml:8"),
+    )
+    assert [rule.exempts for rule in policy.rules] == [True, True, False, False]
+
+
+def test_the_short_form_from_a_mapping():
+    held = type("Variable", (), {"assign": None, "name": "v", "dtype": None, "handle": None})()
+    mapping = {"version": 1, "exempt": ["bias", {"variables": [held]}], "weight_decay": lambda step: 0.1}
+    bias, listed, rest = Policy.from_dict(mapping).rules
+    assert bias == Rule(Selectors(role=frozenset({Role.BIAS})), 0.0, optional=True, where="policy: exempt[0]")
+    assert (listed.where, str(listed.selectors), listed.weight_decay) == ("policy: exempt[1]", "variables: v", 0.0)
+    assert (rest.where, rest.selectors, rest.schedule is None) == ("policy: weight_decay", Selectors(), False)
+
+
+@pytest.mark.parametrize("key", ["exempt: bias", "exempt: [bias]", "exempt: {role: bias}", "exempt: [{role: [bias]}]"])
+def test_one_exemption(key):
+    rule, last = load(f"version: 1\n{key}\nweight_decay: 5e-4\n").rules
+    assert rule == Rule(Selectors(role=frozenset({Role.BIAS})), 0.0, optional=True, where="policy.yaml:2")
+    assert last == Rule(Selectors(), 5e-4, where="policy.yaml:3")
+
+
+@pytest.mark.parametrize("text", ["version: 1\n", "version: 1\nexempt: [bias]\n", "version: 1\nunmatched: skip\n"])
+def test_a_policy_that_decays_nothing(text):
+    message = "policy.yaml:1: there is neither 'weight_decay' nor 'rules'; write 'weight_decay: 0.05'"
+    assert error_of(load, text) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("weight_decay: 1.5", "3: weight_decay must be below 1 where it multiplies the weight by 1 - weight_decay"),
+        ("weight_decay: 0.1\nexempt: [biases]", "4: exempt takes roles"),
+        ("weight_decay: much\nexempt: norm", "3: weight_decay must be a number, got 'much'"),
+        ("weight_decay: {schedule: cosin}", "3: schedule must be one of"),
+        ("weight_decay: 0.1\ndefaults: {scale: relative}", "3: 'scale: relative' needs the largest learning rate"),
+        (
+            "weight_decay: 0.1\ndefaults: {tunable: t}\nrules: [{name: x, weight_decay: 0.2}]",
+            "3: the rule shares 'tunable: t' with policy.yaml:5, but not its weight_decay",
+        ),
+    ],
+)
+def test_malformed_short_forms(text, message):
+    told = error_of(load, f"# short\nversion: 1\n{text}\n")
+    assert told.startswith(f"policy.yaml:{message}")
+    assert len(told.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("unmatched", "skip"), [("error", False), ("skip", True)])
 def test_unmatched(unmatched, skip):
-    assert load(f"version: 1\nunmatched: {unmatched}\n").skip_unmatched is skip
+    assert load(f"version: 1\nrules: []\nunmatched: {unmatched}\n").skip_unmatched is skip
 
 
 @pytest.mark.parametrize("name", ["policy.yaml", "policy.yml"])
@@ -275,6 +339,10 @@ def test_contradictory_defaults_are_refused_where_they_stand(defaults, message, 
         ("version: 2\n", "1: version must be 1, got 2"),
         ("version: true\n", "1: version must be 1, got True"),
         ("version: 1\nrule: []\n", "2: unknown key 'rule' in a policy; did you mean 'rules'?"),
+        (
+            "version: 1\nsemantics: l2\n",
+            "2: unknown key 'semantics' in a policy; a field of all rules stands under 'defaults'",
+        ),
         ("version: 1\nrules: []\nversion: 1\n", "3: duplicate key 'version', first given on line 1; keep one"),
         ("version: 1\nrules:\n- {weight_decay: 0\n", "4: not YAML: expected ',' or '}', but got '<stream end>'"),
         ("version: 1\nrules:\n\t- x\n", "3: not YAML: found character '\\t' that cannot start any token"),
@@ -483,8 +551,8 @@ def test_the_first_rule_that_matches_decides():
 
 
 def test_as_policy():
-    policy = load("version: 1\n")
+    policy = load("version: 1\nrules: []\n")
     assert as_policy(policy) is policy
     assert as_policy("policy.yaml") == as_policy(pathlib.Path("policy.yaml")) == policy
-    assert as_policy({"version": 1}) == Policy((), where="policy")
+    assert as_policy({"version": 1, "rules": []}) == Policy((), where="policy")
     assert error_of(as_policy, 5) == "a policy must be a Policy, a path or a mapping, got a int"

@@ -12,6 +12,7 @@ from graphwd.policy.yaml_source import read_yaml
 RANK_HINT = 'rank must be a number of dimensions, or one after >= <= == != > <; got {}; write ">=2"'
 RATE_HINT = "weight_decay must be a finite number >= 0, got {}; write 0 for no decay"
 PRESETS = "semantics must be one of decoupled, adamw, tfa, l2, cuda-convnet"
+EXEMPT = "exempt takes roles, kernel, depthwise, embedding, bias, norm, other, or selectors"
 ROLES = "role must be one of kernel, depthwise, embedding, bias, norm, other"
 DTYPE_HINT = (
     "dtype must be one of bfloat16, complex128, complex64, float16, float32, float64, float8_e4m3fn, float8_e5m2"
@@ -32,7 +33,16 @@ def error_of(text, schema=RULE_FIELDS):
 
 
 def test_keys():
-    assert set(POLICY_FIELDS) == {"version", "defaults", "rules", "unmatched", "fuse", "not_updated"}
+    assert set(POLICY_FIELDS) == {
+        "version",
+        "defaults",
+        "exempt",
+        "rules",
+        "weight_decay",
+        "unmatched",
+        "fuse",
+        "not_updated",
+    }
     assert set(SELECTOR_FIELDS) == {
         "name",
         "regex",
@@ -206,6 +216,17 @@ def test_refused(text, message):
         ("rules: {name: x}", "rules must be a list, got a mapping; begin each rule with '- '"),
         ("rules:", "rules must be a list, got nothing; begin each rule with '- '"),
         ("unmatched: ignore", "unmatched must be one of error, skip; got 'ignore'"),
+        ("exempt: []", "exempt must name at least one role, such as bias"),
+        ("exempt: biases", f"{EXEMPT}; got 'biases'; did you mean 'bias'?"),
+        ("exempt: [bias, Norms]", f"{EXEMPT}; got 'Norms'; did you mean 'norm'?"),
+        ("exempt: ['*/x']", f"{EXEMPT}; got '*/x'; write {{name: \"*/x\"}} for variables by name"),
+        ("exempt: [bias, 3]", f"{EXEMPT}; got 3"),
+        ("exempt: [{rnak: 1}]", "unknown key 'rnak' in an exemption; did you mean 'rank'?"),
+        (
+            "exempt: [{}]",
+            "an exemption without selectors would be of every variable; write 'weight_decay: 0' for that",
+        ),
+        ("weight_decay: [0.1]", NUMBER_HINT.format("a list")),
         ("defaults: 0.1", "'defaults' must be a mapping of keys to values, got 0.1"),
         ("defaults: {weightdecay: 0}", "unknown key 'weightdecay' in 'defaults'; did you mean 'weight_decay'?"),
         (
