@@ -112,3 +112,23 @@ def _own(key: str, item: Located, function: Any) -> FormulaChoice:
         what = f"takes '{unknown[0]}'" if unknown else "takes nothing"
         raise item.error(f"the formula '{name}' {what}; a formula takes tensors by these names: {', '.join(TENSORS)}")
     return FormulaChoice(name, (), function)
+
+
+def formula_shape() -> dict[str, Any]:
+    """The JSON schema of what `read_formula` reads in a file; imports TensorFlow."""
+    from graphwd.decay.formulas import FORMULAS
+
+    words = sorted(name for name, formula in FORMULAS.items() if not formula.option_names)
+    mappings = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": name},
+                **{option: {"type": "number", "exclusiveMinimum": 0} for option in sorted(formula.option_names)},
+            },
+            "required": ["name", *sorted(formula.option_names)],
+            "additionalProperties": False,
+        }
+        for name, formula in sorted(FORMULAS.items())
+    ]
+    return {"anyOf": [{"enum": words}, *mappings]}

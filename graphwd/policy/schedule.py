@@ -146,3 +146,33 @@ def _own(key: str, item: Located, given: Any) -> ScheduleChoice:
     if tuple(given.shape) or not dtype.startswith(("float", "bfloat")):
         raise PolicyError(f"{item.where}: {key} must be a variable of one floating-point number, got {dtype}")
     return ScheduleChoice(str(given.name).removesuffix(":0"), variable=given, identity=id(given))
+
+
+def schedule_shape() -> dict[str, Any]:
+    """The JSON schema of what `read_schedule` reads in a file; imports TensorFlow."""
+    from graphwd.decay.schedules import SCHEDULES
+
+    return {"anyOf": [_shape(name, SCHEDULES[name].option_names) for name in sorted(SCHEDULES)]}
+
+
+def _shape(schedule: str, options: tuple[str, ...]) -> dict[str, Any]:
+    words = [_WORDS.get(option, option) for option in options]
+    return {
+        "type": "object",
+        "properties": {
+            "schedule": {"const": schedule},
+            **{word: _option_shape(schedule, word) for word in words},
+            "warmup_steps": {"type": "integer", "minimum": 0, "maximum": 2**53 - 1},
+        },
+        "required": ["schedule", *words],
+        "additionalProperties": False,
+    }
+
+
+def _option_shape(schedule: str, word: str) -> dict[str, Any]:
+    """The JSON schema of what `_option` reads."""
+    if word == "steps":
+        return {"type": "integer", "minimum": 1, "maximum": 2**53 - 1}
+    if word in ("boundaries", "values"):
+        return {"type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 1}
+    return {"type": "number", "exclusiveMinimum" if schedule == "exponential" else "minimum": 0}

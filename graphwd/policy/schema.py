@@ -1,38 +1,66 @@
-"""The schema of a policy: a table of the values that each key may have, and the function that reads a mapping by it."""
+"""The schema of a policy: the table of its keys, and the function that reads a mapping by it.
+
+A row of the table is all that is known of a key: the kind of its value, which both reads and describes it, and what it
+means in one sentence. `graphwd.policy.json_schema` makes the JSON schema of the same table.
+"""
 
 from __future__ import annotations
 
-import math
-import re
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from graphwd.policy.formula import read_formula
-from graphwd.policy.globs import composed
+from graphwd.policy.formula import formula_shape, read_formula
+from graphwd.policy.kinds import (
+    FLAG,
+    NAME,
+    POSITIVE,
+    RANK,
+    RATE,
+    REGEX,
+    TEXT,
+    VARIABLES,
+    VERSION,
+    Kind,
+    either,
+    list_of,
+    one_of,
+)
 from graphwd.policy.mistakes import Mistakes
 from graphwd.policy.roles import FOLLOWED_BY, Role
-from graphwd.policy.schedule import ScheduleChoice, read_schedule
-from graphwd.policy.selectors import RANK_COMPARISONS, Listed, Rank, Selectors, is_variable
+from graphwd.policy.schedule import read_schedule
+from graphwd.policy.selectors import Selectors
 from graphwd.policy.words import describe, did_you_mean, near
 from graphwd.policy.yaml_source import Given, Located
 
-_RANK = re.compile(r"\s*(>=|<=|==|!=|>|<|)\s*(\d{1,3})\s*")
 DTYPES = ("bfloat16", "complex128", "complex64", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
 _DTYPE_ALIASES = {"fp16": "float16", "half": "float16", "fp32": "float32", "single": "float32", "fp64": "float64"}
 
-Reader = Callable[[str, Located], Any]
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A row of the table.
+
+    Attributes:
+        kind: the kind of its value.
+        about: what it means, in one sentence.
+    """
+
+    kind: Kind
+    about: str
 
 
-def fields(item: Located, schema: Mapping[str, Reader], what: str, mistakes: Mistakes) -> dict[str, Any]:
-    """Reads a mapping by its schema.
+Table = Mapping[str, Field]
+
+
+def fields(item: Located, table: Table, what: str, mistakes: Mistakes) -> dict[str, Any]:
+    """Reads a mapping by its table.
 
     Args:
         item: the mapping.
-        schema: for every key allowed, what reads its value.
+        table: for every key allowed, its field.
         what: what the mapping is, for errors.
-        mistakes: collects the keys that the schema does not know, and what the readers refuse.
+        mistakes: collects the keys that the table does not have, and the values that are wrong.
 
     Returns:
         The value of every key that is given and right.
@@ -45,160 +73,42 @@ def fields(item: Located, schema: Mapping[str, Reader], what: str, mistakes: Mis
     values: dict[str, Any] = {}
     for key, value in item.value.items():
         with mistakes.kept(value.line):
-            if key not in schema:
-                raise value.error(f"unknown key {describe(key)} in {what}; {_right_key(key, schema)}")
-            values[key] = schema[key](key, value)
+            if key not in table:
+                raise value.error(f"unknown key {describe(key)} in {what}; {_right_key(key, table)}")
+            values[key] = table[key].kind.read(key, value)
     return values
 
 
-def _right_key(key: str, schema: Mapping[str, Reader]) -> str:
-    """What is said of a key that a schema does not know."""
-    if schema is POLICY_FIELDS and key in DEFAULT_FIELDS:
-        return "a field of all rules stands under 'defaults'"
-    meant = near(key, schema)
-    return f"did you mean '{meant}'?" if meant else f"the keys here are {', '.join(sorted(schema))}"
-
-
-def all_fields(item: Located, schema: Mapping[str, Reader], what: str) -> dict[str, Any]:
+def all_fields(item: Located, table: Table, what: str) -> dict[str, Any]:
     """Reads a mapping of which every key must be right, as `fields`.
 
     Raises:
         PolicyError: it is not a mapping, or some keys or values are wrong; the error has all of its mistakes.
     """
     mistakes = Mistakes()
-    values = fields(item, schema, what, mistakes)
+    values = fields(item, table, what, mistakes)
     mistakes.check()
     return values
 
 
-def _text(key: str, item: Located) -> str:
-    if not isinstance(item.value, str) or not item.value:
-        raise item.error(f"{key} must be text, got {describe(item.value)}; put it in quotes")
-    return item.value
-
-
-def _regex(key: str, item: Located) -> str:
-    pattern = composed(_text(key, item))
-    try:
-        with warnings.catch_warnings():
-            # Python warns of patterns whose meaning will change.
-            warnings.simplefilter("error", FutureWarning)
-            re.compile(pattern)
-    except (re.error, OverflowError, FutureWarning) as error:
-        raise item.error(f"{key} {pattern!r} is not a regular expression: {error}") from None
-    except RecursionError:
-        raise item.error(f"{key} is nested too deeply to be compiled") from None
-    return pattern
-
-
-def _rate_or_schedule(key: str, item: Located) -> float | ScheduleChoice:
-    changes = isinstance(item.value, (Mapping, Given))
-    return read_schedule(key, item) if changes else _rate(key, item)
-
-
-def _rate(key: str, item: Located) -> float:
-    value = item.value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise item.error(f"{key} must be a number, got {describe(value)}; write 5e-4 without quotes")
-    try:
-        rate = float(value)
-    except OverflowError:
-        rate = math.inf
-    if not math.isfinite(rate) or rate < 0:
-        raise item.error(f"{key} must be a finite number >= 0, got {rate}; write 0 for no decay")
-    return rate
-
-
-def _positive(key: str, item: Located) -> float:
-    value = _rate(key, item)
-    if not value:
-        raise item.error(f"{key} must be above 0")
-    return value
-
-
-def _name(key: str, item: Located) -> str:
-    text = _text(key, item)
-    if not text.isidentifier():
-        raise item.error(f"{key} must be a name of letters, digits and _, got {text!r}; write body_decay")
-    return text
-
-
-def _flag(key: str, item: Located) -> bool:
-    if not isinstance(item.value, bool):
-        raise item.error(f"{key} must be true or false, got {describe(item.value)}")
-    return item.value
-
-
-def _one_of(*allowed: str, aliases: Mapping[str, str] | None = None) -> Reader:
-    def read(key: str, item: Located) -> str:
-        if item.value not in allowed:
-            hint = did_you_mean(item.value, allowed, aliases)
-            got = describe(item.value)
-            raise item.error(f"{key} must be one of {', '.join(allowed)}; got {got}{hint}")
-        return str(item.value)
-
-    return read
-
-
-def _rank(key: str, item: Located) -> Rank:
-    plain = isinstance(item.value, (int, str)) and not isinstance(item.value, bool)
-    match = _RANK.fullmatch(item.value if isinstance(item.value, str) else describe(item.value)) if plain else None
-    if match is None:
-        raise item.error(
-            f"{key} must be a number of dimensions, or one after {' '.join(RANK_COMPARISONS)}; "
-            f'got {describe(item.value)}; write ">=2"'
-        )
-    return Rank(match[1] or "==", int(match[2]))
-
-
-def _list_of(read: Reader, collect: Callable[[Iterable[Any]], Any], what: str, example: str) -> Reader:
-    """What reads a value of one kind, or a list of such values."""
-
-    def read_all(key: str, item: Located) -> Any:
-        entries = item.value if isinstance(item.value, tuple) else (item,)
-        if not entries:
-            raise item.error(f"{key} must name at least one {what}, such as {example}")
-        values: list[Any] = []
-        mistakes = Mistakes()
-        for entry in entries:
-            with mistakes.kept():
-                values.append(read(key, entry))
-        mistakes.check()
-        return collect(values)
-
-    return read_all
+def _right_key(key: str, table: Table) -> str:
+    """What is said of a key that a table does not have."""
+    if table is POLICY_FIELDS and key in DEFAULT_FIELDS:
+        return "a field of all rules stands under 'defaults'"
+    meant = near(key, table)
+    return f"did you mean '{meant}'?" if meant else f"the keys here are {', '.join(sorted(table))}"
 
 
 def _role(key: str, item: Located) -> Role:
-    return Role(_one_of(*(role.value for role in Role))(key, item))
+    return Role(_ROLE_WORDS.read(key, item))
 
 
-def _variables(key: str, item: Located) -> Listed:
-    if not isinstance(item.value, Given):
-        raise item.error(
-            f"{key} lists the variables themselves, which only a policy made in Python can; in a file "
-            "select by name, regex or path"
-        )
-    value = item.value.value
-    if not isinstance(value, (list, tuple)):
-        raise item.error(f"{key} must be a list of variables, got a {type(value).__name__}; write [v]")
-    listed = cast("Sequence[object]", value)
-    if not listed:
-        raise item.error(f"{key} must list at least one variable")
-    for i, variable in enumerate(listed):
-        if not is_variable(variable):
-            at = replace(item, where=f"{item.where}[{i}]")
-            raise at.error(f"{key} must list variables of TensorFlow or Keras, got a {type(variable).__name__}")
-    return Listed(listed)
-
-
-def _version(key: str, item: Located) -> int:
-    if isinstance(item.value, bool) or item.value != 1:
-        raise item.error(f"{key} must be 1, got {describe(item.value)}")
-    return 1
+def _defaults(key: str, item: Located) -> dict[str, Any]:
+    return all_fields(item, DEFAULT_FIELDS, f"'{key}'")
 
 
 def _rules(key: str, item: Located) -> tuple[Located, ...]:
+    """The rules, unread: what one says depends on the defaults."""
     if not isinstance(item.value, tuple):
         raise item.error(f"{key} must be a list, got {describe(item.value)}; begin each rule with '- '")
     return item.value
@@ -223,50 +133,99 @@ def _exempt_role(key: str, item: Located) -> Role:
     return roles[str(item.value)]
 
 
-def _defaults(key: str, item: Located) -> dict[str, Any]:
-    return all_fields(item, DEFAULT_FIELDS, f"'{key}'")
+_ROLE_WORDS = one_of(*(role.value for role in Role))
+_ROLE = Kind(_role, _ROLE_WORDS.shape)
+_DTYPE = one_of(*DTYPES, aliases=_DTYPE_ALIASES)
+_SCHEDULE = Kind(read_schedule, lambda: {"$ref": "#/$defs/schedule"})
+_DECAY = either(RATE, _SCHEDULE, lambda value: isinstance(value, (Mapping, Given)))
+_FORMULA = Kind(read_formula, formula_shape)
+_DEFAULTS = Kind(_defaults, lambda: {"$ref": "#/$defs/defaults"})
+_RULES = Kind(_rules, lambda: {"type": "array", "items": {"$ref": "#/$defs/rule"}})
+_EXEMPTION = Kind(_exemption, lambda: {"anyOf": [_ROLE.shape(), {"$ref": "#/$defs/exemption"}]})
 
-
-SELECTOR_FIELDS: Mapping[str, Reader] = {
-    "name": _list_of(_text, tuple, "glob", "'*/bias'"),
-    "regex": _list_of(_regex, tuple, "regular expression", "'bias$'"),
-    "path": _text,
-    "rank": _rank,
-    "dtype": _list_of(_one_of(*DTYPES, aliases=_DTYPE_ALIASES), frozenset, "dtype", "float32"),
-    "used_by": _list_of(_text, frozenset, "op type", "MatMul"),
-    "role": _list_of(_role, frozenset, "role", "kernel"),
-    "followed_by": _one_of(*FOLLOWED_BY),
-    "variables": _variables,
+SELECTOR_FIELDS: Table = {
+    "name": Field(
+        list_of(TEXT, tuple, "glob", "'*/bias'"),
+        "A glob over the whole name of a variable, without ':0', or several of which one must match.",
+    ),
+    "regex": Field(
+        list_of(REGEX, tuple, "regular expression", "'bias$'"),
+        "A regular expression of Python, searched for anywhere in the name, or several of which one must be found.",
+    ),
+    "path": Field(TEXT, "A glob over a whole path to the variable in the object graph, such as model.layers.0.kernel."),
+    "rank": Field(RANK, "The number of dimensions, or a comparison with one, such as '>=2'."),
+    "dtype": Field(list_of(_DTYPE, frozenset, "dtype", "float32"), "The dtype, or several of which it must have one."),
+    "used_by": Field(
+        list_of(TEXT, frozenset, "op type", "MatMul"), "Op types, of which one must read the variable, such as MatMul."
+    ),
+    "role": Field(
+        list_of(_ROLE, frozenset, "role", "kernel"),
+        "What the forward pass uses the variable for, or several of these of which one must be right.",
+    ),
+    "followed_by": Field(one_of(*FOLLOWED_BY), "What the result of the variable must go straight into."),
+    "variables": Field(VARIABLES, "The variables themselves, in a policy made in Python."),
 }
 
-DEFAULT_FIELDS: Mapping[str, Reader] = {
-    "weight_decay": _rate_or_schedule,
-    "mode": _one_of("decoupled", "coupled"),
-    "order": _one_of("after", "before"),
-    "scale": _one_of("none", "lr", "relative", "corrected"),
-    "peak_learning_rate": _positive,
-    "formula": read_formula,
-    "tunable": _name,
-    "step": _text,
-    "semantics": _one_of("decoupled", "adamw", "tfa", "l2", "cuda-convnet"),
-    "sparse": _one_of("touched", "all"),
-    "learning_rate": _text,
-    "update": _text,
-    "gradient": _text,
-    "updates": _one_of("each", "last", "first"),
-    "double_decay": _one_of("allow"),
-    "optional": _flag,
+DEFAULT_FIELDS: Table = {
+    "weight_decay": Field(
+        _DECAY, "The rate, a number without unit or a schedule of the updates; 0 leaves the variable alone."
+    ),
+    "formula": Field(_FORMULA, "What the rate is multiplied by, as a function of the weight."),
+    "tunable": Field(NAME, "The name of a variable that holds the rate, to be assigned while it trains."),
+    "step": Field(TEXT, "A glob for the variable that counts the updates, for a schedule."),
+    "semantics": Field(
+        one_of("decoupled", "adamw", "tfa", "l2", "cuda-convnet"),
+        "What the rate means: a preset of 'mode', 'order' and 'scale'.",
+    ),
+    "mode": Field(
+        one_of("decoupled", "coupled"), "Whether the decay is of the weight itself, or is added to the gradient."
+    ),
+    "order": Field(
+        one_of("after", "before"), "Whether a decoupled decay comes after the optimizer's update or before."
+    ),
+    "scale": Field(
+        one_of("none", "lr", "relative", "corrected"), "What a decoupled decay is multiplied by of the learning rate."
+    ),
+    "peak_learning_rate": Field(
+        POSITIVE, "The largest learning rate of the training, for 'scale: relative' and 'scale: corrected'."
+    ),
+    "sparse": Field(
+        one_of("touched", "all"), "Which rows decay at a sparse update: those that it touches, each once, or all."
+    ),
+    "learning_rate": Field(
+        TEXT, "A glob for the variable, argument or node that holds the learning rate, where it cannot be found."
+    ),
+    "update": Field(TEXT, "A glob for the writes that are the variable's update, where that cannot be told."),
+    "gradient": Field(
+        TEXT, "A glob for the node that makes the gradient as the optimizer gets it, where that cannot be told."
+    ),
+    "updates": Field(
+        one_of("each", "last", "first"), "Which of several updates of the variable in one step carries the decay."
+    ),
+    "double_decay": Field(one_of("allow"), "That a variable which the step decays already may be decayed again."),
+    "optional": Field(FLAG, "Whether the rule may match no variable."),
 }
 
-RULE_FIELDS: Mapping[str, Reader] = {**SELECTOR_FIELDS, **DEFAULT_FIELDS}
+RULE_FIELDS: Table = {**SELECTOR_FIELDS, **DEFAULT_FIELDS}
 
-POLICY_FIELDS: Mapping[str, Reader] = {
-    "version": _version,
-    "defaults": _defaults,
-    "exempt": _list_of(_exemption, tuple, "role", "bias"),
-    "rules": _rules,
-    "weight_decay": _rate_or_schedule,
-    "unmatched": _one_of("error", "skip"),
-    "fuse": _one_of("none", "xla"),
-    "not_updated": _one_of("error", "leave"),
+POLICY_FIELDS: Table = {
+    "version": Field(VERSION, "The version of this format."),
+    "defaults": Field(_DEFAULTS, "The fields of a rule that does not spell them out itself."),
+    "exempt": Field(
+        list_of(_EXEMPTION, tuple, "role", "bias"),
+        "What is never decayed, before any rule: roles, or mappings of selectors; each may match nothing.",
+    ),
+    "rules": Field(_RULES, "The rules, of which the first that matches a variable decides it."),
+    "weight_decay": Field(_DECAY, "The rate of every variable that neither 'exempt' nor a rule has decided."),
+    "unmatched": Field(
+        one_of("error", "skip"), "Whether a trainable variable that no rule matches is an error or left alone."
+    ),
+    "not_updated": Field(
+        one_of("error", "leave"),
+        "Whether a variable that a rule would decay, but that no gradient updates, is an error or left alone.",
+    ),
+    "fuse": Field(
+        one_of("none", "xla"),
+        "Whether XLA compiles the optimizer's arithmetic of the decayed variables with the decay.",
+    ),
 }
