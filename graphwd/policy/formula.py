@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graphwd.policy.kinds import as_float
 from graphwd.policy.selectors import is_hashable
 from graphwd.policy.words import check_options, describe, known_word
 from graphwd.policy.yaml_source import Given, Located
@@ -86,12 +87,12 @@ def _named(key: str, item: Located, name: Located, options: Mapping[str, Located
 
 
 def _positive(option: str, item: Located) -> float:
-    value = item.value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise item.error(f"{option} must be a number, got {describe(value)}")
+    if isinstance(item.value, bool) or not isinstance(item.value, (int, float)):
+        raise item.error(f"{option} must be a number, got {describe(item.value)}")
+    value = as_float(item.value)
     if not 0 < value < math.inf:
         raise item.error(f"{option} must be a finite number > 0, got {value:g}")
-    return float(value)
+    return value
 
 
 def _own(key: str, item: Located, function: Any) -> FormulaChoice:

@@ -125,13 +125,18 @@ def _rate(key: str, item: Located) -> float:
     value = item.value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise item.error(f"{key} must be a number, got {describe(value)}; write 5e-4 without quotes")
-    try:
-        rate = float(value)
-    except OverflowError:
-        rate = math.inf
+    rate = as_float(value)
     if not math.isfinite(rate) or rate < 0:
         raise item.error(f"{key} must be a finite number >= 0, got {rate}; write 0 for no decay")
     return rate
+
+
+def as_float(number: float) -> float:
+    """A number, which a policy may spell with any number of digits."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def _positive(key: str, item: Located) -> float:

@@ -46,7 +46,7 @@ class Mistakes:
         except PolicyError as error:
             self.add(error, line)
         if len(self._lines) >= _MOST:
-            self.check()
+            raise self._error(f"\nthese are the first {_MOST} mistakes; there may be more")
 
     def add(self, error: PolicyError, line: int = 0) -> None:
         """Adds an error, and the line of what was read for one that does not know its own."""
@@ -60,5 +60,8 @@ class Mistakes:
             PolicyError: there were mistakes; the message tells each on a line of its own, in the order of the file.
         """
         if self._lines:
-            mistakes = sorted(((line, message) for message, line in self._lines.items()), key=itemgetter(0))
-            raise PolicyError("\n".join(message for _, message in mistakes), mistakes)
+            raise self._error()
+
+    def _error(self, end: str = "") -> PolicyError:
+        mistakes = sorted(((line, message) for message, line in self._lines.items()), key=itemgetter(0))
+        return PolicyError("\n".join(message for _, message in mistakes) + end, mistakes)

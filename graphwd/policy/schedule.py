@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graphwd.errors import PolicyError
+from graphwd.policy.kinds import as_float
 from graphwd.policy.selectors import is_hashable, is_variable
-from graphwd.policy.words import check_options, known_word
+from graphwd.policy.words import check_options, describe, known_word
 from graphwd.policy.yaml_source import Given, Located
 
 if TYPE_CHECKING:
@@ -101,18 +102,18 @@ def _option(schedule: str, word: str, item: Located) -> Option:
 
 
 def _number(word: str, item: Located, *, positive: bool) -> float:
-    value = item.value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise PolicyError(f"{item.where}: {word} must be a number, got {value!r}")
+    if isinstance(item.value, bool) or not isinstance(item.value, (int, float)):
+        raise PolicyError(f"{item.where}: {word} must be a number, got {describe(item.value)}")
+    value = as_float(item.value)
     if not 0 <= value < math.inf or (positive and not value):
         raise PolicyError(f"{item.where}: {word} must be a finite number {'>' if positive else '>='} 0, got {value:g}")
-    return float(value)
+    return value
 
 
 def _count(word: str, item: Located, least: int) -> int:
     value = item.value
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**53:
-        raise PolicyError(f"{item.where}: {word} must be a whole number >= {least}, got {value!r}")
+        raise PolicyError(f"{item.where}: {word} must be a whole number >= {least}, got {describe(value)}")
     return value
 
 

@@ -94,6 +94,17 @@ FORMULAS = "cautious, huber, l1, l2, l2_sp, norm"
         ("weight_decay: {schedule: linear, from: .inf, to: 1, steps: 2}", "from must be a finite number >= 0, got inf"),
         ("weight_decay: {schedule: linear, from: x, to: 1, steps: 2}", "from must be a number, got 'x'"),
         ("weight_decay: {schedule: exponential, from: 0, to: 1, steps: 2}", "from must be a finite number > 0, got 0"),
+        ("formula: {name: huber, delta: 1" + "0" * 400 + "}", "delta must be a finite number > 0, got inf"),
+        ("formula: {name: huber, delta: [1]}", "delta must be a number, got a list"),
+        (
+            "weight_decay: {schedule: linear, from: 1" + "0" * 400 + ", to: 1, steps: 2}",
+            "from must be a finite number >",
+        ),
+        ("weight_decay: {schedule: linear, from: [1], to: 1, steps: 2}", "from must be a number, got a list"),
+        (
+            "weight_decay: {schedule: linear, from: 1, to: 1, steps: 0x" + "f" * 5000 + "}",
+            "steps must be a whole number",
+        ),
         (f"weight_decay: {COSINE[:-1]}, warmup_steps: -1}}", "warmup_steps must be a whole number >= 0, got -1"),
         ("weight_decay: {schedule: linear, from: 0, to: 1, steps: 2}", "weight_decay must be below 1"),
         ("weight_decay: {schedule: piecewise, boundaries: 3, values: [1]}", "boundaries must be a list of numbers"),

@@ -447,7 +447,18 @@ def test_what_an_alias_repeats_is_told_once():
 
 
 def test_no_more_mistakes_than_anyone_reads():
-    assert len(error_of(load, "version: 1\nrules:\n" + "  - x\n" * 10**4).splitlines()) == 100
+    told = error_of(load, "version: 1\nrules:\n" + "  - x\n" * 10**4).splitlines()
+    assert told[99:] == [
+        "policy.yaml:102: a rule must be a mapping of keys to values, got 'x'",
+        "these are the first 100 mistakes; there may be more",
+    ]
+
+
+def test_no_more_mistakes_in_one_rule_than_anyone_reads():
+    keys = "".join(f"    x{i}: 0\n" for i in range(10**4))
+    told = error_of(load, f"version: 1\nrules:\n  -\n{keys}").splitlines()
+    assert told[99].startswith("policy.yaml:103: unknown key 'x99' in a rule; ")
+    assert told[100:] == ["these are the first 100 mistakes; there may be more"]
 
 
 def test_a_mapping_with_several_mistakes():
