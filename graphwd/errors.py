@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class GraphwdError(Exception):
     """Base of every expected failure: the message says where, what was found and what to write instead.
@@ -23,9 +28,18 @@ class UsageError(GraphwdError):
 
 
 class PolicyError(GraphwdError):
-    """A policy file or mapping is malformed."""
+    """A policy file or mapping is malformed.
+
+    Attributes:
+        mistakes: all that is wrong, in the order of the file: of each the line, 0 where none is known, and the message.
+    """
 
     exit_status = 2
+
+    def __init__(self, message: str, mistakes: Sequence[tuple[int, str]] = ()) -> None:
+        """Takes the whole message and, where that is of several mistakes or of a line, the mistakes."""
+        super().__init__(message)
+        self.mistakes = tuple(mistakes) or ((0, message),)
 
 
 class StepError(GraphwdError):

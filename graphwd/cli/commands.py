@@ -17,7 +17,7 @@ from absl import flags
 from graphwd.cli.sources import Files, PythonSource, source_of
 from graphwd.errors import StepError, UsageError
 from graphwd.planning.render import FORMATS, as_table
-from graphwd.policy.rules import load_policy
+from graphwd.policy.rules import Policy, load_policy
 
 if TYPE_CHECKING:
     from graphwd.models.target import Output, Target
@@ -113,6 +113,12 @@ def _value(values: flags.FlagValues, name: str) -> Any:
     return flag.value
 
 
+def read_policy(path: str) -> Policy:
+    """Reads a policy file; without TensorFlow's start-up messages, where the policy names a formula or a schedule."""
+    with _without_start_up_messages():
+        return load_policy(path)
+
+
 def _policy_path(values: flags.FlagValues) -> str:
     path: str | None = _value(values, "policy")
     if path is None:
@@ -122,7 +128,7 @@ def _policy_path(values: flags.FlagValues) -> str:
 
 def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
-    policy = load_policy(_policy_path(values))
+    policy = read_policy(_policy_path(values))
     source = source_of(text, _value(values, "module"))
     if _value(values, "link") and not isinstance(source, Files):
         raise UsageError("--link is for the files of a SavedModel; a Python step is saved anew: leave --link out")
@@ -151,7 +157,7 @@ def _output(values: flags.FlagValues, path: str) -> Output:
 
 def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
-    policy = load_policy(_value(values, "policy")) if _value(values, "policy") is not None else None
+    policy = read_policy(_value(values, "policy")) if _value(values, "policy") is not None else None
     source = source_of(text, _value(values, "module"))
     _import_tensorflow()
     from graphwd.models.target import plan
@@ -219,7 +225,7 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
     if _value(values, "rewritten") is None:
         raise UsageError("--rewritten is missing; write --rewritten DIR with the SavedModel that rewrite wrote")
-    policy = load_policy(_policy_path(values))
+    policy = read_policy(_policy_path(values))
     _import_tensorflow()
     from graphwd.checking.verify import verify_pairs
 
@@ -238,14 +244,9 @@ def _only_the_answer() -> contextlib.AbstractContextManager[object]:
 
 
 def _import_tensorflow() -> None:
-    """Imports TensorFlow without its start-up messages: graphwd promises one message on standard error.
-
-    C++ code prints these before any of TensorFlow's own switches takes effect, hence the redirected descriptor.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
+    """Imports TensorFlow."""
     try:
-        with open(os.devnull, "wb") as nowhere, _redirected(2, nowhere.fileno()):
+        with _without_start_up_messages():
             importlib.import_module("tensorflow").keras  # noqa: B018 - importing Keras prints messages, too
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
@@ -254,6 +255,18 @@ def _import_tensorflow() -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)  # tf.saved_model.load warns of gradients that nobody asks for
     logging.getLogger("graphwd").setLevel(logging.ERROR)  # the plan that is printed has the notes
+
+
+@contextlib.contextmanager
+def _without_start_up_messages() -> Generator[None]:
+    """Keeps TensorFlow's start-up messages from standard error, on which graphwd promises its own alone.
+
+    C++ code prints these before any of TensorFlow's own switches takes effect, hence the redirected descriptor.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    with open(os.devnull, "wb") as nowhere, _redirected(2, nowhere.fileno()):
+        yield
 
 
 @contextlib.contextmanager

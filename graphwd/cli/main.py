@@ -1,4 +1,4 @@
-"""The command line: ``graphwd rewrite``, ``graphwd plan``, ``graphwd verify``, ``graphwd help``."""
+"""The command line: ``graphwd rewrite``, ``graphwd plan``, ``graphwd verify``, ``graphwd check``, ``graphwd help``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from absl import flags
 
+from graphwd.cli.check import CHECK
 from graphwd.cli.commands import STEP_COMMANDS, Command
 from graphwd.errors import GraphwdError, UsageError
 
@@ -172,5 +173,6 @@ def _define_nothing(values: flags.FlagValues) -> None:
 
 COMMANDS: Mapping[str, Command] = {
     **STEP_COMMANDS,
+    "check": CHECK,
     "help": Command("help TOPIC", "Shows a page of the documentation.\n", _define_nothing, _help),
 }

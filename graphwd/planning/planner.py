@@ -38,6 +38,7 @@ from graphwd.planning.render import as_table
 from graphwd.policy.globs import glob_matches
 from graphwd.policy.rules import Policy, Rule, Sparse, Updates
 from graphwd.policy.selectors import Subject
+from graphwd.policy.words import near
 
 
 class Outcome(Enum):
@@ -409,7 +410,8 @@ def _policy_problems(decisions: Sequence[Decision], subjects: Sequence[Subject],
         yield no_rule(unmatched, policy)
     for rule in policy.rules:
         if rule.selectors.any_given and not rule.optional and not any(map(rule.selectors.match, subjects)):
-            yield left_over(rule, policy, [decision.variable for decision in decisions])
+            ops = frozenset[str]().union(*(decision.writes.used_by for decision in decisions))
+            yield left_over(rule, policy, [decision.variable for decision in decisions], ops)
 
 
 def no_rule(names: Iterable[str], policy: Policy) -> str:
@@ -420,17 +422,27 @@ def no_rule(names: Iterable[str], policy: Policy) -> str:
     )
 
 
-def left_over(rule: Rule, policy: Policy, variables: Sequence[Variable]) -> str:
-    """The message for a rule that matches none of the trainable variables."""
+def left_over(rule: Rule, policy: Policy, variables: Sequence[Variable], ops: frozenset[str] = frozenset()) -> str:
+    """The message for a rule that matches none of the trainable variables, which are used by some op types."""
     advice = "correct or remove it, or write 'optional: true'"
     if policy.where.endswith(".cfg"):  # which has sections, not rules
         advice = "give the section the name that the layer has in TensorFlow, write wc=0, or remove it"
-    return f"{rule.where}: the rule '{rule.selectors}' matches no trainable variable{_near(rule, variables)}; {advice}"
+    hint = _near_ops(rule.selectors.used_by, ops) or _near(rule, variables)
+    return f"{rule.where}: the rule '{rule.selectors}' matches no trainable variable{hint}; {advice}"
 
 
 def shadowed(rule: Rule, names: Iterable[str]) -> str:
     """The message for a rule whose matches are all decided by earlier rules."""
     return f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({listed(names)})"
+
+
+def _near_ops(asked: frozenset[str] | None, ops: frozenset[str]) -> str:
+    """What is said of op types that use no variable; empty where none was asked for, or one of them does."""
+    if not asked or not ops or asked & ops:
+        return ""
+    meant = sorted({meant for op in asked if (meant := near(op, ops)) is not None})
+    used = f"; no variable is used by {listed(sorted(asked))}"
+    return f"{used}: did you mean {listed(meant)}?" if meant else f"{used}, but by {listed(sorted(ops))}"
 
 
 def _near(rule: Rule, variables: Sequence[Variable]) -> str:
@@ -439,18 +451,19 @@ def _near(rule: Rule, variables: Sequence[Variable]) -> str:
         return " (no object path is known for any variable of this step)"
     if selectors.variables is not None and all(variable.key is None for variable in variables):
         return " (a model in a file has none of the variables of this process: select by path or name)"
-    if matches := [variable for variable in variables if _by_other_name(selectors.name, variable)]:
+    if matches := [variable for variable in variables if _by_other_name(selectors.name or (), variable)]:
         names = listed(dict.fromkeys(str(variable.other_name) for variable in matches))
         return f": {names} is what TensorFlow calls {listed(variable.name for variable in matches)}, as Keras shows it"
-    asked = selectors.name or selectors.regex or selectors.path or ""
+    asked = selectors.name or selectors.regex or (selectors.path or "",)
     shown = [(variable.path or "") if selectors.path is not None else variable.shown for variable in variables]
-    close = difflib.get_close_matches(asked, shown, n=3, cutoff=0.5) or shown
-    return f"; there is {listed(close)}" if shown else ""
+    close = [name for one in asked for name in difflib.get_close_matches(one, shown, n=3, cutoff=0.5)]
+    return f"; there is {listed(dict.fromkeys(close or shown))}" if shown else ""
 
 
-def _by_other_name(glob: str | None, variable: Variable) -> bool:
+def _by_other_name(globs: Iterable[str], variable: Variable) -> bool:
     """Whether a glob matches TensorFlow's name for a variable that its library shows by another name."""
-    return glob is not None and variable.other_name is not None and glob_matches(variable.other_name, glob)
+    name = variable.other_name
+    return name is not None and any(glob_matches(name, glob) for glob in globs)
 
 
 def _notes(

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graphwd.errors import PolicyError
+from graphwd.policy.kinds import as_float
 from graphwd.policy.selectors import is_hashable
-from graphwd.policy.words import check_options, described, known_word
+from graphwd.policy.words import check_options, describe, known_word
 from graphwd.policy.yaml_source import Given, Located
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def read_formula(key: str, item: Located) -> FormulaChoice:
     options = dict(item.value)
     name = options.pop("name", None)
     if name is None:
-        raise PolicyError(f"{item.where}: {key} needs a 'name'; write {{name: huber, delta: 0.1}}")
+        raise item.error(f"{key} needs a 'name'; write {{name: huber, delta: 0.1}}")
     return _named(key, item, name, options)
 
 
@@ -87,12 +87,12 @@ def _named(key: str, item: Located, name: Located, options: Mapping[str, Located
 
 
 def _positive(option: str, item: Located) -> float:
-    value = item.value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise PolicyError(f"{item.where}: {option} must be a number, got {described(value)}")
+    if isinstance(item.value, bool) or not isinstance(item.value, (int, float)):
+        raise item.error(f"{option} must be a number, got {describe(item.value)}")
+    value = as_float(item.value)
     if not 0 < value < math.inf:
-        raise PolicyError(f"{item.where}: {option} must be a finite number > 0, got {value:g}")
-    return float(value)
+        raise item.error(f"{option} must be a finite number > 0, got {value:g}")
+    return value
 
 
 def _own(key: str, item: Located, function: Any) -> FormulaChoice:
@@ -101,17 +101,35 @@ def _own(key: str, item: Located, function: Any) -> FormulaChoice:
     if not (callable(function) and is_hashable(function)):
         hint = " that has no hash" if callable(function) else ""
         kind = type(function).__name__
-        raise PolicyError(f"{item.where}: {key} must be a word, a mapping or a function, got a {kind}{hint}")
+        raise item.error(f"{key} must be a word, a mapping or a function, got a {kind}{hint}")
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        raise PolicyError(f"{item.where}: {key} must be a function whose parameters can be read") from None
+        raise item.error(f"{key} must be a function whose parameters can be read") from None
     name = getattr(function, "__name__", type(function).__name__)
     needed = [each for each in parameters if each.default is each.empty or each.name in TENSORS]
     unknown = [each.name for each in needed if each.name not in TENSORS or each.kind is each.POSITIONAL_ONLY]
     if unknown or not needed:
         what = f"takes '{unknown[0]}'" if unknown else "takes nothing"
-        raise PolicyError(
-            f"{item.where}: the formula '{name}' {what}; a formula takes tensors by these names: {', '.join(TENSORS)}"
-        )
+        raise item.error(f"the formula '{name}' {what}; a formula takes tensors by these names: {', '.join(TENSORS)}")
     return FormulaChoice(name, (), function)
+
+
+def formula_shape() -> dict[str, Any]:
+    """The JSON schema of what `read_formula` reads in a file; imports TensorFlow."""
+    from graphwd.decay.formulas import FORMULAS
+
+    words = sorted(name for name, formula in FORMULAS.items() if not formula.option_names)
+    mappings = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": name},
+                **{option: {"type": "number", "exclusiveMinimum": 0} for option in sorted(formula.option_names)},
+            },
+            "required": ["name", *sorted(formula.option_names)],
+            "additionalProperties": False,
+        }
+        for name, formula in sorted(FORMULAS.items())
+    ]
+    return {"anyOf": [{"enum": words}, *mappings]}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -17,6 +17,7 @@ from graphwd.errors import PolicyError
 from graphwd.policy import schema
 from graphwd.policy.cuda_convnet import read_layer_parameters
 from graphwd.policy.formula import L2, FormulaChoice
+from graphwd.policy.mistakes import Mistakes
 from graphwd.policy.schedule import ScheduleChoice
 from graphwd.policy.selectors import Selectors, Subject
 from graphwd.policy.yaml_source import Located, from_mapping, read_yaml
@@ -182,16 +183,16 @@ class Policy:
         """Validates a mapping of the same form as a policy file.
 
         Args:
-            mapping: ``{"version": 1, "rules": [...], ...}``.
+            mapping: ``{"version": 1, "weight_decay": 0.05, "exempt": [...], "rules": [...], ...}``.
 
         Returns:
             The policy.
 
         Raises:
-            PolicyError: the mapping is malformed; the message names the key.
+            PolicyError: the mapping is malformed; the message has a line for each mistake, which names the key.
 
         Example:
-            >>> Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.01}]}).rules[0].weight_decay
+            >>> Policy.from_dict({"version": 1, "weight_decay": 0.01}).rules[0].weight_decay
             0.01
         """
         return _policy(from_mapping(mapping, "policy"), "policy")
@@ -238,7 +239,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         The policy.
 
     Raises:
-        PolicyError: the file cannot be read or is malformed; the message names file, line and key.
+        PolicyError: the file cannot be read or is malformed; the message has a line for each mistake, which names file,
+            line and key.
     """
     source = os.fspath(path)
     if not source.endswith((".yaml", ".yml", ".cfg")):
@@ -298,13 +300,14 @@ def as_policy(policy: PolicyLike) -> Policy:
 
 
 def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Policy:
-    fields = schema.fields(document, schema.POLICY_FIELDS, "a policy")
-    if "version" not in fields:
-        raise PolicyError(f"{document.where}: 'version' is missing; write 'version: 1'")
-    defaults = fields.get("defaults", {})
-    meaning = _semantics({}, defaults, _places(document, "defaults"))
-    rules = tuple(_rule(item, defaults, meaning) for item in fields.get("rules", ()))
-    _check_tunables(rules)
+    mistakes = Mistakes()
+    fields = schema.fields(document, schema.POLICY_FIELDS, "a policy", mistakes)
+    if "version" not in _places(document):
+        mistakes.add(document.error("'version' is missing; write 'version: 1'"))
+    if not mistakes and _places(document).keys().isdisjoint(("rules", "weight_decay")):
+        mistakes.add(document.error("there is neither 'weight_decay' nor 'rules'; write 'weight_decay: 0.05'"))
+    rules = tuple(_rules(document, fields, mistakes))
+    mistakes.check()
     return Policy(
         rules,
         skip_unmatched=fields.get("unmatched", "error") == "skip",
@@ -315,19 +318,70 @@ def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Poli
     )
 
 
-def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> Rule:
-    own = schema.fields(item, schema.RULE_FIELDS, "a rule")
-    fields = defaults | own
+def _rules(document: Located, fields: dict[str, Any], mistakes: Mistakes) -> list[Rule]:
+    """The rules; of what is wrong in them, and in the defaults that they share, the mistakes."""
+    defaults = _Defaults.of(document, fields, mistakes)
+    rules = [_exempt(where, selectors, defaults) for where, selectors in fields.get("exempt", ())]
+    first: dict[str, Rule] = {}
+    for item in (*fields.get("rules", ()), *_last(document, fields)):
+        with mistakes.kept():
+            own = schema.all_fields(item, schema.RULE_FIELDS, "a rule")
+            if defaults is not None:
+                rules.append(_rule(item, own, defaults))
+                _check_tunable(item, rules[-1], first)
+    return rules
+
+
+def _exempt(where: str, selectors: Selectors, defaults: _Defaults | None) -> Rule:
+    """The rule that an entry of ``exempt`` stands for."""
+    semantics = Semantics(**defaults.meaning) if defaults is not None else Semantics()  # type: ignore[arg-type]
+    return Rule(selectors, 0.0, semantics, optional=True, where=where, spelled=frozenset({"weight_decay", "optional"}))
+
+
+def _last(document: Located, fields: dict[str, Any]) -> Iterator[Located]:
+    """The rule that a ``weight_decay`` of the policy stands for, as it would be written; none without one."""
+    if "weight_decay" in fields:
+        rate = _places(document)["weight_decay"]
+        yield replace(rate, value={"weight_decay": rate})
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What the rules of a policy share.
+
+    Attributes:
+        fields: the fields that a rule has where it does not spell them out.
+        meaning: what their ``semantics``, or ``mode``, ``order`` and ``scale``, say.
+    """
+
+    fields: dict[str, Any]
+    meaning: dict[str, Enum]
+
+    @classmethod
+    def of(cls, document: Located, fields: dict[str, Any], mistakes: Mistakes) -> _Defaults | None:
+        """The defaults of a policy; None where they are wrong, so that it is not known what a rule means."""
+        places = _places(document)
+        if "defaults" in places and "defaults" not in fields:
+            return None
+        given = fields.get("defaults", {})
+        with mistakes.kept():
+            return cls(given, _semantics({}, given, _places(places.get("defaults"))))
+        return None
+
+
+def _rule(item: Located, own: dict[str, Any], defaults: _Defaults) -> Rule:
+    fields = defaults.fields | own
     if "weight_decay" not in fields:
-        raise PolicyError(f"{item.where}: the rule has no 'weight_decay'; write 'weight_decay: 0' for none")
+        raise item.error("the rule has no 'weight_decay'; write 'weight_decay: 0' for none")
     places = _places(item)
-    semantics = Semantics(**_semantics(meaning, own, places))  # type: ignore[arg-type]
+    semantics = Semantics(**_semantics(defaults.meaning, own, places))  # type: ignore[arg-type]
+    mistakes = Mistakes()
+    for check in (_check_formula, _check_peak, _check_step):
+        with mistakes.kept():
+            check(item, fields, semantics, places)
+    mistakes.check()
     rate: float | ScheduleChoice = fields["weight_decay"]
     schedule = rate if isinstance(rate, ScheduleChoice) else None
-    _check_formula(item, fields, semantics, places)
-    _check_peak(item, fields, semantics, places)
-    if "step" in own and (schedule is None or schedule.variable is not None):
-        raise PolicyError(f"{places['step']}: 'step' says nothing where weight_decay is no schedule; leave it out")
     return Rule(
         selectors=Selectors(**{key: own[key] for key in schema.SELECTOR_FIELDS if key in own}),
         weight_decay=1.0 if isinstance(rate, ScheduleChoice) else rate,
@@ -349,67 +403,73 @@ def _rule(item: Located, defaults: dict[str, Any], meaning: dict[str, Enum]) -> 
     )
 
 
-def _check_tunables(rules: Iterable[Rule]) -> None:
-    """Refuses rules that share a variable for their rate, but not the number that it begins with."""
-    first: dict[str, Rule] = {}
-    for rule in rules:
-        if rule.tunable is not None and first.setdefault(rule.tunable, rule).weight_decay != rule.weight_decay:
-            raise PolicyError(
-                f"{rule.where}: the rule shares 'tunable: {rule.tunable}' with {first[rule.tunable].where}, but not "
-                "its weight_decay; write the same number, or another name"
-            )
+def _check_tunable(item: Located, rule: Rule, first: dict[str, Rule]) -> None:
+    """Refuses a rule that shares a variable for its rate with an earlier one, but not the number it begins with."""
+    if rule.tunable is not None and first.setdefault(rule.tunable, rule).weight_decay != rule.weight_decay:
+        raise item.error(
+            f"the rule shares 'tunable: {rule.tunable}' with {first[rule.tunable].where}, but not its weight_decay; "
+            "write the same number, or another name"
+        )
 
 
-def _check_formula(item: Located, fields: dict[str, Any], semantics: Semantics, places: dict[str, str]) -> None:
+def _check_formula(item: Located, fields: dict[str, Any], semantics: Semantics, places: _Places) -> None:
     """Refuses a formula that means nothing with its rate or its mode."""
     given: float | ScheduleChoice = fields["weight_decay"]
     rate = given.largest if isinstance(given, ScheduleChoice) else given
     choice: FormulaChoice = fields.get("formula", L2)
     if rate >= 1 and _takes_all(semantics, choice):
-        raise PolicyError(
-            f"{places.get('weight_decay', item.where)}: weight_decay must be below 1 where it multiplies the weight by "
-            f"1 - weight_decay, got {rate:g}; write 0.01 for 1 %"
+        raise places.get("weight_decay", item).error(
+            "weight_decay must be below 1 where it multiplies the weight by 1 - weight_decay, got "
+            f"{rate:g}; write 0.01 for 1 %"
         )
     if choice != L2 and semantics.mode is Mode.COUPLED and choice.resolved().of_update:
-        raise PolicyError(
-            f"{places.get('formula', item.where)}: the formula {choice.name} depends on what the optimizer's update "
-            "subtracts, which is not known where the decay joins the gradient; write a decoupled 'semantics'"
+        raise places.get("formula", item).error(
+            f"the formula {choice.name} depends on what the optimizer's update subtracts, which is not known where the "
+            "decay joins the gradient; write a decoupled 'semantics'"
         )
 
 
-def _check_peak(item: Located, fields: dict[str, Any], semantics: Semantics, places: dict[str, str]) -> None:
+def _check_peak(item: Located, fields: dict[str, Any], semantics: Semantics, places: _Places) -> None:
     """Refuses a scale that is relative to a largest learning rate which is not given, and one that is without use."""
     scale = semantics.scale
     if scale.needs_peak and "peak_learning_rate" not in fields:
-        raise PolicyError(
-            f"{places.get('scale', item.where)}: 'scale: {scale.value}' needs the largest learning rate of training; "
-            "write 'peak_learning_rate: 1e-3'"
+        raise places.get("scale", item).error(
+            f"'scale: {scale.value}' needs the largest learning rate of training; write 'peak_learning_rate: 1e-3'"
         )
     if not scale.needs_peak and "peak_learning_rate" in places:
-        raise PolicyError(
-            f"{places['peak_learning_rate']}: 'peak_learning_rate' says nothing without 'scale: relative' or "
-            "'scale: corrected'; leave it out"
+        raise places["peak_learning_rate"].error(
+            "'peak_learning_rate' says nothing without 'scale: relative' or 'scale: corrected'; leave it out"
         )
 
 
-def _places(item: Located, *keys: str) -> dict[str, str]:
-    """Where each key of a mapping stands; of a mapping inside it, where ``keys`` lead to one."""
-    for key in keys:
-        item = item.value[key] if isinstance(item.value, Mapping) and key in item.value else Located({}, item.where)
-    return {key: value.where for key, value in item.value.items()} if isinstance(item.value, Mapping) else {}
+def _check_step(item: Located, fields: dict[str, Any], semantics: Semantics, places: _Places) -> None:
+    """Refuses a counter for a rate that does not count."""
+    del item, semantics
+    rate: float | ScheduleChoice = fields["weight_decay"]
+    counts = isinstance(rate, ScheduleChoice) and rate.variable is None
+    if "step" in places and not counts:
+        raise places["step"].error("'step' says nothing where weight_decay is no schedule; leave it out")
+
+
+_Places = Mapping[str, Located]
+"""Where each key of a mapping stands."""
+
+
+def _places(item: Located | None) -> _Places:
+    """The places of the keys of a mapping; none where it is not one."""
+    return item.value if item is not None and isinstance(item.value, Mapping) else {}
 
 
 _SEMANTICS_FIELDS: Mapping[str, type[Enum]] = {"mode": Mode, "order": Order, "scale": Scale}
 
 
-def _semantics(inherited: dict[str, Enum], fields: dict[str, Any], places: dict[str, str]) -> dict[str, Enum]:
+def _semantics(inherited: dict[str, Enum], fields: dict[str, Any], places: _Places) -> dict[str, Enum]:
     """Merges a meaning over the one inherited: a preset replaces all of it, a single field only itself."""
     spelled = {key: kind(fields[key]) for key, kind in _SEMANTICS_FIELDS.items() if key in fields}
     if "semantics" in fields:
         if spelled:
-            raise PolicyError(
-                f"{places['semantics']}: 'semantics' already says {', '.join(sorted(spelled))}; "
-                "give the preset or the fields, not both"
+            raise places["semantics"].error(
+                f"'semantics' already says {', '.join(sorted(spelled))}; give the preset or the fields, not both"
             )
         preset = PRESETS[fields["semantics"]]
         return {"mode": preset.mode, "order": preset.order, "scale": preset.scale}
@@ -418,5 +478,5 @@ def _semantics(inherited: dict[str, Enum], fields: dict[str, Any], places: dict[
     meaning = inherited | spelled
     for key in ("order", "scale"):
         if meaning.get("mode") is Mode.COUPLED and key in spelled:
-            raise PolicyError(f"{places[key]}: '{key}' says nothing where mode is coupled; leave it out")
+            raise places[key].error(f"'{key}' says nothing where mode is coupled; leave it out")
     return meaning

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graphwd.errors import PolicyError
+from graphwd.policy.kinds import as_float
 from graphwd.policy.selectors import is_hashable, is_variable
-from graphwd.policy.words import check_options, described, known_word
+from graphwd.policy.words import check_options, describe, known_word
 from graphwd.policy.yaml_source import Given, Located
 
 if TYPE_CHECKING:
@@ -101,18 +102,18 @@ def _option(schedule: str, word: str, item: Located) -> Option:
 
 
 def _number(word: str, item: Located, *, positive: bool) -> float:
-    value = item.value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise PolicyError(f"{item.where}: {word} must be a number, got {described(value)}")
+    if isinstance(item.value, bool) or not isinstance(item.value, (int, float)):
+        raise PolicyError(f"{item.where}: {word} must be a number, got {describe(item.value)}")
+    value = as_float(item.value)
     if not 0 <= value < math.inf or (positive and not value):
         raise PolicyError(f"{item.where}: {word} must be a finite number {'>' if positive else '>='} 0, got {value:g}")
-    return float(value)
+    return value
 
 
 def _count(word: str, item: Located, least: int) -> int:
     value = item.value
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**53:
-        raise PolicyError(f"{item.where}: {word} must be a whole number >= {least}, got {described(value)}")
+        raise PolicyError(f"{item.where}: {word} must be a whole number >= {least}, got {describe(value)}")
     return value
 
 
@@ -146,3 +147,33 @@ def _own(key: str, item: Located, given: Any) -> ScheduleChoice:
     if tuple(given.shape) or not dtype.startswith(("float", "bfloat")):
         raise PolicyError(f"{item.where}: {key} must be a variable of one floating-point number, got {dtype}")
     return ScheduleChoice(str(given.name).removesuffix(":0"), variable=given, identity=id(given))
+
+
+def schedule_shape() -> dict[str, Any]:
+    """The JSON schema of what `read_schedule` reads in a file; imports TensorFlow."""
+    from graphwd.decay.schedules import SCHEDULES
+
+    return {"anyOf": [_shape(name, SCHEDULES[name].option_names) for name in sorted(SCHEDULES)]}
+
+
+def _shape(schedule: str, options: tuple[str, ...]) -> dict[str, Any]:
+    words = [_WORDS.get(option, option) for option in options]
+    return {
+        "type": "object",
+        "properties": {
+            "schedule": {"const": schedule},
+            **{word: _option_shape(schedule, word) for word in words},
+            "warmup_steps": {"type": "integer", "minimum": 0, "maximum": 2**53 - 1},
+        },
+        "required": ["schedule", *words],
+        "additionalProperties": False,
+    }
+
+
+def _option_shape(schedule: str, word: str) -> dict[str, Any]:
+    """The JSON schema of what `_option` reads."""
+    if word == "steps":
+        return {"type": "integer", "minimum": 1, "maximum": 2**53 - 1}
+    if word in ("boundaries", "values"):
+        return {"type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 1}
+    return {"type": "number", "exclusiveMinimum" if schedule == "exponential" else "minimum": 0}

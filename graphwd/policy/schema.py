@@ -1,222 +1,231 @@
-"""The schema of a policy: a table of the values that each key may have, and the function that reads a mapping by it."""
+"""The schema of a policy: the table of its keys, and the function that reads a mapping by it.
+
+A row of the table is all that is known of a key: the kind of its value, which both reads and describes it, and what it
+means in one sentence. `graphwd.policy.json_schema` makes the JSON schema of the same table.
+"""
 
 from __future__ import annotations
 
-import difflib
-import math
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from graphwd.errors import PolicyError
-from graphwd.policy.formula import read_formula
-from graphwd.policy.globs import composed
+from graphwd.policy.formula import formula_shape, read_formula
+from graphwd.policy.kinds import (
+    FLAG,
+    NAME,
+    POSITIVE,
+    RANK,
+    RATE,
+    REGEX,
+    TEXT,
+    VARIABLES,
+    VERSION,
+    Kind,
+    either,
+    list_of,
+    one_of,
+)
+from graphwd.policy.mistakes import Mistakes
 from graphwd.policy.roles import FOLLOWED_BY, Role
-from graphwd.policy.schedule import ScheduleChoice, read_schedule
-from graphwd.policy.selectors import RANK_COMPARISONS, Listed, Rank, is_variable
-from graphwd.policy.words import described
+from graphwd.policy.schedule import read_schedule
+from graphwd.policy.selectors import Selectors
+from graphwd.policy.words import describe, did_you_mean, near
 from graphwd.policy.yaml_source import Given, Located
 
-_RANK = re.compile(r"\s*(>=|<=|==|!=|>|<|)\s*(\d{1,3})\s*")
 DTYPES = ("bfloat16", "complex128", "complex64", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
+_DTYPE_ALIASES = {"fp16": "float16", "half": "float16", "fp32": "float32", "single": "float32", "fp64": "float64"}
 
-Reader = Callable[[str, Located], Any]
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A row of the table.
+
+    Attributes:
+        kind: the kind of its value.
+        about: what it means, in one sentence.
+    """
+
+    kind: Kind
+    about: str
 
 
-def fields(item: Located, schema: Mapping[str, Reader], what: str) -> dict[str, Any]:
-    """Reads a mapping by its schema.
+Table = Mapping[str, Field]
+
+
+def fields(item: Located, table: Table, what: str, mistakes: Mistakes) -> dict[str, Any]:
+    """Reads a mapping by its table.
 
     Args:
         item: the mapping.
-        schema: for every key allowed, what reads its value.
+        table: for every key allowed, its field.
         what: what the mapping is, for errors.
+        mistakes: collects the keys that the table does not have, and the values that are wrong.
 
     Returns:
-        The value of every key given.
+        The value of every key that is given and right.
 
     Raises:
-        PolicyError: not a mapping, a key that the schema does not know, or a value that its reader refuses.
+        PolicyError: not a mapping.
     """
     if not isinstance(item.value, Mapping):
-        raise PolicyError(f"{item.where}: {what} must be a mapping of keys to values, got {described(item.value)}")
+        raise item.error(f"{what} must be a mapping of keys to values, got {describe(item.value)}")
+    values: dict[str, Any] = {}
     for key, value in item.value.items():
-        if key not in schema:
-            close = difflib.get_close_matches(key, schema, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"the keys here are {', '.join(sorted(schema))}"
-            raise PolicyError(f"{value.where}: unknown key '{key}' in {what}; {hint}")
-    return {key: schema[key](key, value) for key, value in item.value.items()}
+        with mistakes.kept(value.line):
+            if key not in table:
+                raise value.error(f"unknown key {describe(key)} in {what}; {_right_key(key, table)}")
+            values[key] = table[key].kind.read(key, value)
+    return values
 
 
-def _text(key: str, item: Located) -> str:
-    if not isinstance(item.value, str) or not item.value:
-        raise PolicyError(f"{item.where}: {key} must be text, got {described(item.value)}; put it in quotes")
-    return item.value
+def all_fields(item: Located, table: Table, what: str) -> dict[str, Any]:
+    """Reads a mapping of which every key must be right, as `fields`.
+
+    Raises:
+        PolicyError: it is not a mapping, or some keys or values are wrong; the error has all of its mistakes.
+    """
+    mistakes = Mistakes()
+    values = fields(item, table, what, mistakes)
+    mistakes.check()
+    return values
 
 
-def _regex(key: str, item: Located) -> str:
-    pattern = composed(_text(key, item))
-    try:
-        with warnings.catch_warnings():
-            # Python warns of patterns whose meaning will change.
-            warnings.simplefilter("error", FutureWarning)
-            re.compile(pattern)
-    except (re.error, OverflowError, FutureWarning) as error:
-        raise PolicyError(f"{item.where}: {key} {pattern!r} is not a regular expression: {error}") from None
-    except RecursionError:
-        raise PolicyError(f"{item.where}: {key} is nested too deeply to be compiled") from None
-    return pattern
+def _right_key(key: str, table: Table) -> str:
+    """What is said of a key that a table does not have."""
+    if table is POLICY_FIELDS and key in DEFAULT_FIELDS:
+        return "a field of all rules stands under 'defaults'"
+    meant = near(key, table)
+    return f"did you mean '{meant}'?" if meant else f"the keys here are {', '.join(sorted(table))}"
 
 
-def _rate_or_schedule(key: str, item: Located) -> float | ScheduleChoice:
-    changes = isinstance(item.value, (Mapping, Given))
-    return read_schedule(key, item) if changes else _rate(key, item)
-
-
-def _rate(key: str, item: Located) -> float:
-    value = item.value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise PolicyError(f"{item.where}: {key} must be a number, got {described(value)}; write 5e-4 without quotes")
-    try:
-        rate = float(value)
-    except OverflowError:
-        rate = math.inf
-    if not math.isfinite(rate) or rate < 0:
-        raise PolicyError(f"{item.where}: {key} must be a finite number >= 0, got {rate}; write 0 for no decay")
-    return rate
-
-
-def _positive(key: str, item: Located) -> float:
-    value = _rate(key, item)
-    if not value:
-        raise PolicyError(f"{item.where}: {key} must be above 0")
-    return value
-
-
-def _name(key: str, item: Located) -> str:
-    text = _text(key, item)
-    if not text.isidentifier():
-        raise PolicyError(
-            f"{item.where}: {key} must be a name of letters, digits and _, got {text!r}; write body_decay"
-        )
-    return text
-
-
-def _flag(key: str, item: Located) -> bool:
-    if not isinstance(item.value, bool):
-        raise PolicyError(f"{item.where}: {key} must be true or false, got {described(item.value)}")
-    return item.value
-
-
-def _one_of(*allowed: str) -> Reader:
-    def read(key: str, item: Located) -> str:
-        if item.value not in allowed:
-            raise PolicyError(f"{item.where}: {key} must be one of {', '.join(allowed)}; got {described(item.value)}")
-        return str(item.value)
-
-    return read
-
-
-def _rank(key: str, item: Located) -> Rank:
-    plain = isinstance(item.value, (int, str)) and not isinstance(item.value, bool)
-    match = _RANK.fullmatch(item.value if isinstance(item.value, str) else described(item.value)) if plain else None
-    if match is None:
-        raise PolicyError(
-            f"{item.where}: {key} must be a number of dimensions, or one after {' '.join(RANK_COMPARISONS)}; "
-            f'got {described(item.value)}; write ">=2"'
-        )
-    return Rank(match[1] or "==", int(match[2]))
-
-
-def _op_types(key: str, item: Located) -> frozenset[str]:
-    items = item.value if isinstance(item.value, tuple) else (item,)
-    if not items:
-        raise PolicyError(f"{item.where}: {key} must name at least one op type, such as MatMul")
-    return frozenset(_text(key, entry) for entry in items)
-
-
-def _roles(key: str, item: Located) -> frozenset[Role]:
-    items = item.value if isinstance(item.value, tuple) else (item,)
-    if not items:
-        raise PolicyError(f"{item.where}: {key} must name at least one role, such as kernel")
-    read = _one_of(*(role.value for role in Role))
-    return frozenset(Role(read(key, entry)) for entry in items)
-
-
-def _variables(key: str, item: Located) -> Listed:
-    if not isinstance(item.value, Given):
-        raise PolicyError(
-            f"{item.where}: {key} lists the variables themselves, which only a policy made in Python can; in a file "
-            "select by name, regex or path"
-        )
-    value = item.value.value
-    if not isinstance(value, (list, tuple)):
-        raise PolicyError(f"{item.where}: {key} must be a list of variables, got a {type(value).__name__}; write [v]")
-    listed = cast("Sequence[object]", value)
-    if not listed:
-        raise PolicyError(f"{item.where}: {key} must list at least one variable")
-    for i, variable in enumerate(listed):
-        if not is_variable(variable):
-            raise PolicyError(
-                f"{item.where}[{i}]: {key} must list variables of TensorFlow or Keras, got a {type(variable).__name__}"
-            )
-    return Listed(listed)
-
-
-def _version(key: str, item: Located) -> int:
-    if isinstance(item.value, bool) or item.value != 1:
-        raise PolicyError(f"{item.where}: {key} must be 1, got {described(item.value)}")
-    return 1
-
-
-def _rules(key: str, item: Located) -> tuple[Located, ...]:
-    if not isinstance(item.value, tuple):
-        raise PolicyError(f"{item.where}: {key} must be a list, got {described(item.value)}; begin each rule with '- '")
-    return item.value
+def _role(key: str, item: Located) -> Role:
+    return Role(_ROLE_WORDS.read(key, item))
 
 
 def _defaults(key: str, item: Located) -> dict[str, Any]:
-    return fields(item, DEFAULT_FIELDS, f"'{key}'")
+    return all_fields(item, DEFAULT_FIELDS, f"'{key}'")
 
 
-SELECTOR_FIELDS: Mapping[str, Reader] = {
-    "name": _text,
-    "regex": _regex,
-    "path": _text,
-    "rank": _rank,
-    "dtype": _one_of(*DTYPES),
-    "used_by": _op_types,
-    "role": _roles,
-    "followed_by": _one_of(*FOLLOWED_BY),
-    "variables": _variables,
+def _rules(key: str, item: Located) -> tuple[Located, ...]:
+    """The rules, unread: what one says depends on the defaults."""
+    if not isinstance(item.value, tuple):
+        raise item.error(f"{key} must be a list, got {describe(item.value)}; begin each rule with '- '")
+    return item.value
+
+
+def _exemption(key: str, item: Located) -> tuple[str, Selectors]:
+    """An entry of ``exempt``, a role or selectors: its place, and what it selects."""
+    if not isinstance(item.value, Mapping):
+        return item.where, Selectors(role=frozenset({_exempt_role(key, item)}))
+    selectors = all_fields(item, SELECTOR_FIELDS, "an exemption")
+    if not selectors:
+        raise item.error("an exemption without selectors would be of every variable; write 'weight_decay: 0' for that")
+    return item.where, Selectors(**selectors)
+
+
+def _exempt_role(key: str, item: Located) -> Role:
+    roles = {role.value: role for role in Role}
+    if item.value not in roles:
+        other = '; write {name: "*/x"} for variables by name' if isinstance(item.value, str) else ""
+        hint = did_you_mean(item.value, roles) or other
+        raise item.error(f"{key} takes roles, {', '.join(roles)}, or selectors; got {describe(item.value)}{hint}")
+    return roles[str(item.value)]
+
+
+_ROLE_WORDS = one_of(*(role.value for role in Role))
+_ROLE = Kind(_role, _ROLE_WORDS.shape)
+_DTYPE = one_of(*DTYPES, aliases=_DTYPE_ALIASES)
+_SCHEDULE = Kind(read_schedule, lambda: {"$ref": "#/$defs/schedule"})
+_DECAY = either(RATE, _SCHEDULE, lambda value: isinstance(value, (Mapping, Given)))
+_FORMULA = Kind(read_formula, formula_shape)
+_DEFAULTS = Kind(_defaults, lambda: {"$ref": "#/$defs/defaults"})
+_RULES = Kind(_rules, lambda: {"type": "array", "items": {"$ref": "#/$defs/rule"}})
+_EXEMPTION = Kind(_exemption, lambda: {"anyOf": [_ROLE.shape(), {"$ref": "#/$defs/exemption"}]})
+
+SELECTOR_FIELDS: Table = {
+    "name": Field(
+        list_of(TEXT, tuple, "glob", "'*/bias'"),
+        "A glob over the whole name of a variable, without ':0', or several of which one must match.",
+    ),
+    "regex": Field(
+        list_of(REGEX, tuple, "regular expression", "'bias$'"),
+        "A regular expression of Python, searched for anywhere in the name, or several of which one must be found.",
+    ),
+    "path": Field(TEXT, "A glob over a whole path to the variable in the object graph, such as model.layers.0.kernel."),
+    "rank": Field(RANK, "The number of dimensions, or a comparison with one, such as '>=2'."),
+    "dtype": Field(list_of(_DTYPE, frozenset, "dtype", "float32"), "The dtype, or several of which it must have one."),
+    "used_by": Field(
+        list_of(TEXT, frozenset, "op type", "MatMul"), "Op types, of which one must read the variable, such as MatMul."
+    ),
+    "role": Field(
+        list_of(_ROLE, frozenset, "role", "kernel"),
+        "What the forward pass uses the variable for, or several of these of which one must be right.",
+    ),
+    "followed_by": Field(one_of(*FOLLOWED_BY), "What the result of the variable must go straight into."),
+    "variables": Field(VARIABLES, "The variables themselves, in a policy made in Python."),
 }
 
-DEFAULT_FIELDS: Mapping[str, Reader] = {
-    "weight_decay": _rate_or_schedule,
-    "mode": _one_of("decoupled", "coupled"),
-    "order": _one_of("after", "before"),
-    "scale": _one_of("none", "lr", "relative", "corrected"),
-    "peak_learning_rate": _positive,
-    "formula": read_formula,
-    "tunable": _name,
-    "step": _text,
-    "semantics": _one_of("decoupled", "adamw", "tfa", "l2", "cuda-convnet"),
-    "sparse": _one_of("touched", "all"),
-    "learning_rate": _text,
-    "update": _text,
-    "gradient": _text,
-    "updates": _one_of("each", "last", "first"),
-    "double_decay": _one_of("allow"),
-    "optional": _flag,
+DEFAULT_FIELDS: Table = {
+    "weight_decay": Field(
+        _DECAY, "The rate, a number without unit or a schedule of the updates; 0 leaves the variable alone."
+    ),
+    "formula": Field(_FORMULA, "What the rate is multiplied by, as a function of the weight."),
+    "tunable": Field(NAME, "The name of a variable that holds the rate, to be assigned while it trains."),
+    "step": Field(TEXT, "A glob for the variable that counts the updates, for a schedule."),
+    "semantics": Field(
+        one_of("decoupled", "adamw", "tfa", "l2", "cuda-convnet"),
+        "What the rate means: a preset of 'mode', 'order' and 'scale'.",
+    ),
+    "mode": Field(
+        one_of("decoupled", "coupled"), "Whether the decay is of the weight itself, or is added to the gradient."
+    ),
+    "order": Field(
+        one_of("after", "before"), "Whether a decoupled decay comes after the optimizer's update or before."
+    ),
+    "scale": Field(
+        one_of("none", "lr", "relative", "corrected"), "What a decoupled decay is multiplied by of the learning rate."
+    ),
+    "peak_learning_rate": Field(
+        POSITIVE, "The largest learning rate of the training, for 'scale: relative' and 'scale: corrected'."
+    ),
+    "sparse": Field(
+        one_of("touched", "all"), "Which rows decay at a sparse update: those that it touches, each once, or all."
+    ),
+    "learning_rate": Field(
+        TEXT, "A glob for the variable, argument or node that holds the learning rate, where it cannot be found."
+    ),
+    "update": Field(TEXT, "A glob for the writes that are the variable's update, where that cannot be told."),
+    "gradient": Field(
+        TEXT, "A glob for the node that makes the gradient as the optimizer gets it, where that cannot be told."
+    ),
+    "updates": Field(
+        one_of("each", "last", "first"), "Which of several updates of the variable in one step carries the decay."
+    ),
+    "double_decay": Field(one_of("allow"), "That a variable which the step decays already may be decayed again."),
+    "optional": Field(FLAG, "Whether the rule may match no variable."),
 }
 
-RULE_FIELDS: Mapping[str, Reader] = {**SELECTOR_FIELDS, **DEFAULT_FIELDS}
+RULE_FIELDS: Table = {**SELECTOR_FIELDS, **DEFAULT_FIELDS}
 
-POLICY_FIELDS: Mapping[str, Reader] = {
-    "version": _version,
-    "defaults": _defaults,
-    "rules": _rules,
-    "unmatched": _one_of("error", "skip"),
-    "fuse": _one_of("none", "xla"),
-    "not_updated": _one_of("error", "leave"),
+POLICY_FIELDS: Table = {
+    "version": Field(VERSION, "The version of this format."),
+    "defaults": Field(_DEFAULTS, "The fields of a rule that does not spell them out itself."),
+    "exempt": Field(
+        list_of(_EXEMPTION, tuple, "role", "bias"),
+        "What is never decayed, before any rule: roles, or mappings of selectors; each may match nothing.",
+    ),
+    "rules": Field(_RULES, "The rules, of which the first that matches a variable decides it."),
+    "weight_decay": Field(_DECAY, "The rate of every variable that neither 'exempt' nor a rule has decided."),
+    "unmatched": Field(
+        one_of("error", "skip"), "Whether a trainable variable that no rule matches is an error or left alone."
+    ),
+    "not_updated": Field(
+        one_of("error", "leave"),
+        "Whether a variable that a rule would decay, but that no gradient updates, is an error or left alone.",
+    ),
+    "fuse": Field(
+        one_of("none", "xla"),
+        "Whether XLA compiles the optimizer's arithmetic of the decayed variables with the decay.",
+    ),
 }

@@ -143,22 +143,22 @@ class Selectors:
     """The conditions of one rule; a variable must satisfy all that are given. None given matches every variable.
 
     Attributes:
-        name: glob over the whole variable name; ``*`` matches ``/`` too, and ``*/x`` a top-level ``x``.
-        regex: regular expression, searched for anywhere in the name.
+        name: globs, of which one is the whole variable name; ``*`` matches ``/`` too, and ``*/x`` a top-level ``x``.
+        regex: regular expressions, of which one is found anywhere in the name.
         path: glob over a whole path in the object graph, of which a variable may have several.
         rank: condition on the number of dimensions.
-        dtype: name of the dtype.
+        dtype: the names of the dtypes of which it must have one.
         used_by: op types of which at least one must read the variable.
         role: the roles of which it must have one.
         followed_by: what its result must go straight into.
         variables: the variables themselves, in policies made in Python.
     """
 
-    name: str | None = None
-    regex: str | None = None
+    name: tuple[str, ...] | None = None
+    regex: tuple[str, ...] | None = None
     path: str | None = None
     rank: Rank | None = None
-    dtype: str | None = None
+    dtype: frozenset[str] | None = None
     used_by: frozenset[str] | None = None
     role: frozenset[Role] | None = None
     followed_by: str | None = None
@@ -177,11 +177,11 @@ class Selectors:
     def match(self, subject: Subject) -> bool:
         """Whether a variable satisfies every condition given."""
         return (
-            (self.name is None or glob_matches(subject.name, self.name))
-            and (self.regex is None or re.search(composed(self.regex), composed(subject.name)) is not None)
+            (self.name is None or any(glob_matches(subject.name, glob) for glob in self.name))
+            and (self.regex is None or any(_found(pattern, subject.name) for pattern in self.regex))
             and (self.path is None or subject.at(self.path))
             and (self.rank is None or self.rank.match(subject.rank))
-            and (self.dtype is None or self.dtype == subject.dtype)
+            and (self.dtype is None or subject.dtype in self.dtype)
             and (self.used_by is None or bool(self.used_by & subject.used_by))
             and (self.role is None or subject.role in self.role)
             and (self.followed_by is None or self.followed_by == subject.followed_by)
@@ -191,14 +191,24 @@ class Selectors:
     def __str__(self) -> str:
         """The conditions as a policy writes them."""
         given = {
-            "name": self.name,
-            "regex": self.regex,
+            "name": self.name and _one_or_list(self.name),
+            "regex": self.regex and _one_or_list(self.regex),
             "path": self.path,
             "rank": self.rank and f"{self.rank.comparison}{self.rank.number}",
-            "dtype": self.dtype,
-            "used_by": self.used_by and ", ".join(sorted(self.used_by)),
-            "role": self.role and ", ".join(role.value for role in Role if role in self.role),
+            "dtype": self.dtype and _one_or_list(sorted(self.dtype)),
+            "used_by": self.used_by and _one_or_list(sorted(self.used_by)),
+            "role": self.role and _one_or_list([role.value for role in Role if role in self.role]),
             "followed_by": self.followed_by,
             "variables": self.variables,
         }
         return ", ".join(f"{key}: {value}" for key, value in given.items() if value is not None) or "every variable"
+
+
+def _found(pattern: str, name: str) -> bool:
+    """Whether a regular expression is found in a name."""
+    return re.search(composed(pattern), composed(name)) is not None
+
+
+def _one_or_list(values: Sequence[str]) -> str:
+    """Values of a key as YAML has them."""
+    return values[0] if len(values) == 1 else f"[{', '.join(values)}]"

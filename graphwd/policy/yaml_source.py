@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Union, cast
 
 import yaml
 
 from graphwd.errors import PolicyError
+from graphwd.policy.mistakes import Mistakes
 
 # The scalars of YAML 1.2 (its core schema). PyYAML implements YAML 1.1, which reads 5e-4 as text for want of a dot,
 # 1:30 as 90, 010 as 8 and `no` as false.
@@ -56,6 +57,11 @@ class Located:
     where: str
     line: int = 0
 
+    def error(self, message: str) -> PolicyError:
+        """The error that says what is wrong here."""
+        located = f"{self.where}: {message}"
+        return PolicyError(located, [(self.line, located)])
+
 
 def read_yaml(text: str, source: str) -> Located:
     """Parses one YAML document without constructing any object a tag might name.
@@ -76,7 +82,7 @@ def read_yaml(text: str, source: str) -> Located:
         root = loader.get_single_node()
         if root is None:
             raise PolicyError(f"{source}:1: the policy is empty; write at least 'version: 1' and 'rules:'")
-        return _Converter(loader, source).convert(root)
+        return _Converter(loader, source).document(root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -116,7 +122,7 @@ def _located(value: object, where: str, separator: str, depth: int) -> Located:
         for key, item in cast("Mapping[object, object]", value).items():
             if not isinstance(key, str):
                 raise PolicyError(f"{where}: keys must be text, got {key!r}")
-            place = f"{where}{separator}{key}"
+            place = f"{where}{separator}{key if key.isprintable() else repr(key)}"
             kept = key in OBJECTS or (key in FUNCTIONS and not _is_plain(item))
             entries[key] = Located(Given(item), place) if kept else _located(item, place, ".", depth + 1)
         return Located(entries, where)
@@ -143,51 +149,77 @@ class _Converter:
     def __init__(self, loader: yaml.SafeLoader, source: str) -> None:
         self._loader = loader
         self._source = source
+        self._mistakes = Mistakes()
         self._done: dict[int, Located] = {}
         self._open: set[int] = set()
 
-    def convert(self, node: yaml.Node) -> Located:
-        line = node.start_mark.line + 1
-        where = f"{self._source}:{line}"
+    def document(self, root: yaml.Node) -> Located:
+        """The whole document.
+
+        Raises:
+            PolicyError: some of it is nothing that a policy holds; the message tells all of that.
+        """
+        document = self._convert(root)
+        self._mistakes.check()
+        return document
+
+    def _convert(self, node: yaml.Node) -> Located:
+        at = Located(None, f"{self._source}:{_line(node)}", _line(node))
         if id(node) in self._open:
-            raise PolicyError(f"{where}: this alias contains itself; write the values out")
+            raise at.error("this alias contains itself; write the values out")
         if node.tag not in _PLAIN_TAGS:
-            raise PolicyError(f"{where}: the tag '{node.tag}' is not allowed; a policy holds plain values only")
+            raise at.error(f"the tag '{node.tag}' is not allowed; a policy holds plain values only")
         if id(node) not in self._done:
             self._open.add(id(node))
-            self._done[id(node)] = Located(self._value(node, where), where, line)
-            self._open.remove(id(node))
+            try:
+                self._done[id(node)] = replace(at, value=self._value(node, at))
+            finally:
+                self._open.remove(id(node))
         return self._done[id(node)]
 
-    def _value(self, node: yaml.Node, where: str) -> Scalar | tuple[Located, ...] | Mapping[str, Located]:
+    def _value(self, node: yaml.Node, at: Located) -> Scalar | tuple[Located, ...] | Mapping[str, Located]:
         if isinstance(node, yaml.MappingNode):
-            return dict(self._entries(node))
+            return self._mapping(node)
         if isinstance(node, yaml.SequenceNode):
-            return tuple(self.convert(item) for item in node.value)
+            return self._sequence(node)
         assert isinstance(node, yaml.ScalarNode)
         try:
             return _scalar(self._loader, node)
         except _TwoReadingsError as error:
-            raise PolicyError(
-                f"{where}: {_shorten(node.value)} is {error}, or put it in quotes if it is text"
-            ) from None
+            raise at.error(f"{_shorten(node.value)} is {error}, or put it in quotes if it is text") from None
         except ValueError:  # a wrong explicit tag, or more digits than Python reads
-            kind = node.tag.rpartition(":")[2]
-            raise PolicyError(f"{where}: {_shorten(node.value)!r} is not of type {kind}") from None
+            raise at.error(f"{_shorten(node.value)!r} is not of type {node.tag.rpartition(':')[2]}") from None
 
-    def _entries(self, node: yaml.MappingNode) -> Iterator[tuple[str, Located]]:
+    def _sequence(self, node: yaml.SequenceNode) -> tuple[Located, ...]:
+        items: list[Located] = []
+        for item in node.value:
+            with self._mistakes.kept():
+                items.append(self._convert(item))
+        return tuple(items)
+
+    def _mapping(self, node: yaml.MappingNode) -> Mapping[str, Located]:
+        entries: dict[str, Located] = {}
         first_line: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            where = f"{self._source}:{line}"
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise PolicyError(f"{where}: keys must be text; quote the key if it is meant literally")
-            key = str(key_node.value)
-            if key in first_line:
-                raise PolicyError(f"{where}: duplicate key '{key}', first given on line {first_line[key]}; keep one")
-            first_line[key] = line
-            # A value is reported where its key stands: that is the line a person looks for.
-            yield key, Located(self.convert(value_node).value, where, line)
+        for key, value in node.value:
+            with self._mistakes.kept():
+                name = self._key(key, first_line)
+                # A value is reported where its key stands: that is the line a person looks for.
+                entries[name] = replace(self._convert(value), where=f"{self._source}:{_line(key)}", line=_line(key))
+        return entries
+
+    def _key(self, node: yaml.Node, first_line: dict[str, int]) -> str:
+        at = Located(None, f"{self._source}:{_line(node)}", _line(node))
+        if not isinstance(node, yaml.ScalarNode):
+            raise at.error("keys must be text; quote the key if it is meant literally")
+        key = str(node.value)
+        if key in first_line:
+            raise at.error(f"duplicate key {key!r}, first given on line {first_line[key]}; keep one")
+        first_line[key] = at.line
+        return key
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
 
 
 def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Scalar:

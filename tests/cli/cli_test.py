@@ -115,6 +115,47 @@ def test_verify():
     assert done.stderr.count("\n") == 1
 
 
+def test_check(folder, capsys):
+    (folder / "net.cfg").write_text("[conv1]\nepsW=0.1\nwc=0.004\n")
+    (folder / "short.yml").write_text("version: 1\nweight_decay: 0.05\n")
+    (folder / "bad.yaml").write_text("version: 1\nrules:\n  - nmae: x\n    weight_decay: much\nfuse: yes please\n")
+    assert main(["check", "policy.yaml", "net.cfg", "short.yml"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "policy.yaml: ok, 2 rules\nnet.cfg: ok, 4 rules\nshort.yml: ok, 1 rule\n"
+    assert printed.err == ""
+    assert main(["check", "bad.yaml", "short.yml", "missing.yaml"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "short.yml: ok, 1 rule\n"
+    assert printed.err.splitlines() == [
+        "graphwd: bad.yaml:3: unknown key 'nmae' in a rule; did you mean 'name'?",
+        "bad.yaml:4: weight_decay must be a number, got 'much'; write 5e-4 without quotes",
+        "bad.yaml:5: fuse must be one of none, xla; got 'yes please'",
+        "missing.yaml: cannot be read: No such file or directory",
+    ]
+
+
+def test_check_prints_the_schema(capsys):
+    assert main(["check", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert main(["check", "--schema", "policy.yaml"]) == 2
+    assert "leave policy.yaml out" in capsys.readouterr().err
+    assert main(["check"]) == 2
+    assert "at least one policy file is needed" in capsys.readouterr().err
+
+
+def test_check_waits_for_tensorflow_only_where_the_policy_names_a_formula(folder):
+    code = "import sys; from graphwd.cli.main import main; print(main(sys.argv[1:]), 'tensorflow' in sys.modules)"
+    (folder / "formula.yaml").write_text("version: 1\nrules:\n  - {weight_decay: 0.1, formula: l1}\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    for arguments, imported in ((["policy.yaml"], False), (["--schema"], False), (["formula.yaml"], True)):
+        command = [sys.executable, "-c", code, "check", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.stdout.endswith(f"0 {imported}\n")
+        assert done.stderr == ""
+
+
 def broken(text: str) -> str:
     return f"version: 1\nrules:\n{text}"
 

@@ -69,6 +69,36 @@ def test_rules_and_variables_left_over(net):
         plan.check()
 
 
+def test_a_list_of_names_left_over_is_told_what_is_near_each(net):
+    plan = plan_of(net, [{"name": ["net/kernal", "net/biaz"], "weight_decay": 0.1}, {"weight_decay": 0}])
+    (problem,) = plan.problems
+    assert problem.startswith(
+        "policy: rules[0]: the rule 'name: [net/kernal, net/biaz]' matches no trainable variable; there is "
+        "'net/kernel', 'net/frozen', 'net/bias'; "
+    )
+
+
+@pytest.mark.parametrize(
+    ("used_by", "hint"),
+    [
+        ("Matmul", "no variable is used by 'Matmul': did you mean 'MatMul'?"),
+        (["mat_mul", "Conv2D"], "no variable is used by 'Conv2D', 'mat_mul': did you mean 'MatMul'?"),
+        ("Softmax", "no variable is used by 'Softmax', but by 'MatMul', 'Mul'"),
+    ],
+)
+def test_an_op_type_that_uses_no_variable_is_told_what_is_near(used_by, hint):
+    kernel, scale = variable("kernel", [[1.0]]), variable("scale", [1.0])
+
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.ones([1, 1]) @ kernel * scale)
+        for w, gradient in zip((kernel, scale), tape.gradient(loss, (kernel, scale)), strict=True):
+            w.assign_sub(gradient)
+
+    (problem,) = plan_of(step, [{"used_by": used_by, "weight_decay": 0.1}, {"weight_decay": 0}]).problems
+    assert f" matches no trainable variable; {hint}; correct or remove it" in problem
+
+
 def test_what_is_optional_or_skipped_is_no_problem(net):
     rules = [{"name": "typo", "weight_decay": 0.1, "optional": True}, {"rank": 2, "weight_decay": 0.1}]
     plan = plan_of(net, rules, unmatched="skip")

@@ -102,21 +102,21 @@ def test_every_rule_of_a_file():
     def rules(layer, rate, where):
         bias = "(.*/)?(bias|biases|b)$"
         return (
-            Rule(Selectors(regex=f"(^|/){layer}/{bias}"), 0.0, COUPLED, optional=True, where=where),
+            Rule(Selectors(regex=(f"(^|/){layer}/{bias}",)), 0.0, COUPLED, optional=True, where=where),
             Rule(
-                Selectors(regex=f"(^|/){layer}(/(?!{bias})|$)", rank=Rank("<=", 1)),
+                Selectors(regex=(f"(^|/){layer}(/(?!{bias})|$)",), rank=Rank("<=", 1)),
                 0.0,
                 COUPLED,
                 optional=True,
                 where=where,
             ),
-            Rule(Selectors(regex=f"(^|/){layer}(/|$)"), rate, COUPLED, where=where),
+            Rule(Selectors(regex=(f"(^|/){layer}(/|$)",)), rate, COUPLED, where=where),
         )
 
     assert load(FIRST) == Policy(
         rules=(
             *rules("conv1", 0.004, "p.cfg:8"),
-            Rule(Selectors(regex="(^|/)local3(/|$)"), 0.0, COUPLED, optional=True, where="p.cfg:15"),
+            Rule(Selectors(regex=("(^|/)local3(/|$)",)), 0.0, COUPLED, optional=True, where="p.cfg:15"),
             *rules("fc10", 0.03, "p.cfg:22"),
             Rule(Selectors(), 0.0, COUPLED, where="p.cfg"),
         ),

@@ -9,7 +9,9 @@ import pathlib
 import pytest
 
 from graphwd.errors import PolicyError
+from graphwd.policy.roles import Role
 from graphwd.policy.rules import Mode, Order, Policy, Rule, Scale, Semantics, Sparse, Updates, as_policy, load_policy
+from graphwd.policy.schema import RULE_FIELDS
 from graphwd.policy.selectors import Rank, Selectors, Subject
 
 AFTER = Semantics(Mode.DECOUPLED, Order.AFTER, Scale.NONE)
@@ -67,13 +69,13 @@ def meaning_of(defaults, rule):
 def test_every_field():
     assert load(FULL) == Policy(
         rules=(
-            Rule(Selectors(name="*/bias"), 0.0, ADAMW, Sparse.ALL, where="policy.yaml:6"),
+            Rule(Selectors(name=("*/bias",)), 0.0, ADAMW, Sparse.ALL, where="policy.yaml:6"),
             Rule(
                 Selectors(
-                    regex="(gamma|beta)$",
+                    regex=("(gamma|beta)$",),
                     path="layers/*",
                     rank=Rank(">=", 2),
-                    dtype="float32",
+                    dtype=frozenset({"float32"}),
                     used_by=frozenset({"MatMul", "Conv2D"}),
                 ),
                 5e-4,
@@ -99,12 +101,75 @@ def test_what_is_not_given():
 
 
 def test_no_rules():
-    assert load("version: 1\n") == load("version: 1\nrules: []\n") == Policy((), False, "policy.yaml")
+    assert load("version: 1\nrules: []\n") == Policy((), False, "policy.yaml")
+
+
+def test_the_short_form():
+    text = """\
+version: 1
+defaults: {semantics: adamw, tunable: rate, sparse: all}
+exempt:
+  - bias
+  - {name: ["*/x", "*/y"], rank: 2}
+rules:
+  - {name: z, weight_decay: 0.1, tunable: other}
+weight_decay: 0.05
+"""
+    policy = load(text)
+    assert policy.rules == (
+        Rule(Selectors(role=frozenset({Role.BIAS})), 0.0, ADAMW, optional=True, where="policy.yaml:4"),
+        Rule(Selectors(name=("*/x", "*/y"), rank=Rank("==", 2)), 0.0, ADAMW, optional=True, where="policy.yaml:5"),
+        Rule(Selectors(name=("z",)), 0.1, ADAMW, Sparse.ALL, tunable="other", where="policy.yaml:7"),
+        Rule(Selectors(), 0.05, ADAMW, Sparse.ALL, tunable="rate", where="policy.yaml:8"),
+    )
+    assert [rule.exempts for rule in policy.rules] == [True, True, False, False]
+
+
+def test_the_short_form_from_a_mapping():
+    held = type("Variable", (), {"assign": None, "name": "v", "dtype": None, "handle": None})()
+    mapping = {"version": 1, "exempt": ["bias", {"variables": [held]}], "weight_decay": lambda step: 0.1}
+    bias, listed, rest = Policy.from_dict(mapping).rules
+    assert bias == Rule(Selectors(role=frozenset({Role.BIAS})), 0.0, optional=True, where="policy: exempt[0]")
+    assert (listed.where, str(listed.selectors), listed.weight_decay) == ("policy: exempt[1]", "variables: v", 0.0)
+    assert (rest.where, rest.selectors, rest.schedule is None) == ("policy: weight_decay", Selectors(), False)
+
+
+@pytest.mark.parametrize("key", ["exempt: bias", "exempt: [bias]", "exempt: {role: bias}", "exempt: [{role: [bias]}]"])
+def test_one_exemption(key):
+    rule, last = load(f"version: 1\n{key}\nweight_decay: 5e-4\n").rules
+    assert rule == Rule(Selectors(role=frozenset({Role.BIAS})), 0.0, optional=True, where="policy.yaml:2")
+    assert last == Rule(Selectors(), 5e-4, where="policy.yaml:3")
+
+
+@pytest.mark.parametrize("text", ["version: 1\n", "version: 1\nexempt: [bias]\n", "version: 1\nunmatched: skip\n"])
+def test_a_policy_that_decays_nothing(text):
+    message = "policy.yaml:1: there is neither 'weight_decay' nor 'rules'; write 'weight_decay: 0.05'"
+    assert error_of(load, text) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("weight_decay: 1.5", "3: weight_decay must be below 1 where it multiplies the weight by 1 - weight_decay"),
+        ("weight_decay: 0.1\nexempt: [biases]", "4: exempt takes roles"),
+        ("weight_decay: much\nexempt: norm", "3: weight_decay must be a number, got 'much'"),
+        ("weight_decay: {schedule: cosin}", "3: schedule must be one of"),
+        ("weight_decay: 0.1\ndefaults: {scale: relative}", "3: 'scale: relative' needs the largest learning rate"),
+        (
+            "weight_decay: 0.1\ndefaults: {tunable: t}\nrules: [{name: x, weight_decay: 0.2}]",
+            "3: the rule shares 'tunable: t' with policy.yaml:5, but not its weight_decay",
+        ),
+    ],
+)
+def test_malformed_short_forms(text, message):
+    told = error_of(load, f"# short\nversion: 1\n{text}\n")
+    assert told.startswith(f"policy.yaml:{message}")
+    assert len(told.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("unmatched", "skip"), [("error", False), ("skip", True)])
 def test_unmatched(unmatched, skip):
-    assert load(f"version: 1\nunmatched: {unmatched}\n").skip_unmatched is skip
+    assert load(f"version: 1\nrules: []\nunmatched: {unmatched}\n").skip_unmatched is skip
 
 
 @pytest.mark.parametrize("name", ["policy.yaml", "policy.yml"])
@@ -177,7 +242,7 @@ def test_a_rule_overrides_every_other_field_of_the_defaults():
     own = {"weight_decay": 0, "sparse": "touched", "learning_rate": "b", "updates": "first", "optional": False}
     policy = Policy.from_dict({"version": 1, "defaults": defaults, "rules": [{"name": "x"}, own]})
     assert policy.rules == (
-        Rule(Selectors(name="x"), 0.1, AFTER, Sparse.ALL, "a", Updates.EACH, True, True, where="policy: rules[0]"),
+        Rule(Selectors(name=("x",)), 0.1, AFTER, Sparse.ALL, "a", Updates.EACH, True, True, where="policy: rules[0]"),
         Rule(Selectors(), 0.0, AFTER, Sparse.TOUCHED, "b", Updates.FIRST, True, False, where="policy: rules[1]"),
     )
 
@@ -274,6 +339,10 @@ def test_contradictory_defaults_are_refused_where_they_stand(defaults, message, 
         ("version: 2\n", "1: version must be 1, got 2"),
         ("version: true\n", "1: version must be 1, got True"),
         ("version: 1\nrule: []\n", "2: unknown key 'rule' in a policy; did you mean 'rules'?"),
+        (
+            "version: 1\nsemantics: l2\n",
+            "2: unknown key 'semantics' in a policy; a field of all rules stands under 'defaults'",
+        ),
         ("version: 1\nrules: []\nversion: 1\n", "3: duplicate key 'version', first given on line 1; keep one"),
         ("version: 1\nrules:\n- {weight_decay: 0\n", "4: not YAML: expected ',' or '}', but got '<stream end>'"),
         ("version: 1\nrules:\n\t- x\n", "3: not YAML: found character '\\t' that cannot start any token"),
@@ -301,8 +370,106 @@ def test_malformed_files(text, message):
 
 def test_an_alias_bomb_ends_in_an_error():
     lines = ["version: 1", "rules:", "  - &a0 [x]", *(f"  - &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]
-    message = "policy.yaml:3: a rule must be a mapping of keys to values, got a list"
-    assert error_of(load, "\n".join(lines)) == message
+    told = error_of(load, "\n".join(lines)).splitlines()
+    assert told == [f"policy.yaml:{i}: a rule must be a mapping of keys to values, got a list" for i in range(3, 63)]
+
+
+def test_all_mistakes_of_a_file_are_told_in_the_order_of_its_lines():
+    text = """\
+version: 1
+unmatched: skipp
+defaults:
+  spares: all
+  updates: {all: true}
+rules:
+  - name: [a, 3]
+    regex: ["(", b, ")"]
+    weight_decay: 0.1
+  - weigth_decay: 0.1
+    mode: couple
+  - x
+  - name: "*/bias"
+    weight_decay: 0
+fuse: true
+"""
+    with pytest.raises(PolicyError) as error:
+        load(text)
+    assert str(error.value).splitlines() == [
+        "policy.yaml:2: unmatched must be one of error, skip; got 'skipp'; did you mean 'skip'?",
+        "policy.yaml:4: unknown key 'spares' in 'defaults'; did you mean 'sparse'?",
+        "policy.yaml:5: updates must be one of each, last, first; got a mapping",
+        "policy.yaml:7: name must be text, got 3; put it in quotes",
+        "policy.yaml:8: regex '(' is not a regular expression: missing ), unterminated subpattern at position 0",
+        "policy.yaml:8: regex ')' is not a regular expression: unbalanced parenthesis at position 0",
+        "policy.yaml:10: unknown key 'weigth_decay' in a rule; did you mean 'weight_decay'?",
+        "policy.yaml:11: mode must be one of decoupled, coupled; got 'couple'; did you mean 'coupled'?",
+        "policy.yaml:12: a rule must be a mapping of keys to values, got 'x'",
+        "policy.yaml:15: fuse must be one of none, xla; got True",
+    ]
+    assert [line for line, _ in error.value.mistakes] == [2, 4, 5, 7, 8, 8, 10, 11, 12, 15]
+
+
+def test_what_fields_say_together_is_told_of_every_rule_that_can_be_read():
+    text = """\
+version: 1
+rules:
+  - {weight_decay: 0, nmae: x}
+  - name: x
+  - peak_learning_rate: 1
+    weight_decay: 3
+    step: x
+  - {weight_decay: 0.1, tunable: t}
+  - {weight_decay: 0, semantics: l2, mode: coupled}
+  - {weight_decay: 0.2, tunable: t}
+"""
+    assert [line.split(";")[0] for line in error_of(load, text).splitlines()] == [
+        "policy.yaml:3: unknown key 'nmae' in a rule",
+        "policy.yaml:4: the rule has no 'weight_decay'",
+        "policy.yaml:5: 'peak_learning_rate' says nothing without 'scale: relative' or 'scale: corrected'",
+        "policy.yaml:6: weight_decay must be below 1 where it multiplies the weight by 1 - weight_decay, got 3",
+        "policy.yaml:7: 'step' says nothing where weight_decay is no schedule",
+        "policy.yaml:9: 'semantics' already says mode",
+        "policy.yaml:10: the rule shares 'tunable: t' with policy.yaml:8, but not its weight_decay",
+    ]
+
+
+def test_what_wrong_defaults_would_say_is_not_guessed():
+    text = "version: 1\ndefaults: {weight_decay: x}\nrules:\n  - name: a\n  - {name: b, optional: 1}\n"
+    assert error_of(load, text).splitlines() == [
+        "policy.yaml:2: weight_decay must be a number, got 'x'; write 5e-4 without quotes",
+        "policy.yaml:5: optional must be true or false, got 1",
+    ]
+
+
+def test_what_an_alias_repeats_is_told_once():
+    text = "version: 1\nrules:\n  - &r {name: 1, weight_decay: 0}\n  - *r\n"
+    assert error_of(load, text) == "policy.yaml:3: name must be text, got 1; put it in quotes"
+
+
+def test_no_more_mistakes_than_anyone_reads():
+    told = error_of(load, "version: 1\nrules:\n" + "  - x\n" * 10**4).splitlines()
+    assert told[99:] == [
+        "policy.yaml:102: a rule must be a mapping of keys to values, got 'x'",
+        "these are the first 100 mistakes; there may be more",
+    ]
+
+
+def test_no_more_mistakes_in_one_rule_than_anyone_reads():
+    keys = "".join(f"    x{i}: 0\n" for i in range(10**4))
+    told = error_of(load, f"version: 1\nrules:\n  -\n{keys}").splitlines()
+    assert told[99].startswith("policy.yaml:103: unknown key 'x99' in a rule; ")
+    assert told[100:] == ["these are the first 100 mistakes; there may be more"]
+
+
+def test_a_mapping_with_several_mistakes():
+    mapping = {"rules": [{"name": 1, "weight_decay": 0}, {"weight_decay": -1, "x\ny": 1}]}
+    keys = ", ".join(sorted(RULE_FIELDS))
+    assert error_of(Policy.from_dict, mapping).splitlines() == [
+        "policy: 'version' is missing; write 'version: 1'",
+        "policy: rules[0].name: name must be text, got 1; put it in quotes",
+        "policy: rules[1].weight_decay: weight_decay must be a finite number >= 0, got -1.0; write 0 for no decay",
+        f"policy: rules[1].'x\\ny': unknown key 'x\\ny' in a rule; the keys here are {keys}",
+    ]
 
 
 def test_not_utf_8():
@@ -395,8 +562,8 @@ def test_the_first_rule_that_matches_decides():
 
 
 def test_as_policy():
-    policy = load("version: 1\n")
+    policy = load("version: 1\nrules: []\n")
     assert as_policy(policy) is policy
     assert as_policy("policy.yaml") == as_policy(pathlib.Path("policy.yaml")) == policy
-    assert as_policy({"version": 1}) == Policy((), where="policy")
+    assert as_policy({"version": 1, "rules": []}) == Policy((), where="policy")
     assert error_of(as_policy, 5) == "a policy must be a Policy, a path or a mapping, got a int"

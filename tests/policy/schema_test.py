@@ -5,17 +5,23 @@ from __future__ import annotations
 import pytest
 
 from graphwd.errors import PolicyError
-from graphwd.policy.schema import DEFAULT_FIELDS, POLICY_FIELDS, RULE_FIELDS, SELECTOR_FIELDS, fields
+from graphwd.policy.schema import DEFAULT_FIELDS, POLICY_FIELDS, RULE_FIELDS, SELECTOR_FIELDS, all_fields
 from graphwd.policy.selectors import Rank
 from graphwd.policy.yaml_source import read_yaml
 
 RANK_HINT = 'rank must be a number of dimensions, or one after >= <= == != > <; got {}; write ">=2"'
 RATE_HINT = "weight_decay must be a finite number >= 0, got {}; write 0 for no decay"
+PRESETS = "semantics must be one of decoupled, adamw, tfa, l2, cuda-convnet"
+EXEMPT = "exempt takes roles, kernel, depthwise, embedding, bias, norm, other, or selectors"
+ROLES = "role must be one of kernel, depthwise, embedding, bias, norm, other"
+DTYPE_HINT = (
+    "dtype must be one of bfloat16, complex128, complex64, float16, float32, float64, float8_e4m3fn, float8_e5m2"
+)
 NUMBER_HINT = "weight_decay must be a number, got {}; write 5e-4 without quotes"
 
 
 def read(text, schema=RULE_FIELDS):
-    return fields(read_yaml(text, "policy.yaml"), schema, "a rule")
+    return all_fields(read_yaml(text, "policy.yaml"), schema, "a rule")
 
 
 def error_of(text, schema=RULE_FIELDS):
@@ -27,7 +33,16 @@ def error_of(text, schema=RULE_FIELDS):
 
 
 def test_keys():
-    assert set(POLICY_FIELDS) == {"version", "defaults", "rules", "unmatched", "fuse", "not_updated"}
+    assert set(POLICY_FIELDS) == {
+        "version",
+        "defaults",
+        "exempt",
+        "rules",
+        "weight_decay",
+        "unmatched",
+        "fuse",
+        "not_updated",
+    }
     assert set(SELECTOR_FIELDS) == {
         "name",
         "regex",
@@ -63,8 +78,10 @@ def test_keys():
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("name: '*/bias'", "*/bias"),
-        ("regex: (gamma|beta)$", "(gamma|beta)$"),
+        ("name: '*/bias'", ("*/bias",)),
+        ("name: ['*/bias', b, a]", ("*/bias", "b", "a")),
+        ("regex: (gamma|beta)$", ("(gamma|beta)$",)),
+        ("regex: [gamma$, beta$]", ("gamma$", "beta$")),
         ("path: layers/*", "layers/*"),
         ("rank: 2", Rank("==", 2)),
         ("rank: 0", Rank("==", 0)),
@@ -76,7 +93,8 @@ def test_keys():
         ("rank: '!=2'", Rank("!=", 2)),
         ("rank: <2", Rank("<", 2)),
         ("rank: '>2'", Rank(">", 2)),
-        ("dtype: bfloat16", "bfloat16"),
+        ("dtype: bfloat16", frozenset({"bfloat16"})),
+        ("dtype: [bfloat16, float16]", frozenset({"bfloat16", "float16"})),
         ("used_by: MatMul", frozenset({"MatMul"})),
         ("used_by: [MatMul, Conv2D, MatMul]", frozenset({"MatMul", "Conv2D"})),
         ("weight_decay: 0", 0.0),
@@ -150,6 +168,13 @@ def test_value(text, value):
         ("rank: '>='", RANK_HINT.format("'>='")),
         ("rank: [2]", RANK_HINT.format("a list")),
         ("used_by: []", "used_by must name at least one op type, such as MatMul"),
+        ("name: []", "name must name at least one glob, such as '*/bias'"),
+        ("regex: []", "regex must name at least one regular expression, such as 'bias$'"),
+        ("dtype: []", "dtype must name at least one dtype, such as float32"),
+        ("role: []", "role must name at least one role, such as kernel"),
+        ("name: [a, 5]", "name must be text, got 5; put it in quotes"),
+        ("name: [[a]]", "name must be text, got a list; put it in quotes"),
+        ("regex: [a, '[']", "regex '[' is not a regular expression: unterminated character set at position 0"),
         ("used_by: [MatMul, 1]", "used_by must be text, got 1; put it in quotes"),
         ("used_by: {MatMul: 1}", "used_by must be text, got a mapping; put it in quotes"),
         ("mode: l2", "mode must be one of decoupled, coupled; got 'l2'"),
@@ -157,17 +182,24 @@ def test_value(text, value):
         ("order: between", "order must be one of after, before; got 'between'"),
         ("scale: learning_rate", "scale must be one of none, lr, relative, corrected; got 'learning_rate'"),
         ("scale:", "scale must be one of none, lr, relative, corrected; got nothing"),
-        ("semantics: AdamW", "semantics must be one of decoupled, adamw, tfa, l2, cuda-convnet; got 'AdamW'"),
+        (
+            "semantics: AdamW",
+            f"{PRESETS}; got 'AdamW'; did you mean 'adamw'?",
+        ),
+        ("semantics: cuda_convnet", f"{PRESETS}; got 'cuda_convnet'; did you mean 'cuda-convnet'?"),
+        ("mode: couple", "mode must be one of decoupled, coupled; got 'couple'; did you mean 'coupled'?"),
+        ("sparse: touch", "sparse must be one of touched, all; got 'touch'; did you mean 'touched'?"),
+        ("role: biases", f"{ROLES}; got 'biases'; did you mean 'bias'?"),
+        ("role: [kernel, 'layer norm']", f"{ROLES}; got 'layer norm'; did you mean 'norm'?"),
+        ("role: everything", f"{ROLES}; got 'everything'"),
+        ("dtype: fp32", f"{DTYPE_HINT}; got 'fp32'; did you mean 'float32'?"),
+        ("dtype: [float32, Float16]", f"{DTYPE_HINT}; got 'Float16'; did you mean 'float16'?"),
         ("sparse: some", "sparse must be one of touched, all; got 'some'"),
         ("updates: one", "updates must be one of each, last, first; got 'one'"),
         ("double_decay: true", "double_decay must be one of allow; got True"),
         ("optional: 1", "optional must be true or false, got 1"),
         ("optional: 'true'", "optional must be true or false, got 'true'"),
-        (
-            "dtype: float",
-            "dtype must be one of bfloat16, complex128, complex64, float16, float32, float64, float8_e4m3fn, "
-            "float8_e5m2; got 'float'",
-        ),
+        ("dtype: float", f"{DTYPE_HINT}; got 'float'"),
     ],
 )
 def test_refused(text, message):
@@ -184,6 +216,17 @@ def test_refused(text, message):
         ("rules: {name: x}", "rules must be a list, got a mapping; begin each rule with '- '"),
         ("rules:", "rules must be a list, got nothing; begin each rule with '- '"),
         ("unmatched: ignore", "unmatched must be one of error, skip; got 'ignore'"),
+        ("exempt: []", "exempt must name at least one role, such as bias"),
+        ("exempt: biases", f"{EXEMPT}; got 'biases'; did you mean 'bias'?"),
+        ("exempt: [bias, Norms]", f"{EXEMPT}; got 'Norms'; did you mean 'norm'?"),
+        ("exempt: ['*/x']", f"{EXEMPT}; got '*/x'; write {{name: \"*/x\"}} for variables by name"),
+        ("exempt: [bias, 3]", f"{EXEMPT}; got 3"),
+        ("exempt: [{rnak: 1}]", "unknown key 'rnak' in an exemption; did you mean 'rank'?"),
+        (
+            "exempt: [{}]",
+            "an exemption without selectors would be of every variable; write 'weight_decay: 0' for that",
+        ),
+        ("weight_decay: [0.1]", NUMBER_HINT.format("a list")),
         ("defaults: 0.1", "'defaults' must be a mapping of keys to values, got 0.1"),
         ("defaults: {weightdecay: 0}", "unknown key 'weightdecay' in 'defaults'; did you mean 'weight_decay'?"),
         (

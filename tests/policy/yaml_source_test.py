@@ -218,6 +218,18 @@ def test_an_alias_bomb_is_converted_once_a_node():
     assert first.value is root["a58"].value
 
 
+def test_all_that_is_no_value_of_a_policy_is_told_at_once():
+    text = "a: 010\nb:\n- !x 1\n- [1:30, 2]\na: &c [*c, no]\n? [d]\n: &e !y 1\nf: *e\n"
+    assert [line.split(";")[0] for line in error_of(text).splitlines()] == [
+        "policy.yaml:1: 010 is an octal number to some readers of YAML, not to others",
+        "policy.yaml:3: the tag '!x' is not allowed",
+        "policy.yaml:4: 1:30 is a number to YAML 1.1 and text to YAML 1.2",
+        "policy.yaml:5: duplicate key 'a', first given on line 1",
+        "policy.yaml:6: keys must be text",
+        "policy.yaml:7: the tag '!y' is not allowed",
+    ]
+
+
 def test_from_mapping():
     mapping = {"a": [1, {"b": None}], "c": (True, 0.5, "x")}
     assert from_mapping(mapping, "policy") == Located(
