@@ -21,13 +21,14 @@ import keras
 import tensorflow as tf
 import wrapt
 
+from graphwd.analysis.roles import Purpose
 from graphwd.errors import GraphwdError, PlanError, StepError
 from graphwd.graph.graph import Variable
 from graphwd.planning.planner import Plan, left_over, no_rule, shadowed
 from graphwd.policy.rules import Policy, PolicyLike, Rule, as_policy
 from graphwd.policy.selectors import Subject
 from graphwd.steps.decorator import decorator
-from graphwd.steps.keras_step import training_step
+from graphwd.steps.keras_step import forward_purposes, training_step
 from graphwd.steps.pipeline import plan as plan_step
 from graphwd.steps.read import ROOT, held_by
 from graphwd.steps.state import STATE, State
@@ -287,17 +288,22 @@ class _Weights:
             variable for variable, weight in zip(self._all, model.weights, strict=True) if id(weight) in trained
         ]
         self._regularized = _regularized(model, dict(zip(map(id, model.weights), self._all, strict=True)))
+        self._by_use = any(rule.selectors.by_use for rule in policy.rules)
+        self._purposes = forward_purposes(model) if self._by_use else None
 
     def left_over(self) -> Iterator[str]:
         """Rules that no weight can match."""
         for rule in self._policy.rules:
             if rule.selectors.any_given and not rule.optional and not self._may_match(rule, self._all):
-                yield left_over(rule, self._policy, self._trained)
+                subjects = [] if self._purposes is None else [self._subject(variable) for variable in self._trained]
+                yield left_over(rule, self._policy, self._trained, subjects)
 
     def undecided(self) -> Iterator[str]:
         """Trained weights that no rule can match."""
         missing = [
-            variable.shown for variable in self._trained if not any(_may(rule, variable) for rule in self._policy.rules)
+            variable.shown
+            for variable in self._trained
+            if not any(self._may(rule, variable) for rule in self._policy.rules)
         ]
         if missing and not self._policy.skip_unmatched:
             yield no_rule(missing, self._policy)
@@ -305,9 +311,10 @@ class _Weights:
     def notes(self) -> Iterator[str]:
         """Notes on things that are allowed, but nearly always a mistake."""
         deciding = [
-            next((rule for rule in self._policy.rules if _may(rule, variable)), None) for variable in self._trained
+            next((rule for rule in self._policy.rules if self._may(rule, variable)), None) for variable in self._trained
         ]
-        certain = all(rule.selectors.used_by is None and not rule.selectors.by_use for rule in self._policy.rules)
+        uses_known = not self._by_use or self._purposes is not None
+        certain = uses_known and all(rule.selectors.used_by is None for rule in self._policy.rules)
         for rule in self._policy.rules if certain else ():
             matches = self._may_match(rule, self._trained)
             if matches and rule.selectors.any_given and not any(rule is decider for decider in deciding):
@@ -323,24 +330,29 @@ class _Weights:
                 "them away"
             )
 
-    @staticmethod
-    def _may_match(rule: Rule, variables: Iterable[Variable]) -> list[Variable]:
-        return [variable for variable in variables if _may(rule, variable)]
+    def _may_match(self, rule: Rule, variables: Iterable[Variable]) -> list[Variable]:
+        return [variable for variable in variables if self._may(rule, variable)]
 
+    def _may(self, rule: Rule, variable: Variable) -> bool:
+        """Whether a rule matches a variable, as far as is known without a training step."""
+        unknown: dict[str, None] = {"used_by": None}
+        if self._purposes is None:
+            unknown |= {"role": None, "followed_by": None}
+        return dataclasses.replace(rule.selectors, **unknown).match(self._subject(variable))
 
-def _may(rule: Rule, variable: Variable) -> bool:
-    """Whether a rule matches a variable, as far as is known without a trace."""
-    selectors = dataclasses.replace(rule.selectors, used_by=None, role=None, followed_by=None)
-    return selectors.match(
-        Subject(
+    def _subject(self, variable: Variable) -> Subject:
+        """A weight as selectors see it."""
+        purpose = (self._purposes or {}).get(variable.key or 0, Purpose())
+        return Subject(
             variable.name,
             variable.rank,
             variable.dtype,
             variable.path,
             key=variable.key,
             reached_by=variable.reached_by,
+            role=purpose.role,
+            followed_by=purpose.followed_by,
         )
-    )
 
 
 def _regularized(model: Any, variables: Mapping[int, Variable]) -> dict[int, str]:

@@ -669,3 +669,85 @@ def test_restored_after_attach_and_before_fit_it_goes_on_to_the_bit(library, acc
         np.testing.assert_array_equal(mine, theirs)
         assert not np.array_equal(mine, other)
     assert (graphwd.state(resumed).steps is None) != (accumulating or library is tf_keras)
+
+
+ROLES = {"version": 1, "weight_decay": RATE, "exempt": ["bias"]}
+
+
+def test_roles_need_no_names(library):
+    model = model_of(library, still(library))
+    start = kernels(model)
+    biases = [layer.bias.numpy() for layer in model.layers[1:]]
+    graphwd.keras.attach(model, ROLES)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+    assert decays(model, start) == [8, 8]
+    for layer, bias in zip(model.layers[1:], biases, strict=True):
+        np.testing.assert_array_equal(layer.bias, bias)
+
+
+def test_a_role_that_no_weight_has_is_told_at_once(library):
+    rules = [{"role": "embedding", "weight_decay": RATE}, {"weight_decay": 0}]
+    with pytest.raises(
+        graphwd.PlanError, match="'role: embedding' matches no trainable variable; the roles here are kernel, bias"
+    ):
+        graphwd.keras.attach(model_of(library, still(library)), {"version": 1, "rules": rules})
+    with pytest.raises(graphwd.PlanError, match=r"no rule matches '.*hidden/bias', '.*out/bias'"):
+        graphwd.keras.attach(
+            model_of(library, still(library)), {"version": 1, "rules": [{"role": "kernel", "weight_decay": RATE}]}
+        )
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_a_plan_before_any_training_is_the_one_that_training_follows(library, optimizer):
+    model = model_of(library, getattr(library.optimizers, optimizer)(0.25))
+    policy = {"version": 1, "defaults": {"semantics": "adamw"}, "weight_decay": RATE, "exempt": ["bias"]}
+    before = [weight.numpy() for weight in model.weights]
+    plan = graphwd.keras.plan(model, policy)
+    assert plan.problems == ()
+    assert [(d.purpose.role.value, d.outcome.value) for d in plan.decisions] == [
+        ("kernel", "decay"),
+        ("bias", "exempt"),
+    ] * 2
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+    # With a batch it is the model's own step; the decisions are the same.
+    told = graphwd.keras.plan(model, policy, data=(INPUTS[:8], TARGETS[:8]))
+    assert [d.outcome for d in told.decisions] == [d.outcome for d in plan.decisions]
+    graphwd.keras.attach(model, policy)
+    assert str(graphwd.keras.plan(model, policy)) == str(plan)
+    model.fit(INPUTS, TARGETS, **TRAINING)
+
+
+def test_a_model_that_cannot_be_planned_says_why(library):
+    policy = {"version": 1, "weight_decay": RATE}
+    with pytest.raises(graphwd.StepError, match="has no optimizer: compile it first"):
+        graphwd.keras.plan(library.Sequential([library.layers.Input((2,)), library.layers.Dense(1)]), policy)
+    late = library.Sequential([library.layers.Dense(1)])
+    late.compile(still(library), "mse")
+    with pytest.raises(graphwd.StepError, match="is not built, so its weights are not known"):
+        graphwd.keras.plan(late, policy)
+
+    class Own(library.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = library.layers.Dense(1)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    own = Own()
+    own.compile(still(library), "mse")
+    own(INPUTS)
+    with pytest.raises(graphwd.StepError, match=r"inputs of the model '.*' are not known.*data="):
+        graphwd.keras.plan(own, policy)
+    plan = graphwd.keras.plan(own, policy, data=(INPUTS, TARGETS[:, :1]))
+    assert [d.outcome.value for d in plan.decisions] == ["decay", "decay"]
+
+
+def test_a_plan_on_several_replicas(library):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        model = model_of(library, library.optimizers.SGD(0.25))
+    plan = graphwd.keras.plan(model, ROLES)
+    assert plan.problems == ()
+    assert [d.outcome.value for d in plan.decisions] == ["decay", "exempt"] * 2

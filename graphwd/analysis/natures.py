@@ -182,6 +182,11 @@ def _root(inputs: list[Known]) -> list[Known]:
     return compute(inputs)
 
 
+def _power(inputs: list[Known]) -> list[Known]:
+    """A power is a square or a root, whichever makes sense of what it is taken of."""
+    return _square(inputs) if inputs[0].nature is Nature.ACTIVATION else _root(inputs)
+
+
 def _reciprocal(inputs: list[Known]) -> list[Known]:
     return inputs if inputs[0].nature is Nature.NORMALIZER else compute(inputs)
 
@@ -227,6 +232,7 @@ TRANSFER: Mapping[str, Transfer] = {
     **dict.fromkeys(ops_with(Trait.PART), _part),
     **dict.fromkeys(ops_with(Trait.ONE_HOT), lambda inputs: [Known(nature=Nature.ONE_HOT)] if inputs[0].nature else []),
     **dict.fromkeys(ops_with(Trait.ROOT), _root),
+    "Pow": _power,
     **dict.fromkeys(ops_with(Trait.RECIPROCAL), _reciprocal),
     **dict.fromkeys(["Square", "SquaredDifference", "Abs", "Conj"], _square),
 }

@@ -36,8 +36,9 @@ from graphwd.planning.injections import EPSILON, After, InGradient, Injection, S
 from graphwd.planning.placement import RefusedError, chosen_updates, place_decay
 from graphwd.planning.render import as_table
 from graphwd.policy.globs import glob_matches
+from graphwd.policy.roles import Role
 from graphwd.policy.rules import Policy, Rule, Sparse, Updates
-from graphwd.policy.selectors import Subject
+from graphwd.policy.selectors import Selectors, Subject
 from graphwd.policy.words import near
 
 
@@ -410,8 +411,7 @@ def _policy_problems(decisions: Sequence[Decision], subjects: Sequence[Subject],
         yield no_rule(unmatched, policy)
     for rule in policy.rules:
         if rule.selectors.any_given and not rule.optional and not any(map(rule.selectors.match, subjects)):
-            ops = frozenset[str]().union(*(decision.writes.used_by for decision in decisions))
-            yield left_over(rule, policy, [decision.variable for decision in decisions], ops)
+            yield left_over(rule, policy, [decision.variable for decision in decisions], subjects)
 
 
 def no_rule(names: Iterable[str], policy: Policy) -> str:
@@ -422,12 +422,19 @@ def no_rule(names: Iterable[str], policy: Policy) -> str:
     )
 
 
-def left_over(rule: Rule, policy: Policy, variables: Sequence[Variable], ops: frozenset[str] = frozenset()) -> str:
-    """The message for a rule that matches none of the trainable variables, which are used by some op types."""
+def left_over(rule: Rule, policy: Policy, variables: Sequence[Variable], subjects: Sequence[Subject] = ()) -> str:
+    """The message for a rule that matches none of the trainable variables.
+
+    Args:
+        rule: the rule.
+        policy: its policy.
+        variables: the trainable variables.
+        subjects: what selectors see of them; empty where it is not known what they are used for.
+    """
     advice = "correct or remove it, or write 'optional: true'"
     if policy.where.endswith(".cfg"):  # which has sections, not rules
         advice = "give the section the name that the layer has in TensorFlow, write wc=0, or remove it"
-    hint = _near_ops(rule.selectors.used_by, ops) or _near(rule, variables)
+    hint = _near_use(rule.selectors, subjects) or _near(rule, variables)
     return f"{rule.where}: the rule '{rule.selectors}' matches no trainable variable{hint}; {advice}"
 
 
@@ -436,8 +443,15 @@ def shadowed(rule: Rule, names: Iterable[str]) -> str:
     return f"{rule.where}: the rule is shadowed: earlier rules decide all it matches ({listed(names)})"
 
 
-def _near_ops(asked: frozenset[str] | None, ops: frozenset[str]) -> str:
-    """What is said of op types that use no variable; empty where none was asked for, or one of them does."""
+def _near_use(selectors: Selectors, subjects: Sequence[Subject]) -> str:
+    """What is said of roles and op types that no variable has; empty where none was asked for, or one has it."""
+    if selectors.role and subjects and not any(subject.role in selectors.role for subject in subjects):
+        present = [role.value for role in Role if any(subject.role is role for subject in subjects)]
+        return f"; the roles here are {', '.join(present)}"
+    return _near_ops(selectors.used_by or frozenset(), frozenset[str]().union(*(each.used_by for each in subjects)))
+
+
+def _near_ops(asked: frozenset[str], ops: frozenset[str]) -> str:
     if not asked or not ops or asked & ops:
         return ""
     meant = sorted({meant for op in asked if (meant := near(op, ops)) is not None})

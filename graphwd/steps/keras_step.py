@@ -1,5 +1,5 @@
 # pyright: basic
-"""A training step of a compiled Keras model that was never trained, to be planned and never to be run.
+"""What a Keras model would do if it were trained: traces to be planned and read, and never to be run.
 
 What a plan needs is the model's forward pass, the gradients and the optimizer's arithmetic. The loss is not known
 before there is data, so the mean of the outputs stands for it; with a batch of data it is the model's own step.
@@ -8,12 +8,14 @@ before there is data, so the mean of the outputs stands for it; with a batch of 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from graphwd.errors import StepError
-from graphwd.steps.read import ROOT, ConcreteFunction, trace
+from graphwd.analysis.roles import Purpose, find_roles
+from graphwd.errors import GraphwdError, StepError
+from graphwd.steps.read import ROOT, ConcreteFunction, read, trace
 
 
 def training_step(model: Any, data: Any = None, train_step: Any = None) -> ConcreteFunction:
@@ -51,6 +53,31 @@ def training_step(model: Any, data: Any = None, train_step: Any = None) -> Concr
 
     setattr(step, ROOT, weakref.ref(model))
     return trace(step, (batch,), {})
+
+
+def forward_purposes(model: Any) -> Mapping[int, Purpose] | None:
+    """What the weights of a built model are used for, by the identities of their handles, read off its forward pass.
+
+    Args:
+        model: a model of Keras 3 or tf_keras.
+
+    Returns:
+        The purposes; None where the inputs are not known, the weights are copied to several replicas, or the model
+        does not trace without data.
+    """
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        return None
+
+    @tf.function(autograph=False)
+    def forward(batch: Any) -> Any:
+        return model(batch, training=True)
+
+    try:
+        graph = read(trace(forward, (_inputs(model),), {}))
+    except GraphwdError:
+        return None
+    found = find_roles(graph)
+    return {variable.key: found[variable.id] for variable in graph.variables if variable.key and variable.id in found}
 
 
 def _build(optimizer: Any, variables: Any) -> None:

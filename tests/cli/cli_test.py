@@ -95,6 +95,56 @@ def test_a_plan_as_json(folder, text):
     assert sorted(os.listdir(folder)) in (["policy.yaml", "step_fn.py"], ["__pycache__", "policy.yaml", "step_fn.py"])
 
 
+def test_a_first_policy_works_at_once(folder):
+    first = graphwd("init", "step_fn.py:step_fn")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "  - role: bias\n    weight_decay: 0\n    # layer/bias  2  AddV2 to a product\n" in first.stdout
+    assert "  - role: kernel\n" in first.stdout
+    (folder / "first.yaml").write_text(first.stdout, encoding="utf-8")
+    done = graphwd("plan", "--policy", "first.yaml", "--format", "json", "step_fn.py:step_fn")
+    assert (done.returncode, done.stderr) == (0, "")
+    outcomes = {each["name"]: (each["role"], each["outcome"]) for each in json.loads(done.stdout)["variables"]}
+    assert outcomes == {"layer/kernel": ("kernel", "decay"), "layer/bias": ("bias", "exempt")}
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_plan_without_a_policy_shows_what_variables_are_used_for():
+    done = graphwd("plan", "step_fn.py:step_fn")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[0] == ["variable", "shape", "dtype", "role", "seen", "in", "path", "update"]
+    assert rows[2][:5] == ["layer/kernel", "1×2", "float32", "kernel", "MatMul,"]
+    assert rows[3][:4] == ["layer/bias", "2", "float32", "bias"]
+    assert done.stdout.splitlines()[-1].startswith("2 trainable variables; 'graphwd init STEP_FN' writes")
+
+
+MODEL = """
+import keras
+
+model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)], name="net")
+model.compile(keras.optimizers.Adam(), "mse")
+"""
+
+
+def test_a_keras_model_is_planned_and_not_rewritten(folder):
+    (folder / "model.py").write_text(MODEL, encoding="utf-8")
+    first = graphwd("init", "model.py:model")
+    assert first.returncode == 0
+    (folder / "first.yaml").write_text(first.stdout, encoding="utf-8")
+    done = graphwd("plan", "--policy", "first.yaml", "--format", "json", "model.py:model")
+    record = json.loads(done.stdout)
+    assert [(each["role"], each["outcome"]) for each in record["variables"]] == [
+        ("kernel", "decay"),
+        ("bias", "exempt"),
+    ]
+    refused = graphwd("rewrite", "--policy", "first.yaml", "model.py:model")
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "graphwd: model is a Keras model: graphwd.keras.attach(model, policy) gives its fit weight decay; to write a "
+        "SavedModel, name a tf.function that trains it\n"
+    )
+
+
 @pytest.mark.usefixtures("folder")
 def test_verify():
     assert graphwd("rewrite", "--policy", "policy.yaml", "--output", "out", "step_fn").returncode == 0

@@ -204,6 +204,14 @@ def test_files_beside_the_python_step():
         assert row["of_python"] == row["us_a_node"] / python["us_a_node"] > 0
 
 
+def test_planning_by_roles_beside_planning_by_names():
+    ran = run("--size", "600", "20", "--rounds", "2", "--json", program=[str(BENCH / "planning.py")])
+    assert ran.returncode == 0, ran.stderr
+    row = json.loads(ran.stdout)
+    assert (row["nodes"], row["variables"]) == (600, 20)
+    assert 0 < row["least"] <= row["ratio"] <= row["most"]
+
+
 @pytest.mark.parametrize("form", ["meta", "v1", "v2"])
 def test_files_hold_the_graph_of_the_python_step(form, rewriter):
     step, handles = rewriter.build(120, 10)
