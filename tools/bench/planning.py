@@ -60,7 +60,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    row = measure(*options.size, options.rounds)
+    nodes, variables = options.size
+    row = measure(nodes, variables, options.rounds)
     if options.json:
         print(json.dumps(row))
         return
