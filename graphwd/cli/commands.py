@@ -16,7 +16,8 @@ from absl import flags
 
 from graphwd.cli.sources import Files, PythonSource, source_of
 from graphwd.errors import StepError, UsageError
-from graphwd.planning.render import FORMATS, as_table
+from graphwd.planning.render import FORMATS, Format, table_of
+from graphwd.planning.terminal import detail_of
 from graphwd.policy.rules import Policy, load_policy
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def _define_module(values: flags.FlagValues) -> None:
 def _define_rewrite(values: flags.FlagValues) -> None:
     _define_step(values)
     _define_output(values, "ATTR_decayed or DIR_decayed")
+    _define_detail(values)
 
 
 def _define_output(values: flags.FlagValues, default: str) -> None:
@@ -70,6 +72,13 @@ def _define_output(values: flags.FlagValues, default: str) -> None:
     )
 
 
+def _define_detail(values: flags.FlagValues) -> None:
+    flags.DEFINE_bool("all", False, "a line for every variable, nothing folded", flag_values=values)
+    flags.DEFINE_bool(
+        "verbose", False, "likewise, and the nodes of its updates and decays below it", flag_values=values
+    )
+
+
 def _define_strip(values: flags.FlagValues) -> None:
     _define_output(values, "DIR_stripped")
 
@@ -77,6 +86,7 @@ def _define_strip(values: flags.FlagValues) -> None:
 def _define_plan(values: flags.FlagValues) -> None:
     _define_step(values)
     flags.DEFINE_enum("format", "table", list(FORMATS), "how to show the plan", flag_values=values)
+    _define_detail(values)
     flags.DEFINE_enum(
         "device",
         None,
@@ -128,6 +138,7 @@ def _policy_path(values: flags.FlagValues) -> str:
 
 def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
+    form = table_of(detail_of(all=_value(values, "all"), verbose=_value(values, "verbose")))
     policy = read_policy(_policy_path(values))
     source = source_of(text, _value(values, "module"))
     if _value(values, "link") and not isinstance(source, Files):
@@ -140,7 +151,7 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
         target = source.open()
         output = _value(values, "output") or f"{_stem(target)}_decayed"
         plan = rewrite(target, policy, _output(values, output))
-    print(as_table(plan.record(purposes=False)))
+    print(form.plan(plan.record(purposes=False)))
     print(f"wrote {output}")
 
 
@@ -155,15 +166,26 @@ def _output(values: flags.FlagValues, path: str) -> Output:
     return Output(Path(path), bool(_value(values, "overwrite")), bool(_value(values, "link")))
 
 
+def _form(values: flags.FlagValues) -> Format:
+    """The form in which a plan is shown."""
+    chosen = [name for name in ("all", "verbose") if _value(values, name)]
+    if (word := str(_value(values, "format"))) != "table":
+        if chosen:
+            raise UsageError(f"--format {word} leaves nothing out; leave --{' --'.join(chosen)} out")
+        return FORMATS[word]
+    return table_of(detail_of(all="all" in chosen, verbose="verbose" in chosen))
+
+
 def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
+    form = _form(values)
     policy = read_policy(_value(values, "policy")) if _value(values, "policy") is not None else None
     source = source_of(text, _value(values, "module"))
     _import_tensorflow()
     from graphwd.models.target import plan
 
     if policy is None:
-        _tell(values, source)
+        _tell(values, source, form)
         return
     with _only_the_answer():
         decided = plan(source.open(), policy)
@@ -176,20 +198,19 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
         record["device"] = checked.record()
     if _value(values, "format") == "table":
         record["problems"] = []  # they go to standard error, below
-    print(FORMATS[str(_value(values, "format"))].plan(record))
+    print(form.plan(record))
     decided.check()
     if checked is not None:
         checked.check()
 
 
-def _tell(values: flags.FlagValues, source: Files | PythonSource) -> None:
+def _tell(values: flags.FlagValues, source: Files | PythonSource, form: Format) -> None:
     """Tells what can be told without a policy: the decays in a rewritten model, else the variables and their uses."""
     from graphwd.models.target import describe, plan
     from graphwd.planning.suggest import OVERVIEW
 
     if _value(values, "device") is not None:
         raise UsageError("--device checks a plan: give --policy, and a model that graphwd has not rewritten")
-    form = FORMATS[str(_value(values, "format"))]
     with _only_the_answer():
         decays = describe(source.open()) if isinstance(source, Files) else []
         account = None if decays else plan(source.open(), OVERVIEW)
@@ -296,10 +317,11 @@ STEP_COMMANDS: Mapping[str, Command] = {
         _init,
     ),
     "plan": Command(
-        "plan [--policy policy.yaml] [--format table|json|html] [--device GPU] STEP_FN",
-        "Shows what rewrite would do: every trainable variable, its rule, its updates. Writes nothing. Exits with 1\n"
-        "where rewrite would refuse. Without a policy it shows the variables, what each is used for, and its path;\n"
-        "of a SavedModel that graphwd has rewritten it says how.\n\n"
+        "plan [--policy policy.yaml] [--format table|json|html] [--all] [--verbose] [--device GPU] STEP_FN",
+        "Shows what rewrite would do, by rule: which variables it decays, and how. Variables whose names differ in\n"
+        "numbers alone are folded into one line, as layer_{0…11}/kernel; --all lists each, --verbose its updates too.\n"
+        "Writes nothing. Exits with 1 where rewrite would refuse. Without a policy it shows the variables and what\n"
+        "each is used for; of a SavedModel that graphwd has rewritten it says how.\n\n"
         f"{_STEP_FN}",
         _define_plan,
         _plan,

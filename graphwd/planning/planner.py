@@ -34,7 +34,7 @@ from graphwd.graph.ops import CALL_OPS, CallKind, Form
 from graphwd.messages import listed
 from graphwd.planning.injections import EPSILON, After, InGradient, Injection, Scheduled
 from graphwd.planning.placement import RefusedError, chosen_updates, place_decay
-from graphwd.planning.render import as_table
+from graphwd.planning.terminal import as_table, detail_of
 from graphwd.policy.globs import glob_matches
 from graphwd.policy.roles import Role
 from graphwd.policy.rules import Policy, Rule, Sparse, Updates
@@ -144,9 +144,20 @@ class Plan:
         counts = {"decisions": self.decisions, "problems": self.problems, "notes": self.notes}
         return f"<Plan: {', '.join(f'{len(what)} {name}' for name, what in counts.items())}; print it for the table>"
 
+    def to_text(self, *, all: bool = False, verbose: bool = False, width: int | None = None) -> str:
+        """The plan for a terminal, by rule, as ``graphwd plan`` prints it.
+
+        Args:
+            all: whether every variable has a line; else those that differ in the numbers of their names are folded.
+            verbose: whether every variable has its updates and decays below its line.
+            width: columns to fit into; None for those of the terminal. Where there is none, a folded plan has 100, and
+                the others have lines as long as they need.
+        """
+        return as_table(self.record(), detail_of(all=all, verbose=verbose), width)
+
     def __str__(self) -> str:
-        """The plan as a table."""
-        return as_table(self.record())
+        """The plan for a terminal, folded; `to_text` is more."""
+        return self.to_text()
 
 
 def make_plan(analysis: Analysis, policy: Policy) -> Plan:

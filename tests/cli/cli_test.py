@@ -112,10 +112,47 @@ def test_a_plan_without_a_policy_shows_what_variables_are_used_for():
     done = graphwd("plan", "step_fn.py:step_fn")
     assert (done.returncode, done.stderr) == (0, "")
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert rows[0] == ["variable", "shape", "dtype", "role", "seen", "in", "path", "update"]
-    assert rows[2][:5] == ["layer/kernel", "1×2", "float32", "kernel", "MatMul,"]
-    assert rows[3][:4] == ["layer/bias", "2", "float32", "bias"]
-    assert done.stdout.splitlines()[-1].startswith("2 trainable variables; 'graphwd init STEP_FN' writes")
+    assert rows[0] == ["kernel", "1", "variable,", "2", "parameters"]
+    assert rows[1] == ["layer/kernel", "1×2", "MatMul"]
+    assert rows[3] == ["bias", "1", "variable,", "2", "parameters"]
+    assert rows[4][:2] == ["layer/bias", "2"]
+    assert " ".join(rows[-2]).startswith("2 trainable variables, 4 parameters, all float32; 'graphwd init STEP_FN'")
+    verbose = graphwd("plan", "--verbose", "step_fn.py:step_fn").stdout
+    assert "      kernel: MatMul, matmul" in verbose
+    assert "      AssignSubVariableOp at AssignSubVariableOp: " in verbose
+
+
+BLOCKS = """
+import tensorflow as tf
+
+kernels = [tf.Variable(tf.ones([2, 2]), name=f"block_{i}/kernel") for i in range(11)]
+
+@tf.function(input_signature=[tf.TensorSpec([None, 2])])
+def step_fn(batch):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum([batch @ kernel for kernel in kernels])
+    for variable, gradient in zip(kernels, tape.gradient(loss, kernels)):
+        variable.assign_sub(gradient)
+    return loss
+"""
+
+
+def test_blocks_are_folded_and_unfolded(folder):
+    (folder / "step_fn.py").write_text(BLOCKS)
+    (folder / "policy.yaml").write_text("version: 1\nweight_decay: 0.5\n")
+    done = graphwd("plan", "--policy", "policy.yaml", "step_fn")
+    assert done.stdout.splitlines() == [
+        "policy.yaml:2: 0.5 after update   11 variables, 44 parameters",
+        "  block_{0…10}/kernel  ×11  2×2  kernel",
+        "",
+        "11 of 11 trainable variables decayed: 44 of 44 parameters, all float32",
+    ]
+    every = graphwd("plan", "--policy", "policy.yaml", "--all", "step_fn").stdout.splitlines()
+    assert every[1:12] == [f"  block_{number}/kernel".ljust(17) + "  2×2  kernel" for number in range(11)]
+    nodes = graphwd("rewrite", "--policy", "policy.yaml", "--verbose", "--output", "out", "step_fn").stdout
+    for number in range(11):
+        node = f"AssignSubVariableOp_{number}" if number else "AssignSubVariableOp"
+        assert f"\n      AssignSubVariableOp at {node}: computed from a gradient scope\n" in nodes
 
 
 MODEL = """
@@ -278,6 +315,7 @@ def test_a_step_that_does_not_import(folder, source, message):
         (["plan", "--policy", "policy.yaml", "--format", "xml", "a"], "value should be one of <table|json|html>"),
         (["plan", "--policy", "policy.yaml", "--module", "a.py", "b.py:step"], "leave --module a.py out"),
         (["plan", "--policy", "policy.yaml", "step_fn.py:"], "write path/to/file.py:ATTR"),
+        (["plan", "--all", "--verbose", "--format", "json", "a"], "leaves nothing out; leave --all --verbose out"),
         (["help", "nothing"], "name one topic: "),
     ],
 )
