@@ -27,6 +27,7 @@ from graphwd.planning.texts import (
     schedule_lines,
     shape_text,
     summary,
+    variables_text,
     ways_text,
 )
 
@@ -116,7 +117,7 @@ def as_table(record: Mapping[str, Any], detail: Detail = Detail.FOLDED, width: i
     closing = [("", f"{summary(record)}{_parameters(variables, dtypes)}")]
     closing += [("", text) for text in (*schedule_lines(record), *device_lines(record))]
     closing += [("note: ", text) for text in record["notes"]] + [("problem: ", text) for text in record["problems"]]
-    return laid_out(sections, closing, _width(detail) if width is None else width)
+    return laid_out(sections, closing, columns_of(detail) if width is None else width)
 
 
 def overview_as_table(record: Mapping[str, Any], detail: Detail = Detail.FOLDED, width: int | None = None) -> str:
@@ -139,9 +140,9 @@ def overview_as_table(record: Mapping[str, Any], detail: Detail = Detail.FOLDED,
 
     sections = [_section(text, each, cells, cells, detail) for text, each in _grouped(variables, head).items()]
     plural = "" if len(variables) == 1 else "s"
-    count = f"{len(variables)} trainable variable{plural}, {parameters_text(each['shape'] for each in variables)}"
+    count = f"{len(variables)} trainable variable{plural}, {_parameters_of(variables)}"
     advice = f"{_common(dtypes)}; 'graphwd init STEP_FN' writes a first policy for them"
-    return laid_out(sections, [("", count + advice)], _width(detail) if width is None else width)
+    return laid_out(sections, [("", count + advice)], columns_of(detail) if width is None else width)
 
 
 def decays_as_table(
@@ -161,10 +162,9 @@ def decays_as_table(
             ways.setdefault(decay["variable"], []).append(decay["at"])
         counts = [f"{len(each)} way{'' if len(each) == 1 else 's'}" for each in ways.values()]
         below = [tuple(f"at {at}" for at in each) for each in ways.values()]
-        aside = f"{len(ways)} variable{'' if len(ways) == 1 else 's'}"
         lines = _lines(list(ways), [(count,) for count in counts], counts, below, detail)
-        sections.append(Section(head, aside, tuple(lines)))
-    return laid_out(sections, [("", ways_text(decays))], _width(detail) if width is None else width)
+        sections.append(Section(head, variables_text(len(ways)), tuple(lines)))
+    return laid_out(sections, [("", ways_text(decays))], columns_of(detail) if width is None else width)
 
 
 def terminal_width() -> int | None:
@@ -173,7 +173,8 @@ def terminal_width() -> int | None:
     return max(columns, _LEAST) if columns else None
 
 
-def _width(detail: Detail) -> int:
+def columns_of(detail: Detail) -> int:
+    """The columns that a plan is laid out in: those of the terminal, or what suits a pipe."""
     return terminal_width() or (_PIPE if detail is Detail.FOLDED else _ENDLESS)
 
 
@@ -199,7 +200,6 @@ def _section(
     alike: Callable[[Mapping[str, Any]], Hashable],
     detail: Detail,
 ) -> Section:
-    aside = f"{len(members)} variable{'' if len(members) == 1 else 's'}, "
     lines = _lines(
         [member["label"] for member in members],
         list(map(cells, members)),
@@ -207,7 +207,32 @@ def _section(
         [tuple(_below(member)) for member in members],
         detail,
     )
-    return Section(head, aside + parameters_text(member["shape"] for member in members), tuple(lines))
+    return Section(head, f"{variables_text(len(members))}, {_parameters_of(members)}", tuple(lines))
+
+
+def _parameters_of(variables: Iterable[Mapping[str, Any]]) -> str:
+    return parameters_text(elements(variable["shape"]) for variable in variables)
+
+
+def section_of(
+    head: str,
+    names: Sequence[str],
+    cells: Sequence[tuple[str, ...]],
+    alike: Sequence[Hashable],
+    aside: str,
+    detail: Detail,
+) -> Section:
+    """A section of names, folded or each in a line.
+
+    Args:
+        head: what they have in common.
+        names: the names.
+        cells: what stands beside each.
+        alike: for each a value; only names with equal values fold.
+        aside: how much they are.
+        detail: whether they are folded.
+    """
+    return Section(head, aside, tuple(_lines(names, cells, alike, [()] * len(names), detail)))
 
 
 def _lines(
@@ -258,8 +283,7 @@ def _parameters(variables: Sequence[Mapping[str, Any]], dtypes: set[str]) -> str
         return ""
     sizes = [(elements(variable["shape"]), variable["outcome"] == "decay") for variable in variables]
     decayed = sum(size or 0 for size, decay in sizes if decay)
-    total = parameters_text(variable["shape"] for variable in variables)
-    return f": {human(decayed)} of {total}{_common(dtypes)}"
+    return f": {human(decayed)} of {_parameters_of(variables)}{_common(dtypes)}"
 
 
 def _below(variable: Mapping[str, Any]) -> Iterator[str]:

@@ -34,9 +34,14 @@ def human(count: int) -> str:
     return "over 1000T"
 
 
-def parameters_text(shapes: Iterable[Sequence[int | None] | None]) -> str:
-    """The number of elements of several variables, and how many of them have a shape that is not known."""
-    counts = [elements(shape) for shape in shapes]
+def variables_text(count: int) -> str:
+    """A number of variables."""
+    return f"{count} variable{'' if count == 1 else 's'}"
+
+
+def parameters_text(sizes: Iterable[int | None]) -> str:
+    """The elements of several variables, counted together, and how many of the variables have no known number."""
+    counts = list(sizes)
     known = [count for count in counts if count is not None]
     unknown = len(counts) - len(known)
     total = f"{human(sum(known))} parameter{'' if sum(known) == 1 else 's'}"

@@ -74,9 +74,9 @@ def test_a_count_for_people(count, text):
 
 def test_parameters():
     assert parameters_text([]) == "0 parameters"
-    assert parameters_text([[]]) == "1 parameter"
-    assert parameters_text([[30, 100], [4]]) == "3k parameters"
-    assert parameters_text([[2, 3], None, [None, 2]]) == "6 parameters and 2 of unknown shape"
+    assert parameters_text([1]) == "1 parameter"
+    assert parameters_text([3000, 4]) == "3k parameters"
+    assert parameters_text([6, None, None]) == "6 parameters and 2 of unknown shape"
     assert parameters_text([None]) == "of unknown shape"
 
 
