@@ -135,7 +135,7 @@ def value_of(values: flags.FlagValues, name: str) -> Any:
 
 def read_policy(path: str) -> Policy:
     """Reads a policy file; without TensorFlow's start-up messages, where the policy names a formula or a schedule."""
-    with _without_start_up_messages():
+    with _needing_tensorflow():
         return load_policy(path)
 
 
@@ -281,16 +281,23 @@ def only_the_answer() -> contextlib.AbstractContextManager[object]:
 
 def import_tensorflow() -> None:
     """Imports TensorFlow."""
+    with _needing_tensorflow():
+        importlib.import_module("tensorflow").keras  # noqa: B018 - importing Keras prints messages, too
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # tf.saved_model.load warns of gradients that nobody asks for
+    logging.getLogger("graphwd").setLevel(logging.ERROR)  # the plan that is printed has the notes
+
+
+@contextlib.contextmanager
+def _needing_tensorflow() -> Generator[None]:
+    """Says in a line why TensorFlow cannot be imported, where that is so, and keeps it from talking where it can."""
     try:
         with _without_start_up_messages():
-            importlib.import_module("tensorflow").keras  # noqa: B018 - importing Keras prints messages, too
+            yield
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
             raise StepError("TensorFlow is not installed here; install tensorflow beside graphwd") from None
         raise StepError(f"TensorFlow does not import: {' '.join(str(error).split())}") from None
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # tf.saved_model.load warns of gradients that nobody asks for
-    logging.getLogger("graphwd").setLevel(logging.ERROR)  # the plan that is printed has the notes
 
 
 @contextlib.contextmanager

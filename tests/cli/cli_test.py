@@ -559,6 +559,10 @@ def test_without_tensorflow(folder, source, message):
     for arguments in ("plan step_fn", "rewrite step_fn", "verify --rewritten x step_fn"):
         done = shell(f"graphwd {arguments} --policy policy.yaml", PYTHONPATH=path)
         assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+    (folder / "formula.yaml").write_text("version: 1\nrules:\n  - {weight_decay: 0.1, formula: l1}\n")
+    for arguments in ("check formula.yaml", "plan --policy formula.yaml step_fn"):
+        done = shell(f"graphwd {arguments}", PYTHONPATH=path)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
     assert shell("graphwd help plan", PYTHONPATH=path).returncode == 0
     assert shell("graphwd ", PYTHONPATH=path).stdout.startswith("graphwd gives a TensorFlow training step weight decay")
 
