@@ -18,6 +18,8 @@ with progress("planning", after=0.2):
     time.sleep(0.5)
     print("told to stderr", file=sys.stderr)
     print("told to stdout")
+    with progress("quick"):
+        time.sleep(0.3)
     with progress("copying", 10, after=0.1) as advance:
         for _ in range(10):
             time.sleep(0.1)
@@ -63,6 +65,7 @@ def test_bars_are_seen_and_nothing_is_left():
     assert any(line.startswith("planning ━") for line in session.seen)
     copying = [line for line in session.seen if line.startswith("copying ") and "━" in line]
     assert {line.split()[2] for line in copying} & {f"{percent}%" for percent in range(10, 100, 10)}
+    assert not any("quick" in line for line in session.seen)
     assert session.screen == ["told to stderr", "told to stdout", "no newline", "", "done"]
 
 
