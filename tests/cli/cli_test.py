@@ -257,6 +257,33 @@ def test_verify():
     assert done.stderr.count("\n") == 1
 
 
+FRESH = """
+import tensorflow as tf
+
+def make():
+    kernels = [tf.Variable([[1.0, 2.0]], name="kernel")]
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 1])])
+    def step(batch):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(batch @ kernels[0])
+        kernels[0].assign_sub(tape.gradient(loss, kernels[0]))
+        return loss
+
+    return step
+"""
+
+
+def test_verify_a_step_that_a_function_makes(folder):
+    (folder / "fresh.py").write_text(FRESH)
+    common = ["--policy", "policy.yaml", "fresh.py:make"]
+    (folder / "policy.yaml").write_text("version: 1\nweight_decay: 0.5\n")
+    assert graphwd("rewrite", "--output", "out", *common).returncode == 0
+    done = graphwd("verify", "--rewritten", "out", "--runs", "2", *common)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith("right in 2 runs")
+
+
 def test_check(folder, capsys):
     (folder / "net.cfg").write_text("[conv1]\nepsW=0.1\nwc=0.004\n")
     (folder / "short.yml").write_text("version: 1\nweight_decay: 0.05\n")
