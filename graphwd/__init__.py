@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from graphwd.steps.decorator import rewrite, with_weight_decay
     from graphwd.steps.pipeline import plan, suggest
     from graphwd.steps.state import state
+    from graphwd.steps.watch import write_summaries
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "suggest",
     "verify",
     "with_weight_decay",
+    "write_summaries",
 ]
 
 _HOME = {
@@ -67,6 +69,7 @@ _HOME = {
     "suggest": "steps.pipeline",
     "verify": "checking.verify",
     "with_weight_decay": "steps.decorator",
+    "write_summaries": "steps.watch",
 }
 
 

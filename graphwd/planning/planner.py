@@ -32,7 +32,7 @@ from graphwd.graph.edge import node_of
 from graphwd.graph.graph import Graph, Variable
 from graphwd.graph.ops import CALL_OPS, CallKind, Form
 from graphwd.messages import listed
-from graphwd.planning.injections import EPSILON, After, InGradient, Injection, Scheduled
+from graphwd.planning.injections import EPSILON, After, InGradient, Injection, Scheduled, watched
 from graphwd.planning.placement import RefusedError, chosen_updates, place_decay
 from graphwd.planning.render import as_table
 from graphwd.policy.globs import glob_matches
@@ -107,6 +107,13 @@ class Plan:
     def injections(self) -> tuple[Injection, ...]:
         """Every place where decay goes."""
         return tuple(injection for decision in self.decisions for injection in decision.injections)
+
+    def watched(self) -> Plan:
+        """The same plan, in which every decay tells what it takes."""
+        decisions = (
+            replace(decision, injections=tuple(map(watched, decision.injections))) for decision in self.decisions
+        )
+        return replace(self, decisions=tuple(decisions))
 
     def check(self) -> None:
         """Refuses a plan with problems.
