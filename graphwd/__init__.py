@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from graphwd.models.saved_model import rewrite_saved_model, strip
     from graphwd.planning.planner import Plan
-    from graphwd.policy.rules import Policy, load_policy
+    from graphwd.policy.rules import Policy, Rule, load_policy
     from graphwd.steps.decorator import rewrite, with_weight_decay
     from graphwd.steps.pipeline import plan, suggest
     from graphwd.steps.state import state
@@ -40,6 +40,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "RewriteError",
+    "Rule",
     "StepError",
     "UsageError",
     "Verification",
@@ -59,6 +60,7 @@ __all__ = [
 _HOME = {
     "Plan": "planning.planner",
     "Policy": "policy.rules",
+    "Rule": "policy.rules",
     "Verification": "checking.verify",
     "load_policy": "policy.rules",
     "plan": "steps.pipeline",

@@ -7,7 +7,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from graphwd.errors import StepError
 from graphwd.policy.rules import Policy, PolicyLike, as_policy
@@ -18,8 +18,11 @@ from graphwd.steps.read import is_concrete, remember
 from graphwd.steps.state import CountedBy, State, give_state
 from graphwd.steps.watch import Watch
 
+_Step = TypeVar("_Step", bound=Callable[..., Any])
+"""The type of a step: what is decorated or rewritten keeps its signature, as type checkers see it."""
 
-def with_weight_decay(policy: PolicyLike, *, summaries: bool = False) -> Callable[[Callable[..., Any]], Any]:
+
+def with_weight_decay(policy: PolicyLike, *, summaries: bool = False) -> Callable[[_Step], _Step]:
     """Gives a train step weight decay, as a decorator.
 
     The result is a ``tf.function``: it retraces, dispatches, binds to instances and takes arguments as the step itself
@@ -110,7 +113,7 @@ def _trace(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ) from error
 
 
-def rewrite(step: Any, policy: PolicyLike, *, summaries: bool = False) -> Any:
+def rewrite(step: _Step, policy: PolicyLike, *, summaries: bool = False) -> _Step:
     """Gives a training step weight decay.
 
     Args:
@@ -130,7 +133,8 @@ def rewrite(step: Any, policy: PolicyLike, *, summaries: bool = False) -> Any:
         return with_weight_decay(policy, summaries=summaries)(step)
     if summaries:
         raise StepError("a ConcreteFunction has no summaries; rewrite the tf.function that it is a trace of")
-    return rewrite_concrete(step, as_policy(policy))[0]
+    rewritten: Any = rewrite_concrete(cast("Any", step), as_policy(policy))[0]
+    return rewritten
 
 
 class _Rewritten:
