@@ -340,8 +340,7 @@ class _Weights:
             variable for variable, weight in zip(self._all, model.weights, strict=True) if id(weight) in trained
         ]
         self._regularized = _regularized(model, dict(zip(map(id, model.weights), self._all, strict=True)))
-        self._by_use = any(rule.selectors.by_use for rule in policy.rules)
-        self._purposes = forward_purposes(model) if self._by_use else None
+        self._purposes = forward_purposes(model) if policy.by_use else None
 
     def left_over(self) -> Iterator[str]:
         """Rules that no weight can match."""
@@ -365,7 +364,7 @@ class _Weights:
         deciding = [
             next((rule for rule in self._policy.rules if self._may(rule, variable)), None) for variable in self._trained
         ]
-        uses_known = not self._by_use or self._purposes is not None
+        uses_known = not self._policy.by_use or self._purposes is not None
         certain = uses_known and all(rule.selectors.used_by is None for rule in self._policy.rules)
         for rule in self._policy.rules if certain else ():
             matches = self._may_match(rule, self._trained)

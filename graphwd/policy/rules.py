@@ -213,6 +213,11 @@ class Policy:
         """
         return _policy(read_yaml(text, where), where)
 
+    @property
+    def by_use(self) -> bool:
+        """Whether any rule asks what a variable is used for, which takes a walk through the step to know."""
+        return any(rule.selectors.by_use for rule in self.rules)
+
     def decide(self, subject: Subject) -> Rule | None:
         """Finds the rule that decides a variable.
 
