@@ -77,7 +77,7 @@ def plan(model: Any, policy: PolicyLike, data: Any = None) -> Plan:
         PolicyError: the policy is malformed.
         StepError: it is not such a model, it is not built or compiled, or its inputs are not known.
 
-    Example:
+    Examples:
         >>> import keras
         >>> model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("sgd", "mse")
@@ -139,7 +139,7 @@ class WeightDecay(keras.callbacks.Callback):
         PolicyError: the policy is malformed.
         UsageError: ``every`` is no positive integer.
 
-    Example:
+    Examples:
         >>> import keras
         >>> import numpy as np
         >>> model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1, use_bias=False)])

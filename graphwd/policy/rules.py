@@ -191,7 +191,7 @@ class Policy:
         Raises:
             PolicyError: the mapping is malformed; the message has a line for each mistake, which names the key.
 
-        Example:
+        Examples:
             >>> Policy.from_dict({"version": 1, "weight_decay": 0.01}).rules[0].weight_decay
             0.01
         """

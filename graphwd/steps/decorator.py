@@ -40,7 +40,7 @@ def with_weight_decay(policy: PolicyLike, *, summaries: bool = False) -> Callabl
     Raises:
         PolicyError: the policy is malformed.
 
-    Example:
+    Examples:
         >>> import tensorflow as tf
         >>> kernel = tf.Variable([1.0], name="kernel")
         >>> @with_weight_decay({"version": 1, "rules": [{"weight_decay": 0.5}]})

@@ -71,7 +71,7 @@ def suggest(step: Any, /, *args: Any, **kwargs: Any) -> str:
     Raises:
         GraphwdError: the step cannot be traced or read.
 
-    Example:
+    Examples:
         >>> import tensorflow as tf
         >>> w = tf.Variable([[1.0, 2.0]], name="w")
         >>> @tf.function(input_signature=[tf.TensorSpec([3, 1])])

@@ -54,7 +54,7 @@ def write_summaries(step_or_model: Any, *, step: int | tf.Tensor) -> bool:
     Raises:
         StepError: it is no such step or model, or it was made without ``summaries=True``.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import tensorflow as tf
         >>> from graphwd import with_weight_decay

@@ -5,6 +5,7 @@ The pages are those that `graphwd help` shows. Where one names another as `graph
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).absolute().parents[2]  # not resolved: Bazel links to each file
 SITE = ROOT / "tools" / "site"
 PAGES = ROOT / "graphwd" / "docs"
 _TOPIC = re.compile(r"`graphwd\s+help\s+([a-z-]+)`")
@@ -43,7 +44,8 @@ def build(target: Path) -> int:
         config = (SITE / "mkdocs.yml").read_text().replace("paths: [../..]", f"paths: [{ROOT}]")
         (work / "mkdocs.yml").write_text(config)
         command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(work / "mkdocs.yml")]
-        return subprocess.run([*command, "--site-dir", str(target)], check=False).returncode
+        quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+        return subprocess.run([*command, "--site-dir", str(target)], env=quiet, check=False).returncode
 
 
 def with_links(text: str, topics: set[str], own: str) -> str:
