@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from graphwd.analysis.roles import Purposes
 from graphwd.analysis.updates import VariableWrites
 from graphwd.checking.averages import find_averages
 from graphwd.checking.measure import ulps
@@ -248,11 +249,12 @@ class SideBySide:
     def _rules(self, policy: Policy) -> dict[int, Rule]:
         """The rules that ask for a decay, by the number of the variable, regardless of the plan."""
         known = {decision.variable.id: decision.writes for decision in self._decided.decisions}
+        purposes = Purposes(self._graph if policy.by_use else None)
         rules: dict[int, Rule] = {}
         for variable in self._graph.variables:
             if variable.trainable:
                 writes = known.get(variable.id) or VariableWrites(variable, (), (), (), frozenset())
-                rule = policy.decide(subject(writes))
+                rule = policy.decide(subject(writes, purposes))
                 if rule is not None and not rule.exempts:
                     rules[variable.id] = rule
         return rules

@@ -32,7 +32,7 @@ from graphwd.graph.edge import node_of
 from graphwd.graph.graph import Graph, Variable
 from graphwd.graph.ops import CALL_OPS, CallKind, Form
 from graphwd.messages import listed
-from graphwd.planning.injections import EPSILON, After, InGradient, Injection, Scheduled
+from graphwd.planning.injections import EPSILON, After, InGradient, Injection, Scheduled, watched
 from graphwd.planning.placement import RefusedError, chosen_updates, place_decay
 from graphwd.planning.terminal import as_table, detail_of
 from graphwd.policy.globs import glob_matches
@@ -108,6 +108,13 @@ class Plan:
         """Every place where decay goes."""
         return tuple(injection for decision in self.decisions for injection in decision.injections)
 
+    def watched(self) -> Plan:
+        """The same plan, in which every decay tells what it takes."""
+        decisions = (
+            replace(decision, injections=tuple(map(watched, decision.injections))) for decision in self.decisions
+        )
+        return replace(self, decisions=tuple(decisions))
+
     def check(self) -> None:
         """Refuses a plan with problems.
 
@@ -172,8 +179,8 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     """
     flows = Flows(analysis.graph, analysis.values) if analysis.graph is not None else None
     purposes = Purposes(analysis.graph)
-    by_use = any(rule.selectors.by_use for rule in policy.rules)
-    subjects = [subject(writes, purposes if by_use else None) for writes in analysis.variables]
+    asked = purposes if policy.by_use else Purposes(None)
+    subjects = [subject(writes, asked) for writes in analysis.variables]
     scheduled = any(rule.schedule is not None for rule in policy.rules)
     counters = find_counters(analysis, flows) if scheduled and flows is not None else ()
     decided = [
@@ -199,15 +206,15 @@ def _step_notes(analysis: Analysis) -> Iterator[str]:
         yield f"'{variable.shown}' is not trainable, but {site} ({site.op}) updates it from a gradient; not decayed"
 
 
-def subject(writes: VariableWrites, purposes: Purposes | None = None) -> Subject:
+def subject(writes: VariableWrites, purposes: Purposes) -> Subject:
     """A variable as a policy's selectors see it.
 
     Args:
         writes: what the step does to it.
-        purposes: what the variables are used for; None where no rule asks.
+        purposes: what the variables are used for; of no graph where no rule asks (`Policy.by_use`).
     """
     variable = writes.variable
-    purpose = Purpose() if purposes is None else purposes.of(variable)
+    purpose = purposes.of(variable)
     return Subject(
         variable.name,
         variable.rank,

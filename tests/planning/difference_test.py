@@ -76,10 +76,10 @@ def test_what_changes_is_grouped_and_folded():
     after = record(*changed, BLOCKS[3], exempt("bias", rule="q.yaml:2"), variable("come"))
     assert told(before, after) == [
         "only in old: exempt                                       1 variable, 7 parameters",
-        "  gone                  7    kernel",
+        "  gone                    7    kernel",
         "",
         "only in new: 0.1 × lr before update                       1 variable, 6 parameters",
-        "  come                  3×2  kernel",
+        "  come                    3×2  kernel",
         "",
         "0.1 × lr before update → exempt (p.yaml:3 → q.yaml:9)   3 variables, 18 parameters",
         "  layer_{0…2}/kernel  ×3  3×2  kernel",
