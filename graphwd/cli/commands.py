@@ -133,6 +133,17 @@ def value_of(values: flags.FlagValues, name: str) -> Any:
     return flag.value
 
 
+def choices_of(flag: flags.Flag[Any]) -> Sequence[str]:
+    """The values that a flag can have; empty where it takes any text."""
+    return getattr(flag.parser, "enum_values", None) or ()
+
+
+def help_of(flag: flags.Flag[Any]) -> str:
+    """What a flag is for, without what absl writes before and after it: its choices, and that it can be repeated."""
+    text = (flag.help or "").removeprefix(f"<{'|'.join(choices_of(flag))}>: ")
+    return text.partition(";\n    repeat this option")[0]
+
+
 def read_policy(path: str) -> Policy:
     """Reads a policy file; without TensorFlow's start-up messages, where the policy names a formula or a schedule."""
     with _needing_tensorflow():

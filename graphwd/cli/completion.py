@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from graphwd.cli.commands import Command
+from graphwd.cli.commands import Command, choices_of, help_of
 from graphwd.errors import UsageError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -68,9 +68,8 @@ def _add_flag(parser: argparse.ArgumentParser, flag: flags.Flag[Any]) -> None:
     if flag.boolean:
         parser.add_argument(f"--{flag.name}", action="store_true", help=flag.help)
         return
-    choices: Sequence[str] | None = getattr(flag.parser, "enum_values", None)
-    about = (flag.help or "").removeprefix(f"<{'|'.join(choices or ())}>: ")  # absl writes the choices before it
-    argument = parser.add_argument(f"--{flag.name}", choices=choices, help=about)
+    choices = choices_of(flag) or None
+    argument = parser.add_argument(f"--{flag.name}", choices=choices, help=help_of(flag))
     if choices is None and flag.name not in ("runs", "tolerance"):
         _complete_by(argument, "DIRECTORY" if flag.name in _FOLDERS else "FILE")
 

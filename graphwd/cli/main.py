@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from absl import flags
 
 from graphwd.cli.check import CHECK
-from graphwd.cli.commands import STEP_COMMANDS, Command
+from graphwd.cli.commands import STEP_COMMANDS, Command, choices_of, help_of
 from graphwd.cli.completion import completion_command
 from graphwd.cli.diff import DIFF
 from graphwd.errors import GraphwdError, UsageError
@@ -162,10 +162,10 @@ def _flags_help(values: flags.FlagValues) -> str:
     lines: list[str] = []
     for name in sorted(values):
         flag: flags.Flag[Any] = values[name]  # pyright: ignore[reportUnknownVariableType] - of any type
-        choices = getattr(flag.parser, "enum_values", None)
+        choices = choices_of(flag)
         kind = "" if flag.boolean else " " + ("|".join(choices) if choices else "VALUE")
-        default = "" if flag.default is None or flag.boolean else f" (default: {flag.default})"
-        lines.append(f"  --{name}{kind}\n      {flag.help}{default}")
+        default = "" if flag.default in (None, []) or flag.boolean else f" (default: {flag.default})"
+        lines.append(f"  --{name}{kind}\n      {help_of(flag)}{default}")
     return "\n".join(lines) + "\n"
 
 

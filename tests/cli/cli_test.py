@@ -493,6 +493,10 @@ def test_help_names_every_flag_and_command(capsys):
         assert f"graphwd {name}" in overview
         assert main([name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"usage: graphwd {name}")
+    main(["diff", "--help"])
+    told = capsys.readouterr().out
+    assert "  --format table|json\n      how to show the difference (default: table)\n" in told
+    assert "for A, the second for B\n" in told
     main(["rewrite", "--help"])
     assert {"--policy", "--output", "--module"} <= set(capsys.readouterr().out.split())
 
