@@ -18,6 +18,10 @@ from graphwd.cli.commands import STEP_COMMANDS, Command, choices_of, help_of
 from graphwd.cli.completion import completion_command
 from graphwd.cli.diff import DIFF
 from graphwd.errors import GraphwdError, UsageError
+from graphwd.planning.terminal import terminal_width
+
+_PAGE_WIDTH = 100
+"""Columns that a page of the documentation has at most in a terminal."""
 
 _EXIT_STATUS = """\
 Exit status: 0 done; 1 the step cannot be loaded or rewritten as asked; 2 the command line or the policy is malformed.
@@ -173,7 +177,20 @@ def _help(values: flags.FlagValues, positional: Sequence[str]) -> None:
     del values
     if len(positional) != 1 or positional[0] not in _topics():
         raise UsageError(f"name one topic: {', '.join(_topics())}")
-    print((_docs() / f"{positional[0]}.md").read_text(encoding="utf-8"))
+    text = (_docs() / f"{positional[0]}.md").read_text(encoding="utf-8")
+    terminal = sys.__stdout__  # sys.stdout is held back until the command is done
+    print(_rendered(text) if terminal is not None and terminal.isatty() else text)
+
+
+def _rendered(text: str) -> str:
+    """Markdown as a terminal shows it, no wider than it and than 100 columns."""
+    from rich.console import Console  # here, since no other command waits for them
+    from rich.markdown import Markdown
+
+    console = Console(force_terminal=True, width=min(terminal_width() or _PAGE_WIDTH, _PAGE_WIDTH))
+    with console.capture() as capture:
+        console.print(Markdown(text))
+    return capture.get().rstrip()
 
 
 def _docs() -> Traversable:

@@ -535,6 +535,17 @@ def test_every_page_of_the_documentation_is_shown(capsys):
         assert capsys.readouterr().out.strip() == page.read_text(encoding="utf-8").strip()
 
 
+def test_a_page_of_the_documentation_in_a_terminal():
+    command = [sys.executable, "-m", "graphwd", "help", "verify"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    shown = run_in_terminal(command, environment, columns=72)
+    assert shown.status == 0
+    assert any(line.strip("│┃ ") == "Verification" for line in shown.seen)  # in a frame, without the sign of a heading
+    assert not any("```" in line or line.startswith("#") for line in shown.seen)
+    piped = run_in_terminal(command, environment, stdout=False).out
+    assert piped.startswith("# Verification\n")
+
+
 def test_what_the_step_prints_does_not_mix_with_the_answer(folder):
     (folder / "loud.py").write_text(f"print('hello')\n{STEP}")
     done = graphwd("plan", "--policy=policy.yaml", "--format=json", "loud.py:step_fn")
