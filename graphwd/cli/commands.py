@@ -16,7 +16,8 @@ from absl import flags
 
 from graphwd.cli.sources import Files, PythonSource, source_of
 from graphwd.errors import StepError, UsageError
-from graphwd.planning.render import FORMATS, as_table
+from graphwd.planning.formats import FORMATS
+from graphwd.planning.render import as_table
 from graphwd.policy.rules import Policy, load_policy
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from graphwd.analysis.updates import Update, VariableWrites
 from graphwd.analysis.values import Value
 from graphwd.graph.graph import Callee, Variable
 from graphwd.planning.injections import Before, Rate
+from graphwd.planning.page import as_html
 from graphwd.planning.planner import Decision, Outcome, Plan
-from graphwd.planning.render import as_html, as_json, as_table
+from graphwd.planning.render import as_json, as_table
 from graphwd.policy.rules import PRESETS, Rule
 from graphwd.policy.selectors import Selectors
 
