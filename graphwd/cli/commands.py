@@ -177,7 +177,7 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
         record["device"] = checked.record()
     if _value(values, "format") == "table":
         record["problems"] = []  # they go to standard error, below
-    print(FORMATS[str(_value(values, "format"))].plan(record))
+    print(FORMATS[str(_value(values, "format"))].plan(decided, record))
     decided.check()
     if checked is not None:
         checked.check()
@@ -298,7 +298,8 @@ STEP_COMMANDS: Mapping[str, Command] = {
     ),
     "plan": Command(
         "plan [--policy policy.yaml] [--format table|json|html] [--device GPU] STEP_FN",
-        "Shows what rewrite would do: every trainable variable, its rule, its updates. Writes nothing. Exits with 1\n"
+        "Shows what rewrite would do: every trainable variable, its rule, its updates. Writes nothing. As html it is\n"
+        "a page of its own, to be written to a file, with a drawing of each update before and after. Exits with 1\n"
         "where rewrite would refuse. Without a policy it shows the variables, what each is used for, and its path;\n"
         "of a SavedModel that graphwd has rewritten it says how.\n\n"
         f"{_STEP_FN}",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from graphwd.planning.page import as_html, decays_as_html, overview_as_html
+from graphwd.planning.page import decays_as_html, overview_as_html, plan_as_html
 from graphwd.planning.render import (
     as_json,
     as_table,
@@ -16,25 +16,38 @@ from graphwd.planning.render import (
     overview_as_table,
 )
 
+if TYPE_CHECKING:
+    from graphwd.planning.planner import Plan
+
 
 @dataclass(frozen=True, slots=True)
 class Format:
     """A form in which records are shown.
 
     Attributes:
-        plan: shows what `Plan.record` returns.
+        plan: shows a plan, given what `Plan.record` returns, perhaps with the result of a device check.
         decays: shows what graphwd has done to a model.
         overview: shows the variables of a step, of a record likewise.
     """
 
-    plan: Callable[[Mapping[str, Any]], str]
+    plan: Callable[[Plan, Mapping[str, Any]], str]
     decays: Callable[[Sequence[Mapping[str, Any]]], str]
     overview: Callable[[Mapping[str, Any]], str]
 
 
+def _table(plan: Plan, record: Mapping[str, Any]) -> str:
+    del plan
+    return as_table(record)
+
+
+def _json(plan: Plan, record: Mapping[str, Any]) -> str:
+    del plan
+    return as_json(record)
+
+
 FORMATS: Mapping[str, Format] = {
-    "table": Format(as_table, decays_as_table, overview_as_table),
-    "json": Format(as_json, decays_as_json, overview_as_json),
-    "html": Format(as_html, decays_as_html, overview_as_html),
+    "table": Format(_table, decays_as_table, overview_as_table),
+    "json": Format(_json, decays_as_json, overview_as_json),
+    "html": Format(plan_as_html, decays_as_html, overview_as_html),
 }
 """Every form, by the word of the command line for it."""

@@ -13,8 +13,8 @@ from rich.text import Text
 
 DECAY_COLUMNS = ("variable", "rate", "where", "update")
 _PLACES = {"gradient": "in the gradient", "value": "before the update"}
-COLUMNS = ("variable", "shape", "dtype", "role", "decay", "rule", "update")
-OVERVIEW_COLUMNS = ("variable", "shape", "dtype", "role", "seen in", "path", "update")
+_COLUMNS = ("variable", "shape", "dtype", "role", "decay", "rule", "update")
+_OVERVIEW = ("variable", "shape", "dtype", "role", "seen in", "path", "update")
 
 
 def as_table(record: Mapping[str, Any], width: int | None = None) -> str:
@@ -27,12 +27,12 @@ def as_table(record: Mapping[str, Any], width: int | None = None) -> str:
     Returns:
         The table, a line that counts the variables, then problems and notes.
     """
-    lines = _table(*told(COLUMNS, rows_of(record)), width)
+    lines = _table(*_told(_COLUMNS, _rows(record)), width)
     messages = [f"problem: {text}" for text in record["problems"]] + [f"note: {text}" for text in record["notes"]]
-    return "\n".join([lines, summary_text(record), *messages, *schedules_text(record), *device_text(record)])
+    return "\n".join([lines, summary_text(record), *messages, *_schedules(record), *device_text(record)])
 
 
-def told(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> tuple[Sequence[str], list[Sequence[str]]]:
+def _told(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> tuple[Sequence[str], list[Sequence[str]]]:
     """Columns and rows, without the column of roles where they are not known."""
     held = list(rows)
     role = columns.index("role")
@@ -50,7 +50,7 @@ def overview_as_table(record: Mapping[str, Any]) -> str:
     count = len(record["variables"])
     advice = "'graphwd init STEP_FN' writes a first policy for them"
     plural = "" if count == 1 else "s"
-    return f"{_table(OVERVIEW_COLUMNS, overview_rows(record))}\n{count} trainable variable{plural}; {advice}"
+    return f"{_table(_OVERVIEW, _overview_rows(record))}\n{count} trainable variable{plural}; {advice}"
 
 
 def overview_as_json(record: Mapping[str, Any]) -> str:
@@ -58,9 +58,8 @@ def overview_as_json(record: Mapping[str, Any]) -> str:
     return json.dumps({**record, "problems": [], "notes": []}, indent=2)
 
 
-def overview_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The rows of the variables of a step, before there is a policy."""
-    for variable, row in zip(record["variables"], rows_of(record), strict=True):
+def _overview_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for variable, row in zip(record["variables"], _rows(record), strict=True):
         label, shape, dtype, role, _, _, update = row
         yield label, shape, dtype, role, variable["seen"] or "-", variable["path"] or "-", update
 
@@ -120,8 +119,7 @@ def decay_row(decay: Mapping[str, Any]) -> tuple[str, ...]:
     return decay["variable"], rate, where + (", rows touched" if decay["rows"] else ""), decay["at"]
 
 
-def rows_of(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The rows of a plan, one for each variable."""
+def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for variable in record["variables"]:
         followed = f", then {variable['followed_by']}" if variable["followed_by"] else ""
         yield (
@@ -129,7 +127,7 @@ def rows_of(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             shape_text(variable["shape"]),
             variable["dtype"],
             f"{variable['role']}{followed}" if variable["role"] else "",
-            _decay(variable),
+            decay_text(variable),
             variable["rule"] or "-",
             "; ".join(f"{update['op']} at {update['at']}" for update in variable["updates"]) or "-",
         )
@@ -150,7 +148,8 @@ def device_text(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"{device['type']}: {count} would be injected, each with a kernel, and no copy to or from the host"
 
 
-def _decay(variable: Mapping[str, Any]) -> str:
+def decay_text(variable: Mapping[str, Any]) -> str:
+    """What is done to a variable: its rate and what that means, or its outcome."""
     if variable["outcome"] != "decay":
         return str(variable["outcome"])
     schedule = variable["schedule"]
@@ -163,7 +162,7 @@ def _decay(variable: Mapping[str, Any]) -> str:
     return f"{rate} {place}{formula}{rows}"
 
 
-def schedules_text(record: Mapping[str, Any]) -> Iterator[str]:
+def _schedules(record: Mapping[str, Any]) -> Iterator[str]:
     """A line for each schedule of a rule: its counter, and the rates at some steps."""
     lines: dict[str, None] = {}
     for variable in record["variables"]:

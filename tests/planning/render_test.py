@@ -1,8 +1,7 @@
-"""The three forms of a plan's record."""
+"""A plan's record as a table and as JSON."""
 
 from __future__ import annotations
 
-import html.parser
 import json
 import re
 
@@ -15,7 +14,6 @@ from graphwd.analysis.updates import Update, VariableWrites
 from graphwd.analysis.values import Value
 from graphwd.graph.graph import Callee, Variable
 from graphwd.planning.injections import Before, Rate
-from graphwd.planning.page import as_html
 from graphwd.planning.planner import Decision, Outcome, Plan
 from graphwd.planning.render import as_json, as_table
 from graphwd.policy.rules import PRESETS, Rule
@@ -70,32 +68,6 @@ def table_rows(text):
     return [re.split(r"\s{3,}", line.strip()) for line in text.splitlines()]
 
 
-class Cells(html.parser.HTMLParser):
-    def __init__(self, page):
-        super().__init__()
-        self.rows, self.messages, self.tags, self._into = [], [], [], None
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self._into = self.rows[-1]
-        if tag == "p":
-            self.messages.append("problem: " if ("class", "problem") in attrs else "")
-            self._into = self.messages
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th", "p"):
-            self._into = None
-
-    def handle_data(self, data):
-        if self._into is not None:
-            self._into[-1] += data
-
-
 FULL = record(
     variable(),
     variable("net/bias", shape=[], outcome="exempt", weight_decay=0.0, updates=[]),
@@ -128,26 +100,6 @@ def test_table():
         ["problem: second"],
         ["note: a & b"],
     ]
-
-
-def test_page():
-    cells = Cells(as_html(FULL))
-    assert cells.rows == FULL_ROWS
-    assert cells.messages == [
-        "1 of 3 trainable variables decayed",
-        "problem: policy.yaml:4: <first>",
-        "problem: second",
-        "a & b",
-    ]
-
-
-def test_page_escapes_markup_and_loads_nothing():
-    evil = "<script>alert('{0}')</script>"
-    fields = {"dtype": evil, "rule": evil, "updates": [{"op": evil, "at": evil}]}
-    page = as_html(record(variable(evil, **fields), problems=[evil], notes=[evil]))
-    assert page.count("&lt;script&gt;alert(&#x27;{0}&#x27;)&lt;/script&gt;") == 7
-    assert not {"script", "link", "img", "iframe"} & set(Cells(page).tags)
-    assert Cells(page).rows[1] == [evil, "3×2", evil, "0.0005 after update", evil, f"{evil} at {evil}"]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +183,6 @@ def test_a_fused_plan_says_so():
     fused = ", their updates fused with the decay as far as XLA can (fuse: xla)"
     assert fused not in as_table(record(variable("w")))
     assert as_table(record(variable("w"), fuse="xla")).splitlines()[-1] == f"1 of 1 trainable variable decayed{fused}"
-    assert fused in as_html(record(variable("w"), fuse="xla"))
 
 
 def test_json():

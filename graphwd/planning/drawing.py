@@ -1,0 +1,160 @@
+# pyright: basic
+"""Places the boxes and edges of update graphs, each structure once; the layout itself is grandalf's."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grandalf.graphs import Edge, Graph, Vertex
+from grandalf.layouts import SugiyamaLayout, VertexViewer
+from grandalf.routing import EdgeViewer, route_with_lines
+
+from graphwd.planning.update_graph import Box, Line, Structure
+
+WIDTH, HEIGHT = 180, 44
+"""The size of a box, in pixels."""
+
+_GAP_X, _GAP_Y, _MARGIN = 16, 34, 14
+_SWEEPS = 8
+"""How often the layers are gone through to have fewer edges cross."""
+
+_SPREAD = 0.7
+"""The part of the width of a box over which edges are spread that meet it on one side."""
+
+_ARROW = 6
+_Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedBox:
+    """A box, its upper left corner and its size."""
+
+    box: Box
+    x: int
+    y: int
+    width: int = WIDTH
+    height: int = HEIGHT
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedLine:
+    """An edge: its path as SVG has it, and the point of its arrow."""
+
+    line: Line
+    path: str
+    x: int
+    y: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A structure, placed; in pixels.
+
+    Attributes:
+        width: its width.
+        height: its height.
+        boxes: its boxes, in the order of the structure.
+        lines: its edges.
+    """
+
+    width: int
+    height: int
+    boxes: tuple[PlacedBox, ...]
+    lines: tuple[PlacedLine, ...]
+
+
+def drawing_of(structure: Structure) -> Drawing:
+    """Places a structure: what an op is computed from lies above it, as near as can be.
+
+    Args:
+        structure: what is drawn; its edges close no cycle.
+    """
+    pairs = list(dict.fromkeys((line.source, line.target) for line in structure.lines))
+    centres, bends = _layout(len(structure.boxes), pairs)
+    starts, ends = _ports(pairs, centres, bends)
+    paths = {pair: [starts[pair], *bends[pair], ends[pair]] for pair in pairs}
+    return Drawing(
+        round(max(x for x, _ in centres) + WIDTH / 2 + _MARGIN),
+        round(max(y for _, y in centres) + HEIGHT / 2 + _MARGIN),
+        tuple(
+            PlacedBox(box, round(x - WIDTH / 2), round(y - HEIGHT / 2))
+            for box, (x, y) in zip(structure.boxes, centres, strict=True)
+        ),
+        tuple(_placed(line, paths[line.source, line.target]) for line in structure.lines),
+    )
+
+
+def _layout(
+    count: int, pairs: Iterable[tuple[int, int]]
+) -> tuple[Sequence[_Point], Mapping[tuple[int, int], Sequence[_Point]]]:
+    """The centre of each box, and for each pair of boxes the points by which its edge leads around others."""
+    vertices = [Vertex(number) for number in range(count)]
+    # Upside down: grandalf puts each vertex next to what leads to it, and here each input next to what uses it.
+    edges = [Edge(vertices[target], vertices[source]) for source, target in pairs]
+    graph: Any = Graph(vertices, edges)
+    centres: dict[int, _Point] = {}
+    bends: dict[tuple[int, int], Sequence[_Point]] = {}
+    left = 0.0
+    for component in graph.C:
+        for vertex in component.sV:
+            vertex.view = VertexViewer(w=WIDTH, h=HEIGHT)
+        for edge in component.sE:
+            edge.view = EdgeViewer()
+        layout: Any = SugiyamaLayout(component)
+        layout.xspace, layout.yspace = _GAP_X, _GAP_Y
+        layout.route_edge = route_with_lines
+        layout.init_all()
+        layout.draw(_SWEEPS)
+        shift = left + WIDTH / 2 + _MARGIN - min(vertex.view.xy[0] for vertex in component.sV)
+        centres |= {vertex.data: (vertex.view.xy[0] + shift, -vertex.view.xy[1]) for vertex in component.sV}
+        for edge in component.sE:
+            target, source = (vertex.data for vertex in edge.v)
+            bends[source, target] = [(x + shift, -y) for x, y in reversed(edge.view._pts[1:-1])]
+        left = max(x for x, _ in centres.values()) + WIDTH / 2
+    top = min(y for _, y in centres.values()) - HEIGHT / 2 - _MARGIN
+    return (
+        [(centres[number][0], centres[number][1] - top) for number in range(count)],
+        {pair: [(x, y - top) for x, y in points] for pair, points in bends.items()},
+    )
+
+
+def _ports(
+    pairs: Iterable[tuple[int, int]],
+    centres: Sequence[_Point],
+    bends: Mapping[tuple[int, int], Sequence[_Point]],
+) -> tuple[Mapping[tuple[int, int], _Point], Mapping[tuple[int, int], _Point]]:
+    """Where each edge leaves its source and meets its target, spread in the order of where it goes and comes from."""
+    leaving: dict[int, list[tuple[float, tuple[int, int]]]] = defaultdict(list)
+    meeting: dict[int, list[tuple[float, tuple[int, int]]]] = defaultdict(list)
+    for pair in pairs:
+        source, target = pair
+        points = [centres[source], *bends[pair], centres[target]]
+        leaving[source].append((points[1][0], pair))
+        meeting[target].append((points[-2][0], pair))
+    return (
+        {pair: (x, centres[pair[0]][1] + HEIGHT / 2) for pair, x in _spread(leaving, centres)},
+        {pair: (x, centres[pair[1]][1] - HEIGHT / 2) for pair, x in _spread(meeting, centres)},
+    )
+
+
+def _spread(
+    sides: Mapping[int, list[tuple[float, tuple[int, int]]]], centres: Sequence[_Point]
+) -> Iterable[tuple[tuple[int, int], float]]:
+    for number, edges in sides.items():
+        for place, (_, pair) in enumerate(sorted(edges), 1):
+            yield pair, centres[number][0] + WIDTH * _SPREAD * (place / (len(edges) + 1) - 0.5)
+
+
+def _placed(line: Line, points: Sequence[_Point]) -> PlacedLine:
+    """An edge as a curve that leaves, passes and arrives upright."""
+    (x, y), *rest = points
+    rest[-1] = rest[-1][0], rest[-1][1] - _ARROW
+    path = [f"M{x:.0f} {y:.0f}"]
+    for next_x, next_y in rest:
+        middle = (y + next_y) / 2
+        path.append(f"C{x:.0f} {middle:.0f} {next_x:.0f} {middle:.0f} {next_x:.0f} {next_y:.0f}")
+        x, y = next_x, next_y
+    return PlacedLine(line, "".join(path), round(x), round(y + _ARROW))
