@@ -15,7 +15,7 @@ from enum import Enum
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
-from graphwd.analysis.sites import SAVED_MODEL, Path
+from graphwd.analysis.sites import SAVED_MODEL, Frame, Path
 from graphwd.graph.edge import data_inputs, is_control, is_data, node_of, source_of, sources_of
 from graphwd.graph.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form
@@ -144,8 +144,7 @@ class UpdateGraphs:
         """
         self._graph = graph
         self._trial = trial
-        self._before = Trial(graph.root_function, graph.library)
-        self._pairs: dict[Path, _Pair] = {}
+        self._pairs: dict[tuple[str, str], _Pair] = {}  # by the names of the functions
 
     def of(self, decision: Decision) -> Iterator[UpdateGraph]:
         """The updates of one variable that carry decay."""
@@ -177,20 +176,23 @@ class UpdateGraphs:
         return self.variable(node_of(inputs[call.skip + body.arguments[name]]), path[:-1])
 
     def _pair(self, path: Path) -> _Pair:
-        if path not in self._pairs:
-            self._pairs[path] = _Pair(_body(self._before, path), _body(self._trial, path))
-        return self._pairs[path]
+        """The body that some calls lead to; in the rewritten step the same calls may run other functions."""
+        if not path:
+            before, after = self._graph.root_function, self._trial.root
+        else:
+            outer, frame = self._pair(path[:-1]), path[-1]
+            before = self._graph.library[frame.callee.function]
+            after = self._trial.functions[_function(outer.after[frame.node], frame)]
+        names = before.signature.name, after.signature.name
+        if names not in self._pairs:
+            self._pairs[names] = _Pair(before, after)
+        return self._pairs[names]
 
 
-def _body(bodies: Trial, path: Path) -> FunctionDef:
-    """The body that some calls lead to; in a rewritten step the same calls call other functions."""
-    function = bodies.root
-    for frame in path:
-        node = next(node for node in function.node_def if node.name == frame.node)
-        value = node.attr[frame.callee.attribute]
-        name = value.func.name or value.list.func[frame.callee.position].name
-        function = bodies.functions[name]
-    return function
+def _function(node: NodeDef, frame: Frame) -> str:
+    """The name of the function that a node runs where another form of it runs that of a frame."""
+    value = node.attr[frame.callee.attribute]
+    return value.func.name or value.list.func[frame.callee.position].name
 
 
 class _Pair:
