@@ -363,11 +363,17 @@ class _Curve:
         between = f", at most {max(rates):.4g}" if max(rates) > max(first, end) else ""
         return cls(
             f"M{path}",
-            [(across(step), human(int(step))) for step in _marks(last)],
+            [(across(step), _without_zeros(human(int(step)))) for step in _marks(last)],
             [(up(rate), f"{rate:.3g}") for rate in (low, (low + high) / 2, high)],
             f"{first:.4g} at step 0, {end:.4g} at step {int(last):,}{between}",
             counter,
         )
+
+
+def _without_zeros(text: str) -> str:
+    """A round number for people, shorter: ``20 k`` for ``20.0 k``."""
+    digits, space, unit = text.partition(" ")
+    return f"{digits.rstrip('0').rstrip('.') if '.' in digits else digits}{space}{unit}"
 
 
 def _marks(last: float) -> Sequence[float]:

@@ -262,6 +262,22 @@ def test_nothing_lies_beside_the_screen(page, width):
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_the_frame_of_a_notebook_works_and_reaches_nothing_around_it(browser, tmp_path):
+    notebook = tmp_path / "notebook.html"
+    frame = graphwd.plan(step(), POLICY)._repr_html_()
+    notebook.write_text(f"<!doctype html><title>notebook</title><h1>A cell</h1>{frame}", encoding="utf-8")
+    browser.get(notebook.as_uri())
+    browser.switch_to.frame(0)
+    try:
+        inside = Page(browser)
+        inside.opener("net/kernel").click()
+        assert inside.one(".detail .drawing").is_displayed()
+        reach = "try { return parent.document.title } catch (error) { return error.name }"
+        assert inside.run(reach) == "SecurityError"
+    finally:
+        browser.switch_to.default_content()
+
+
 def luminance(colour: str) -> float:
     """The relative luminance of a colour as WCAG defines it."""
     parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]

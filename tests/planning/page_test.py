@@ -33,7 +33,7 @@ class Parsed(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "input", "img", "rect", "path", "line"):
+        if tag not in ("meta", "input", "img", "rect", "path", "line", "wbr"):
             self._open.append((tag, dict(attrs).get("class") or ""))
 
     def handle_endtag(self, tag: str) -> None:
@@ -111,7 +111,7 @@ def test_nothing_of_a_plan_is_markup():
     assert "49" not in "".join(parsed.of("li", "note"))
     assert parsed.of("li", "note") == [EVIL]
     assert parsed.of("p", "selectors") == [f"name: {EVIL}*", "every variable"]
-    assert EVIL in parsed.of("button", "open")
+    assert "".join(parsed.of("button", "open")) == EVIL
     (data,) = re.findall('<script type="application/json" id="details">(.*?)</script>', page, re.S)
     assert EVIL in json.loads(data)["texts"]
 
@@ -167,10 +167,9 @@ def test_a_variable_of_two_traces_is_counted_once():
 
     for both in (True, False):
         step.get_concrete_function(tf.TensorSpec([]), both)
-    plan = graphwd.plan(step, policy({"weight_decay": 0.1}))
-    parsed = Parsed(plan.to_html())
-    assert len(parsed.of("button", "open")) == 3  # what is done to b differs
-    assert parsed.of("strong") == ["5"]
+    page = graphwd.plan(step, policy({"weight_decay": 0.1})).to_html()
+    assert len(Parsed(page).of("button", "open")) == 3  # what is done to b differs
+    assert '<strong title="5 parameters">5</strong> of <span title="5 parameters">5</span>' in page
 
 
 def test_the_curve_of_a_schedule():
@@ -184,6 +183,13 @@ def test_the_curve_of_a_schedule():
     assert (round(48 + 498 * 100 / 112, 1), 16) in points
     assert (round(48 + 498 * 50 / 112, 1), round(120 - 104 * 0.2 / 0.3, 1)) in points
     assert "0.1 at step 0, 0.3 at step 112" in page
+    assert Parsed(page).of("text", "tick") == ["0", "0.15", "0.3", "0", "20", "40", "60", "80", "100"]
+
+
+def test_the_marks_of_a_long_schedule_are_short():
+    rule = {"weight_decay": {"schedule": "linear", "from": 0.1, "to": 0.3, "steps": 100_000}}
+    page = graphwd.plan(sgd(variables(a=(2,))), policy(rule)).to_html()
+    assert Parsed(page).of("text", "tick")[3:] == ["0", "20 k", "40 k", "60 k", "80 k", "100 k"]
 
 
 def test_fused_drawings_are_said_to_be_of_before():
