@@ -392,7 +392,7 @@ class _Search:
         """The edges between the nodes that are drawn."""
         edges: _Edges = {}
         for name, number in numbers.items():
-            for text in () if self._is_leaf(name) else self._pair.inputs(name, after=after):
+            for text in self._pair.inputs(name, after=after):
                 source = numbers.get(source_of(text))
                 if source is not None and (source, number, False) not in edges:
                     edges[source, number, is_control(text)] = None

@@ -117,11 +117,13 @@ def test_nothing_of_a_plan_is_markup():
 
 
 def test_problems_come_first_and_nothing_is_drawn():
-    page = graphwd.plan(sgd(variables(a=(2,))), policy({"name": "b", "weight_decay": 0.1})).to_html()
+    plan = graphwd.plan(sgd(variables(a=(2,), b=(3,))), policy(*({"name": n, "weight_decay": 0.1} for n in "bc")))
+    page = plan.to_html()
     parsed = Parsed(page)
+    assert plan.injections  # b could be decayed
     first, second = parsed.of("li", "problem")
     assert first.startswith("policy: no rule matches 'a';")
-    assert second.startswith("policy: rules[0]: the rule 'name: b' matches no trainable variable")
+    assert second.startswith("policy: rules[1]: the rule 'name: c' matches no trainable variable")
     assert page.index('class="messages problems"') < page.index('class="cards"')
     assert parsed.of("h2")[0] == "2 problems: the step would not be rewritten"
     assert "template" not in [tag for tag, _ in parsed.tags]

@@ -159,6 +159,22 @@ def test_a_rate_from_outside_of_the_function_is_one_box():
     assert "schedule" not in {box.op for box in update.structure.boxes}
 
 
+def test_an_update_in_a_branch_knows_its_variables():
+    weight = tf.Variable([1.0, 2.0], name="w")
+    other = tf.Variable([3.0, 4.0], name="o", trainable=False)
+
+    @tf.function(input_signature=[tf.TensorSpec([2])])
+    def step(x: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(weight * x)
+        gradient = tape.gradient(loss, weight)
+        tf.cond(x[0] > 0, lambda: weight.assign_sub(gradient * other), lambda: weight.read_value())
+
+    (update,) = updates(step, {"weight_decay": 0.01})
+    assert [(node, attribute) for node, attribute, _ in update.nest] == [("cond", "then_branch")]
+    assert {("weight", "w"), ("variable", "o")} <= set(boxes(update, injected=False))
+
+
 def test_what_lies_far_behind_is_cut_off_and_said_to_be():
     weight = tf.Variable([1.0, 2.0], name="w")
 
