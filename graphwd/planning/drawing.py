@@ -73,11 +73,11 @@ def drawing_of(structure: Structure) -> Drawing:
         structure: what is drawn; its edges close no cycle.
     """
     pairs = list(dict.fromkeys((line.source, line.target) for line in structure.lines))
-    centres, bends = _layout(len(structure.boxes), pairs)
+    centres, bends, width = _layout(len(structure.boxes), pairs)
     starts, ends = _ports(pairs, centres, bends)
     paths = {pair: [starts[pair], *bends[pair], ends[pair]] for pair in pairs}
     return Drawing(
-        round(max(x for x, _ in centres) + WIDTH / 2 + _MARGIN),
+        round(width),
         round(max(y for _, y in centres) + HEIGHT / 2 + _MARGIN),
         tuple(
             PlacedBox(box, round(x - WIDTH / 2), round(y - HEIGHT / 2))
@@ -89,8 +89,8 @@ def drawing_of(structure: Structure) -> Drawing:
 
 def _layout(
     count: int, pairs: Iterable[tuple[int, int]]
-) -> tuple[Sequence[_Point], Mapping[tuple[int, int], Sequence[_Point]]]:
-    """The centre of each box, and for each pair of boxes the points by which its edge leads around others."""
+) -> tuple[Sequence[_Point], Mapping[tuple[int, int], Sequence[_Point]], float]:
+    """The centre of each box, the points by which the edge of each pair leads around others, and the whole width."""
     vertices = [Vertex(number) for number in range(count)]
     # Upside down: grandalf puts each vertex next to what leads to it, and here each input next to what uses it.
     edges = [Edge(vertices[target], vertices[source]) for source, target in pairs]
@@ -108,16 +108,20 @@ def _layout(
         layout.route_edge = route_with_lines
         layout.init_all()
         layout.draw(_SWEEPS)
-        shift = left + WIDTH / 2 + _MARGIN - min(vertex.view.xy[0] for vertex in component.sV)
+        points = {edge: [(x, -y) for x, y in reversed(edge.view._pts[1:-1])] for edge in component.sE}
+        sides = [vertex.view.xy[0] + side for vertex in component.sV for side in (-WIDTH / 2, WIDTH / 2)]
+        sides += [x for bent in points.values() for x, _ in bent]
+        shift = left + _MARGIN - min(sides)
         centres |= {vertex.data: (vertex.view.xy[0] + shift, -vertex.view.xy[1]) for vertex in component.sV}
-        for edge in component.sE:
+        for edge, bent in points.items():
             target, source = (vertex.data for vertex in edge.v)
-            bends[source, target] = [(x + shift, -y) for x, y in reversed(edge.view._pts[1:-1])]
-        left = max(x for x, _ in centres.values()) + WIDTH / 2
+            bends[source, target] = [(x + shift, y) for x, y in bent]
+        left = max(sides) + shift
     top = min(y for _, y in centres.values()) - HEIGHT / 2 - _MARGIN
     return (
         [(centres[number][0], centres[number][1] - top) for number in range(count)],
-        {pair: [(x, y - top) for x, y in points] for pair, points in bends.items()},
+        {pair: [(x, y - top) for x, y in bent] for pair, bent in bends.items()},
+        left + _MARGIN,
     )
 
 

@@ -37,6 +37,10 @@ def test_boxes_lie_apart_and_within_the_drawing_below_what_they_need(seed):
         assert box.y >= 0
         assert box.x + box.width <= drawing.width
         assert box.y + box.height <= drawing.height
+    for placed in drawing.lines:
+        numbers = list(map(int, re.findall(r"-?\d+", placed.path)))
+        assert 0 <= min(numbers[::2]) <= max(numbers[::2]) <= drawing.width
+        assert 0 <= min(numbers[1::2]) <= max(numbers[1::2]) <= drawing.height
     for line in plan.lines:
         assert drawing.boxes[line.source].y + drawing.boxes[line.source].height < drawing.boxes[line.target].y
 
