@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,14 @@ def step() -> Any:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    folder = tmp_path_factory.mktemp("browser")
+def folder() -> Iterator[Path]:
+    """A folder with a short path, for the names of sockets have no room for a long one."""
+    with tempfile.TemporaryDirectory(prefix="graphwd", dir="/tmp", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def browser(folder: Path) -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
     for switch in (
@@ -61,7 +68,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     ):  # fmt: skip
         options.add_argument(switch)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    environment = {**os.environ, "HOME": str(folder), "no_proxy": "localhost,127.0.0.1"}
+    environment = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder), "no_proxy": "localhost,127.0.0.1"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("no_proxy", "localhost,127.0.0.1")
         service = webdriver.ChromeService("/usr/bin/chromedriver", env=environment)
