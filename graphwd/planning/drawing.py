@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +23,16 @@ _GAP_X, _GAP_Y, _MARGIN = 16, 34, 14
 _SWEEPS = 8
 """How often the layers are gone through to have fewer edges cross."""
 
+_ATTEMPTS = 16
+"""How many layouts are made of a structure, to take the best."""
+
 _SPREAD = 0.7
 """The part of the width of a box over which edges are spread that meet it on one side."""
 
 _ARROW = 6
 _Point = tuple[float, float]
+_Pair = tuple[int, int]
+"""The numbers of two boxes, with an edge from the first to the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +80,12 @@ def drawing_of(structure: Structure) -> Drawing:
         structure: what is drawn; its edges close no cycle.
     """
     pairs = list(dict.fromkeys((line.source, line.target) for line in structure.lines))
-    centres, bends, width = _layout(len(structure.boxes), pairs)
+    layout = _layout(len(structure.boxes), pairs)
+    centres, bends = layout.centres, layout.bends
     starts, ends = _ports(pairs, centres, bends)
     paths = {pair: [starts[pair], *bends[pair], ends[pair]] for pair in pairs}
     return Drawing(
-        round(width),
+        round(layout.width),
         round(max(y for _, y in centres) + HEIGHT / 2 + _MARGIN),
         tuple(
             PlacedBox(box, round(x - WIDTH / 2), round(y - HEIGHT / 2))
@@ -87,16 +95,60 @@ def drawing_of(structure: Structure) -> Drawing:
     )
 
 
-def _layout(
-    count: int, pairs: Iterable[tuple[int, int]]
-) -> tuple[Sequence[_Point], Mapping[tuple[int, int], Sequence[_Point]], float]:
-    """The centre of each box, the points by which the edge of each pair leads around others, and the whole width."""
-    vertices = [Vertex(number) for number in range(count)]
+class _Vertex(Vertex):
+    """A vertex by whose number sets of vertices are ordered, and not by where in memory it lies."""
+
+    def __hash__(self) -> int:
+        return hash(self.data)
+
+
+class _Edge(Edge):
+    """Likewise an edge, whose data are the numbers of its vertices."""
+
+    def __hash__(self) -> int:
+        return hash(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A layout of boxes and edges.
+
+    Attributes:
+        centres: the centre of each box.
+        bends: for each pair of boxes the points by which its edge leads around others.
+        width: the width of the whole.
+    """
+
+    centres: Sequence[_Point]
+    bends: Mapping[_Pair, Sequence[_Point]]
+    width: float
+
+    @property
+    def length(self) -> float:
+        """How far all edges go to the side."""
+        total = 0.0
+        for (source, target), bent in self.bends.items():
+            xs = [x for x, _ in (self.centres[source], *bent, self.centres[target])]
+            total += sum(abs(one - other) for one, other in itertools.pairwise(xs))
+        return total
+
+
+def _layout(count: int, pairs: Sequence[_Pair]) -> _Layout:
+    """The best of some layouts: what grandalf finds depends on the order in which it is given boxes and edges."""
+    layouts: list[_Layout] = []
+    for attempt in range(_ATTEMPTS):
+        choose = random.Random(attempt)
+        layouts.append(_attempt(choose.sample(range(count), count), choose.sample(pairs, len(pairs))))
+    return min(layouts, key=lambda layout: layout.length)
+
+
+def _attempt(order: Sequence[int], pairs: Iterable[_Pair]) -> _Layout:
+    vertices = {number: _Vertex(number) for number in order}
     # Upside down: grandalf puts each vertex next to what leads to it, and here each input next to what uses it.
-    edges = [Edge(vertices[target], vertices[source]) for source, target in pairs]
-    graph: Any = Graph(vertices, edges)
+    edges = [_Edge(vertices[target], vertices[source], data=(source, target)) for source, target in pairs]
+    graph: Any = Graph(list(vertices.values()), edges)
     centres: dict[int, _Point] = {}
-    bends: dict[tuple[int, int], Sequence[_Point]] = {}
+    bends: dict[_Pair, Sequence[_Point]] = {}
     left = 0.0
     for component in graph.C:
         for vertex in component.sV:
@@ -108,31 +160,29 @@ def _layout(
         layout.route_edge = route_with_lines
         layout.init_all()
         layout.draw(_SWEEPS)
-        points = {edge: [(x, -y) for x, y in reversed(edge.view._pts[1:-1])] for edge in component.sE}
+        points = {edge.data: [(x, -y) for x, y in reversed(edge.view._pts[1:-1])] for edge in component.sE}
         sides = [vertex.view.xy[0] + side for vertex in component.sV for side in (-WIDTH / 2, WIDTH / 2)]
         sides += [x for bent in points.values() for x, _ in bent]
         shift = left + _MARGIN - min(sides)
         centres |= {vertex.data: (vertex.view.xy[0] + shift, -vertex.view.xy[1]) for vertex in component.sV}
-        for edge, bent in points.items():
-            target, source = (vertex.data for vertex in edge.v)
-            bends[source, target] = [(x + shift, y) for x, y in bent]
+        bends |= {pair: [(x + shift, y) for x, y in bent] for pair, bent in points.items()}
         left = max(sides) + shift
     top = min(y for _, y in centres.values()) - HEIGHT / 2 - _MARGIN
-    return (
-        [(centres[number][0], centres[number][1] - top) for number in range(count)],
+    return _Layout(
+        [(centres[number][0], centres[number][1] - top) for number in range(len(order))],
         {pair: [(x, y - top) for x, y in bent] for pair, bent in bends.items()},
         left + _MARGIN,
     )
 
 
 def _ports(
-    pairs: Iterable[tuple[int, int]],
+    pairs: Iterable[_Pair],
     centres: Sequence[_Point],
-    bends: Mapping[tuple[int, int], Sequence[_Point]],
-) -> tuple[Mapping[tuple[int, int], _Point], Mapping[tuple[int, int], _Point]]:
+    bends: Mapping[_Pair, Sequence[_Point]],
+) -> tuple[Mapping[_Pair, _Point], Mapping[_Pair, _Point]]:
     """Where each edge leaves its source and meets its target, spread in the order of where it goes and comes from."""
-    leaving: dict[int, list[tuple[float, tuple[int, int]]]] = defaultdict(list)
-    meeting: dict[int, list[tuple[float, tuple[int, int]]]] = defaultdict(list)
+    leaving: dict[int, list[tuple[float, _Pair]]] = defaultdict(list)
+    meeting: dict[int, list[tuple[float, _Pair]]] = defaultdict(list)
     for pair in pairs:
         source, target = pair
         points = [centres[source], *bends[pair], centres[target]]
@@ -144,9 +194,7 @@ def _ports(
     )
 
 
-def _spread(
-    sides: Mapping[int, list[tuple[float, tuple[int, int]]]], centres: Sequence[_Point]
-) -> Iterable[tuple[tuple[int, int], float]]:
+def _spread(sides: Mapping[int, list[tuple[float, _Pair]]], centres: Sequence[_Point]) -> Iterable[tuple[_Pair, float]]:
     for number, edges in sides.items():
         for place, (_, pair) in enumerate(sorted(edges), 1):
             yield pair, centres[number][0] + WIDTH * _SPREAD * (place / (len(edges) + 1) - 0.5)

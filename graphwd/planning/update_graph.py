@@ -281,7 +281,7 @@ class _Search:
             last = write if self._pair.waiting[1].get(write) else self._decay
             before[numbers[write], len(boxes), True] = None
             after[numbers[last], len(boxes), True] = None
-            boxes.append(Box(Kind.WAITING, "all that waits for it"))
+            boxes.append(Box(Kind.WAITING, "what waits for it"))
             names.append(_told(waiting))
         lines = [
             Line(*edge, When.BOTH if edge in before and edge in after else When.AFTER if edge in after else When.BEFORE)
