@@ -14,7 +14,7 @@ from grandalf.graphs import Edge, Graph, Vertex
 from grandalf.layouts import SugiyamaLayout, VertexViewer
 from grandalf.routing import EdgeViewer, route_with_lines
 
-from graphwd.planning.update_graph import Box, Line, Structure
+from graphwd.planning.update_graph import Box, Line, Structure, When
 
 WIDTH, HEIGHT = 180, 44
 """The size of a box, in pixels."""
@@ -23,8 +23,11 @@ _GAP_X, _GAP_Y, _MARGIN = 16, 34, 14
 _SWEEPS = 8
 """How often the layers are gone through to have fewer edges cross."""
 
-_ATTEMPTS = 16
+_ATTEMPTS = 24
 """How many layouts are made of a structure, to take the best."""
+
+_TOGETHER = 4
+"""How many times worse it is if a new edge is long than if another is."""
 
 _SPREAD = 0.7
 """The part of the width of a box over which edges are spread that meet it on one side."""
@@ -79,8 +82,10 @@ def drawing_of(structure: Structure) -> Drawing:
     Args:
         structure: what is drawn; its edges close no cycle.
     """
-    pairs = list(dict.fromkeys((line.source, line.target) for line in structure.lines))
-    layout = _layout(len(structure.boxes), pairs)
+    # What is injected is to be seen at once, and so lies together.
+    weights = {(line.source, line.target): _TOGETHER if line.when is When.AFTER else 1 for line in structure.lines}
+    pairs = list(weights)
+    layout = _layout(len(structure.boxes), weights)
     centres, bends = layout.centres, layout.bends
     starts, ends = _ports(pairs, centres, bends)
     paths = {pair: [starts[pair], *bends[pair], ends[pair]] for pair in pairs}
@@ -123,23 +128,28 @@ class _Layout:
     bends: Mapping[_Pair, Sequence[_Point]]
     width: float
 
-    @property
-    def length(self) -> float:
-        """How far all edges go to the side."""
+    def length(self, weights: Mapping[_Pair, int]) -> float:
+        """How far all edges go to the side, each times a weight."""
         total = 0.0
         for (source, target), bent in self.bends.items():
             xs = [x for x, _ in (self.centres[source], *bent, self.centres[target])]
-            total += sum(abs(one - other) for one, other in itertools.pairwise(xs))
+            total += weights[source, target] * sum(abs(one - other) for one, other in itertools.pairwise(xs))
         return total
 
 
-def _layout(count: int, pairs: Sequence[_Pair]) -> _Layout:
-    """The best of some layouts: what grandalf finds depends on the order in which it is given boxes and edges."""
+def _layout(count: int, weights: Mapping[_Pair, int]) -> _Layout:
+    """The best of some layouts: what grandalf finds depends on the order in which it is given boxes and edges.
+
+    Args:
+        count: the number of boxes.
+        weights: for each pair of boxes with an edge, how much is lost where that is long.
+    """
+    pairs = list(weights)
     layouts: list[_Layout] = []
     for attempt in range(_ATTEMPTS):
         choose = random.Random(attempt)
         layouts.append(_attempt(choose.sample(range(count), count), choose.sample(pairs, len(pairs))))
-    return min(layouts, key=lambda layout: layout.length)
+    return min(layouts, key=lambda layout: layout.length(weights))
 
 
 def _attempt(order: Sequence[int], pairs: Iterable[_Pair]) -> _Layout:

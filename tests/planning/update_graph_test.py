@@ -69,10 +69,10 @@ def test_a_decay_after_the_update():
     assert boxes(update, injected=False) == [
         ("AssignSubVariableOp", write),
         ("Mul", "change"),
-        ("what waits for it", "2 nodes and the end"),  # the read, its result, and the end of the function
         ("constant", "0.5"),
         ("gradient", gradient),
         ("weight", "w"),
+        ("what waits for it", "2 nodes and the end"),  # the read, its result, and the end of the function
     ]
     assert edges(update, When.BOTH) == {
         ("w", "-->", write),
