@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     )
     from graphwd.models.saved_model import rewrite_saved_model, strip
     from graphwd.planning.planner import Plan
-    from graphwd.policy.rules import Policy, load_policy
+    from graphwd.policy.rules import Policy, Rule, load_policy
     from graphwd.steps.decorator import rewrite, with_weight_decay
     from graphwd.steps.pipeline import plan, suggest
     from graphwd.steps.state import state
+    from graphwd.steps.watch import write_summaries
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "RewriteError",
+    "Rule",
     "StepError",
     "UsageError",
     "Verification",
@@ -52,11 +54,13 @@ __all__ = [
     "suggest",
     "verify",
     "with_weight_decay",
+    "write_summaries",
 ]
 
 _HOME = {
     "Plan": "planning.planner",
     "Policy": "policy.rules",
+    "Rule": "policy.rules",
     "Verification": "checking.verify",
     "load_policy": "policy.rules",
     "plan": "steps.pipeline",
@@ -67,6 +71,7 @@ _HOME = {
     "suggest": "steps.pipeline",
     "verify": "checking.verify",
     "with_weight_decay": "steps.decorator",
+    "write_summaries": "steps.watch",
 }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ import tensorflow as tf
 import wrapt
 
 from graphwd.analysis.roles import Purpose
-from graphwd.errors import GraphwdError, PlanError, StepError
+from graphwd.errors import GraphwdError, PlanError, StepError, UsageError
 from graphwd.graph.graph import Variable
 from graphwd.planning.planner import Plan, left_over, no_rule, shadowed
 from graphwd.policy.rules import Policy, PolicyLike, Rule, as_policy
@@ -32,11 +33,12 @@ from graphwd.steps.keras_step import forward_purposes, training_step
 from graphwd.steps.pipeline import plan as plan_step
 from graphwd.steps.read import ROOT, held_by
 from graphwd.steps.state import STATE, State
+from graphwd.steps.watch import write_summaries
 
 _LOG = logging.getLogger("graphwd")
 
 
-def attach(model: Any, policy: PolicyLike) -> None:
+def attach(model: Any, policy: PolicyLike, *, summaries: bool = False) -> None:
     """Gives a model weight decay: ``fit`` and ``train_on_batch`` train with it, whatever the model is compiled with.
 
     So does a ``tf.function`` of your own that calls ``train_step``. The decay is not saved with the model: attach it
@@ -46,6 +48,8 @@ def attach(model: Any, policy: PolicyLike) -> None:
         model: a model of Keras 3 on TensorFlow, or of tf_keras; compiled, or to be compiled.
         policy: a `Policy`, the path of a policy file, or a mapping. If the model is built, it is checked against the
             weights at once. All other checks happen when the model first trains, which may raise a `GraphwdError`.
+        summaries: whether training measures what decay does, for `graphwd.write_summaries`. A step then takes several
+            more passes over the weights, and the memory of one more copy of those that it decays.
 
     Raises:
         PolicyError: the policy is malformed.
@@ -53,7 +57,7 @@ def attach(model: Any, policy: PolicyLike) -> None:
         StepError: it is not such a model, it runs eagerly, or it has weight decay attached already.
     """
     loaded = as_policy(policy)
-    _attach(model, loaded)
+    _attach(model, loaded).watch(summaries=summaries)
 
 
 def plan(model: Any, policy: PolicyLike, data: Any = None) -> Plan:
@@ -73,7 +77,7 @@ def plan(model: Any, policy: PolicyLike, data: Any = None) -> Plan:
         PolicyError: the policy is malformed.
         StepError: it is not such a model, it is not built or compiled, or its inputs are not known.
 
-    Example:
+    Examples:
         >>> import keras
         >>> model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("sgd", "mse")
@@ -127,11 +131,15 @@ class WeightDecay(keras.callbacks.Callback):
 
     Args:
         policy: a `Policy`, the path of a policy file, or a mapping. It is read at once.
+        log_dir: a directory for TensorBoard, where `graphwd.write_summaries` writes what decay does; None for none.
+        every: after how many batches it writes again; the first is written. Only these measure anything, in a second
+            train function, which takes a second trace. It needs as much memory more as the weights that it decays.
 
     Raises:
         PolicyError: the policy is malformed.
+        UsageError: ``every`` is no positive integer.
 
-    Example:
+    Examples:
         >>> import keras
         >>> import numpy as np
         >>> model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1, use_bias=False)])
@@ -145,28 +153,65 @@ class WeightDecay(keras.callbacks.Callback):
 
     _supports_tf_logs = True  # tf_keras: it reads no logs, so that no step has to wait for them
 
-    def __init__(self, policy: PolicyLike) -> None:
+    def __init__(self, policy: PolicyLike, *, log_dir: str | os.PathLike[str] | None = None, every: int = 100) -> None:
         super().__init__()
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise UsageError(f"every is a number of batches, at least 1, got {every!r}")
         self._policy = as_policy(policy)
+        self._log_dir = log_dir
+        self._every = every
+        self._batches = 0  # trained, in all fits
+        self._writer: Any = None
+        self._functions: tuple[Any, Any] = (None, None)  # the train functions, without and with summaries
         self.state = State(self._policy)
         """What `graphwd.state` gives of a model that it decays; it lasts from one ``fit`` to the next."""
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
         """Attaches the decay and replaces the train function, which Keras made before this call."""
         model: Any = self.model
-        _attach(model, self._policy, self.state).by_callback = True
+        attached = _attach(model, self._policy, self.state)
+        attached.by_callback = True
         model.make_train_function()
+        if self._log_dir is not None:
+            quiet = model.train_function
+            attached.watch(summaries=True)
+            model.make_train_function(force=True)
+            self._functions = quiet, model.train_function
+            self._writer = tf.summary.create_file_writer(os.fspath(self._log_dir))
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+        """Has the next batch, or execution of several, measure what decay does, if its turn has come."""
+        model: Any = self.model
+        if self._writer is not None:
+            model.train_function = self._functions[self._is_due]
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+        """Writes what was measured."""
+        if self._writer is not None and self._is_due:
+            with self._writer.as_default():
+                write_summaries(self.model, step=self._batches)
+        self._batches += 1
+
+    @property
+    def _is_due(self) -> bool:
+        return self._batches % self._every == 0
 
     def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002
         """Detaches it."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer, self._functions = None, (None, None)
         detach(self.model)
 
     def _implements_train_batch_hooks(self) -> bool:
-        """No: it has no hooks for batches. tf_keras asks each callback for this."""
+        """Whether it has hooks for batches; tf_keras asks each callback for this."""
+        return self._log_dir is not None
+
+    def _implements_test_batch_hooks(self) -> bool:
+        """No: it has no other hooks."""
         return False
 
-    _implements_test_batch_hooks = _implements_train_batch_hooks
-    _implements_predict_batch_hooks = _implements_train_batch_hooks
+    _implements_predict_batch_hooks = _implements_test_batch_hooks
 
 
 class _Attachment:
@@ -174,6 +219,7 @@ class _Attachment:
 
     Attributes:
         by_callback: whether a callback attached it, for one fit.
+        summaries: whether the steps that are traced measure what decay does.
         runs: one element for each ``run`` of a strategy, or call of ``train_step``, that is being traced.
     """
 
@@ -185,6 +231,7 @@ class _Attachment:
         self._told = False
         self._saved = False
         self.by_callback = False
+        self.summaries = False
         self.runs: list[None] = []
         self.train_step = model.train_step
 
@@ -240,6 +287,11 @@ class _Attachment:
         for note in weights.notes():
             _LOG.warning("%s", note)
 
+    def watch(self, *, summaries: bool) -> None:
+        """Sets whether the steps that are traced from now on measure what decay does."""
+        self.summaries = summaries
+        self.state.watched = self.state.watched or summaries
+
     def refuse_untraced(self) -> None:
         """Refuses a model that does not train by a TensorFlow graph."""
         _refuse_untraced(self._model)
@@ -264,7 +316,7 @@ class _Attachment:
             return result
 
         setattr(train_step, ROOT, weakref.ref(self._model))
-        return decorator(self._policy, self.state)(train_step)
+        return decorator(self._policy, self.state, summaries=self.summaries)(train_step)
 
     def warn_of_saving(self) -> None:
         """Warns, once, that a loaded model has no decay."""
@@ -288,8 +340,7 @@ class _Weights:
             variable for variable, weight in zip(self._all, model.weights, strict=True) if id(weight) in trained
         ]
         self._regularized = _regularized(model, dict(zip(map(id, model.weights), self._all, strict=True)))
-        self._by_use = any(rule.selectors.by_use for rule in policy.rules)
-        self._purposes = forward_purposes(model) if self._by_use else None
+        self._purposes = forward_purposes(model) if policy.by_use else None
 
     def left_over(self) -> Iterator[str]:
         """Rules that no weight can match."""
@@ -313,7 +364,7 @@ class _Weights:
         deciding = [
             next((rule for rule in self._policy.rules if self._may(rule, variable)), None) for variable in self._trained
         ]
-        uses_known = not self._by_use or self._purposes is not None
+        uses_known = not self._policy.by_use or self._purposes is not None
         certain = uses_known and all(rule.selectors.used_by is None for rule in self._policy.rules)
         for rule in self._policy.rules if certain else ():
             matches = self._may_match(rule, self._trained)

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 import graphwd
+from tests.helpers.events import scalars
 from tests.helpers.pages import blocks_in
 
 RATE = 0.125
@@ -56,6 +57,13 @@ def decays(model, start, rate=RATE):
     for count in counts:
         np.testing.assert_allclose(count, np.rint(count.flat[0]), atol=1e-4)
     return [round(float(count.flat[0])) for count in counts]
+
+
+def still_gradient(w, x):
+    """The gradient of a loss, times a learning rate of 0."""
+    with tf.GradientTape() as tape:
+        loss = w * x
+    return 0.0 * tape.gradient(loss, w)
 
 
 def by_hand(library):
@@ -616,7 +624,7 @@ def test_the_examples_of_the_documentation_run(library, tmp_path, monkeypatch):
     (tmp_path / "policy.yaml").write_text(
         f"version: 1\nrules:\n  - regex: kernel\n    weight_decay: {RATE}\n  - weight_decay: 0\n"
     )
-    attached, by_callback, raising, resuming = blocks_in("training", "Keras: fit", "python")
+    attached, by_callback, raising, watching, looping, resuming = blocks_in("training", "Keras: fit", "python")
     model = model_of(library, still(library))
     start = kernels(model)
     names = {"graphwd": graphwd, "tf": tf, "keras": library}
@@ -626,12 +634,20 @@ def test_the_examples_of_the_documentation_run(library, tmp_path, monkeypatch):
     graphwd.keras.detach(model)
     exec(by_callback, names)
     assert decays(model, start) == [4, 4]
+    exec(watching, names)
+    assert decays(model, start) == [6, 6]
+    assert {step for _, step in scalars(tmp_path / "logs")} == {0}
+    w = tf.Variable(1.0, name="kernel")
+    looped = {"step": tf.function(lambda x: w.assign_sub(still_gradient(w, x))), "data": [tf.constant(2.0)] * 3}
+    exec(looping, names | looped)
+    np.testing.assert_allclose(w.numpy(), (1 - RATE) ** 3)
+    assert {step for _, step in scalars(tmp_path / "logs")} == {0, 1, 2}
     (tmp_path / "policy.yaml").write_text(
         "version: 1\nrules:\n  - regex: kernel\n    weight_decay: 0\n    tunable: body\n  - weight_decay: 0\n"
     )
     (tmp_path / "checkpoints").mkdir()
     exec(resuming, names)
-    assert decays(model, start) == [4, 4]  # at a rate of 0
+    assert decays(model, start) == [6, 6]  # at a rate of 0
     exec(raising, names)
     before = kernels(model)
     model.fit(INPUTS, TARGETS, batch_size=28, epochs=2, verbose=0, callbacks=[names["Raise"]()])
@@ -751,3 +767,53 @@ def test_a_plan_on_several_replicas(library):
     plan = graphwd.keras.plan(model, ROLES)
     assert plan.problems == ()
     assert [d.outcome.value for d in plan.decisions] == ["decay", "exempt"] * 2
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_fit_writes_what_decay_does(library, jit_compile, steps_per_execution, tmp_path):
+    options = {"jit_compile": jit_compile, "steps_per_execution": steps_per_execution}
+    model = model_of(library, still(library), **options)
+    start = kernels(model)
+    model.fit(INPUTS, TARGETS, callbacks=[graphwd.keras.WeightDecay(POLICY, log_dir=tmp_path, every=3)], **TRAINING)
+    assert decays(model, start) == [8, 8]
+    found = scalars(tmp_path)
+    # Executions are counted: eight of one batch, or four of two. What is measured is the last batch of one.
+    batches = {0: 1, 3: 4, 6: 7} if steps_per_execution == 1 else {0: 2, 3: 8}
+    tags = ("decay_norm", "decay_rate", "decay_share", "weight_norm")
+    names = ("hidden/kernel", "out/kernel")
+    assert set(found) == {(f"{tag}/{name}", step) for tag in tags for name in names for step in batches}
+    for name, kernel in zip(names, start, strict=True):
+        for step, done in batches.items():
+            before, after = (np.linalg.norm(kernel) * (1 - RATE) ** count for count in (done - 1, done))
+            assert found[f"decay_rate/{name}", step] == RATE
+            np.testing.assert_allclose(found[f"decay_share/{name}", step], 1, rtol=1e-5)
+            np.testing.assert_allclose(found[f"decay_norm/{name}", step], RATE * before, rtol=1e-5)
+            np.testing.assert_allclose(found[f"weight_norm/{name}", step], after, rtol=1e-5)
+
+
+def test_summaries_change_no_bit_of_a_fit(library, tmp_path):
+    trained = []
+    for options in ({}, {"log_dir": tmp_path, "every": 2}):
+        model = model_of(library, "adam")
+        decay = graphwd.keras.WeightDecay(POLICY, **options)
+        for _ in range(2):
+            model.fit(INPUTS, TARGETS, callbacks=[decay], **TRAINING)
+        trained.append(b"".join(weight.tobytes() for weight in model.get_weights()))
+    assert trained[0] == trained[1]
+    assert {step for _, step in scalars(tmp_path)} == set(range(0, 16, 2))
+
+
+def test_summaries_of_an_attached_model(library, tmp_path):
+    model = model_of(library, still(library))
+    graphwd.keras.attach(model, POLICY, summaries=True)
+    model.train_on_batch(INPUTS, TARGETS)
+    with tf.summary.create_file_writer(str(tmp_path)).as_default():
+        assert graphwd.write_summaries(model, step=3)
+    assert scalars(tmp_path)["decay_rate/out/kernel", 3] == RATE
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5, True, "10"])
+def test_batches_between_summaries_are_a_number(every):
+    with pytest.raises(graphwd.UsageError, match="every is a number of batches, at least 1"):
+        graphwd.keras.WeightDecay(POLICY, log_dir="logs", every=every)

@@ -20,7 +20,7 @@ ORDER = [
     "keras",
     "cli",
 ]
-BASE = {"errors", "garbage", "messages", "__version__"}
+BASE = {"errors", "garbage", "messages", "progress", "__version__"}
 
 
 def package(name):

@@ -53,7 +53,9 @@ class Known(NamedTuple):
         alone: whether it is the result of one layer, and the whole of it.
         whole: whether a weight has all elements of its variable.
         computed: whether a weight is more than the elements of variables, moved and cast: a function of them.
-        scale: the variable by which something normalized was scaled, else `NO_VARIABLE`.
+        mixed: whether something else than results of layers was added to it, as by a residual connection.
+        rows: whether it is rows of a variable that the step's data look up.
+        scale: the variable by which it was scaled, else `NO_VARIABLE`.
         channels: the size of the last dimension of an activation, -1 where unknown.
         factors: where it is the product of weights alone, the variables of both.
     """
@@ -64,6 +66,8 @@ class Known(NamedTuple):
     alone: bool = False
     whole: bool = True
     computed: bool = False
+    mixed: bool = False
+    rows: bool = False
     scale: int = NO_VARIABLE
     channels: int = -1
     factors: frozenset[int] = _NO_IDS
@@ -114,6 +118,8 @@ def join(first: Known, second: Known) -> Known:
         same and first.alone and second.alone and first.of == second.of,
         first.whole and second.whole,
         first.computed or second.computed,
+        first.mixed or second.mixed,
+        first.rows and second.rows,
         first.scale if first.scale == second.scale else NO_VARIABLE,
         first.channels if first.channels == second.channels else -1,
     )
@@ -145,19 +151,26 @@ def compute(inputs: list[Known]) -> list[Known]:
 def add_up(passing: Sequence[Known]) -> Known:
     """The sum of several tensors of the forward pass."""
     top = largest(passing)
+    if len(passing) == 1:
+        return top
     of = _NO_IDS.union(*(known.of for known in passing))
     channels = max(known.channels for known in passing)
     natures = {known.nature for known in passing}
-    if len(passing) == 1:
-        return top
     if natures == {Nature.ACTIVATION, Nature.STATISTIC} and top.of == of:
         return top  # less its mean
     if len(natures) > 1:
         return activation(channels)
-    if top.nature is Nature.ACTIVATION and not all(known.of for known in passing):
-        return activation(channels)  # past a residual connection
+    if top.nature is _ACTIVATION and any(known.mixed or not known.of for known in passing):
+        # Past a residual connection: what counts is the layers that were met since the last one.
+        return _past(_NO_IDS.union(*(known.of for known in passing if not known.mixed)), channels)
     alone = top.alone and all(known.of == top.of for known in passing)
-    return top._replace(of=of, alone=alone, channels=channels, factors=_NO_IDS)
+    scale = top.scale if top.nature is not _ACTIVATION else NO_VARIABLE
+    return top._replace(of=of, alone=alone, rows=False, scale=scale, channels=channels, factors=_NO_IDS)
+
+
+def _past(layers: frozenset[int], channels: int) -> Known:
+    """The sum of what comes out of some layers and of something else."""
+    return Known(nature=_ACTIVATION, of=layers, mixed=bool(layers), channels=channels)
 
 
 def _of_weights(inputs: Sequence[Known]) -> Known:
@@ -171,28 +184,26 @@ def _of_weights(inputs: Sequence[Known]) -> Known:
 def _reduce(inputs: list[Known]) -> list[Known]:
     first = inputs[0]
     if first.passes:
-        return [Known(nature=Nature.STATISTIC, of=first.of, alone=first.alone)]
+        return [Known(nature=Nature.STATISTIC, of=first.of, alone=first.alone, scale=first.scale)]
     return [first._replace(computed=True)] if first.nature else []
 
 
-def _root(inputs: list[Known]) -> list[Known]:
+def root(inputs: list[Known]) -> list[Known]:
+    """The root of something, or one over it."""
     first = inputs[0]
     if first.nature in (Nature.STATISTIC, Nature.UNTRAINED):
         return [first._replace(nature=Nature.NORMALIZER)]
     return compute(inputs)
 
 
-def _power(inputs: list[Known]) -> list[Known]:
-    """A power is a square or a root, whichever makes sense of what it is taken of."""
-    return _square(inputs) if inputs[0].nature is Nature.ACTIVATION else _root(inputs)
-
-
 def _reciprocal(inputs: list[Known]) -> list[Known]:
     return inputs if inputs[0].nature is Nature.NORMALIZER else compute(inputs)
 
 
-def _square(inputs: list[Known]) -> list[Known]:
+def square(inputs: list[Known]) -> list[Known]:
     """The square of a layer's result still counts as its result, for the sake of the variance."""
+    if inputs[0].nature is Nature.NORMALIZER:
+        return [inputs[0]._replace(nature=Nature.STATISTIC)]
     return inputs[:1] if inputs[0].passes else compute(inputs)
 
 
@@ -231,9 +242,8 @@ TRANSFER: Mapping[str, Transfer] = {
     **dict.fromkeys(ops_with(Trait.SELECT), lambda inputs: [join(*inputs[1:3])]),
     **dict.fromkeys(ops_with(Trait.PART), _part),
     **dict.fromkeys(ops_with(Trait.ONE_HOT), lambda inputs: [Known(nature=Nature.ONE_HOT)] if inputs[0].nature else []),
-    **dict.fromkeys(ops_with(Trait.ROOT), _root),
-    "Pow": _power,
+    **dict.fromkeys(ops_with(Trait.ROOT), root),
     **dict.fromkeys(ops_with(Trait.RECIPROCAL), _reciprocal),
-    **dict.fromkeys(["Square", "SquaredDifference", "Abs", "Conj"], _square),
+    **dict.fromkeys(["Square", "SquaredDifference", "Abs", "Conj"], square),
 }
 """Ops whose outputs follow from the inputs; for every op that is in neither table it is what `compute` returns."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from graphwd.analysis import factors
 from graphwd.analysis.natures import (
     ACTIVATION,
     JOINING_OPS,
@@ -28,6 +29,8 @@ from graphwd.analysis.natures import (
     join,
     largest,
     result_of,
+    root,
+    square,
     weight_of,
 )
 from graphwd.analysis.sites import Frame, Path
@@ -110,6 +113,13 @@ _OFFSET_OPS = ops_with(Trait.OFFSET)
 _CONVOLUTIONS = frozenset(["Conv2D", "Conv3D", "Conv", "XlaConv", "XlaConvV2"])
 _LAST_IS_OUTPUT = _CONVOLUTIONS | {"MatMul", "BatchMatMulV2"}
 
+_BATCHED = frozenset(["BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"])
+
+_TABLE_RANK = 2
+"""The rank of a table of embeddings; of more, the rows that are looked up may be kernels."""
+
+_SQUARE = 2
+
 _MOST_BIASES = 4
 """How many biases one variable may hold, as that of a GRU holds two; a table of positions is longer."""
 
@@ -148,26 +158,30 @@ class _Roles(Walk[Known]):
         self._updating: set[tuple[Path, str]] = set()
         self._normalized: set[int] = set()
         self._applied_to: set[int] = set()
+        self._kept: dict[int, Sequence[int | None]] = {}
+        self._chosen: dict[int, Purpose] = {}
         self._contents: dict[int, Known] = {}
         self._nodes: dict[Body, Mapping[str, Node]] = {}
         self._references = any(variable.reference for variable in graph.variables)
 
     def purpose(self, variable: Variable) -> Purpose:
         """What a variable is used for, after the walk."""
+        if variable.id in self._chosen:
+            return self._chosen[variable.id]
         normalized = variable.id in self._normalized
         for role in _CERTAIN:
             if (variable.id, role) in self._certain:
                 return Purpose(role, self._certain[variable.id, role], normalized)
         for vote in self._votes.get(variable.id, ()):
             if (vote.path, vote.node) not in self._updating:
-                return Purpose(vote.role, vote.seen, normalized)
-        return Purpose(normalized=normalized)
+                return Purpose(vote.role, vote.seen, normalized and vote.role is not Role.OTHER)
+        return Purpose()
 
     def root_value(self, name: str) -> Known:
         """The value of an argument of the step."""
         if name in self.graph.handles:
             return Known(handle=self.graph.handles[name].id)
-        return ACTIVATION if name in self.graph.data else NOTHING
+        return activation(self.graph.last_size(name)) if name in self.graph.data else NOTHING
 
     def element(self) -> Known:
         """The value of an element of a dataset."""
@@ -223,17 +237,15 @@ class _Roles(Walk[Known]):
         node, path = place
         row, handle = WRITE_OPS[node.op], inputs[0].handle
         if row.form is Form.ASSIGN and handle >= 0 and self.graph.variables[handle].trainable:
-            body = self.graph.body(path[-1].callee.function) if path else self.graph.root
-            self._note_update(body, path, [node.inputs[row.value].node])
+            self._note_update(self._body_at(path), path, [node.inputs[row.value].node])
         return inputs[:1] if row.reference else []
 
     def _note_update(self, body: Body, path: Path, names: Sequence[str]) -> None:
         """Notes the sums that a written value is made of: a weight in them is what is updated, and not used."""
-        if body not in self._nodes:
-            self._nodes[body] = {node.name: node for node in body.nodes}
+        nodes = self._nodes_of(body)
         left = list(names)
         while left:
-            node = self._nodes[body].get(left.pop())
+            node = nodes.get(left.pop())
             if node is None or (path, node.name) in self._updating:
                 continue
             if node.op in _UPDATE_SUMS:
@@ -244,6 +256,14 @@ class _Roles(Walk[Known]):
                 frame = Frame(node.name, node.op, callee)
                 self._note_update(inner, (*path, frame), [edge.node for edge in inner.results])
 
+    def _body_at(self, path: Path) -> Body:
+        return self.graph.body(path[-1].callee.function) if path else self.graph.root
+
+    def _nodes_of(self, body: Body) -> Mapping[str, Node]:
+        if body not in self._nodes:
+            self._nodes[body] = {node.name: node for node in body.nodes}
+        return self._nodes[body]
+
     # Ops with one meaning.
 
     def _look_up(self, inputs: list[Known], place: _Place) -> list[Known]:
@@ -253,16 +273,17 @@ class _Roles(Walk[Known]):
         if not indices.nature:  # the same rows at each step are a part of the weight
             return [rows._replace(whole=False)]
         self._note([rows], Role.EMBEDDING, place)
-        return [result_of(rows.of, self._last_size(rows))]
+        return [result_of(rows.of, self._last_size(rows))._replace(rows=True)]
 
     def _contract(self, inputs: list[Known], place: _Place) -> list[Known]:
         weights = [known for known in inputs if known.is_weight]
         rest = [known for known in inputs if known.nature and not known.is_weight]
         if not weights:
-            return [ACTIVATION] if largest(rest).passes else compute(inputs)
+            return [self._contract_rows(rest, place)] if largest(rest).passes else compute(inputs)
         if len(weights) > 1:
             return [self._contract_weights(weights, place)]
         (weight,) = weights
+        self._note_kept(weight, inputs.index(weight), place)
         if rest and all(known.nature is Nature.UNTRAINED for known in rest):
             return [weight]  # as in the power iteration of a spectral norm
         role = Role.EMBEDDING if any(known.nature is Nature.ONE_HOT for known in rest) else Role.KERNEL
@@ -273,11 +294,35 @@ class _Roles(Walk[Known]):
         return [result_of(weight.of, channels)]
 
     def _contract_weights(self, weights: Sequence[Known], place: _Place) -> Known:
-        """A layer on a learned input, which is the first, or two factors of a kernel: the sum with that will tell."""
+        """A layer on a learned input, which is the first, or two factors of a kernel: the sum with that will tell.
+
+        Of one variable alone it is a function, such as the norm of a kernel.
+        """
+        if all(known.of == weights[0].of for known in weights):
+            return weight_of(weights[0].of)._replace(computed=True)
         self._applied_to |= weights[0].of
         self._note(weights[1:], Role.KERNEL, place)
         factors = weights[0].of.union(*(known.of for known in weights))
         return Known(nature=Nature.ACTIVATION, of=weights[-1].of, factors=factors)
+
+    def _contract_rows(self, rest: Sequence[Known], place: _Place) -> Known:
+        """The product of activations; a kernel of several that the step's data chose from is one of them, perhaps."""
+        chosen = [known for known in rest if known.rows and len(self._shape(known) or ()) > _TABLE_RANK]
+        if len(chosen) != 1 or len(rest) == 1:
+            return ACTIVATION
+        (kernels,) = chosen
+        self._choose(kernels, Role.KERNEL, place)
+        return result_of(kernels.of, -1)
+
+    def _choose(self, rows: Known, role: Role, place: _Place) -> None:
+        for number in rows.of:
+            self._chosen[number] = Purpose(role, f"{place.node.op}, {place.node.name}, of rows that are looked up")
+
+    def _note_kept(self, weight: Known, position: int, place: _Place) -> None:
+        """Notes the dimensions of a kernel that are left in the product."""
+        shape = self._shape(weight)
+        if shape is not None:
+            self._kept.setdefault(min(weight.of), _kept_sizes(place.node, position, shape))
 
     def _is_depthwise(self, weight: Known, rest: Sequence[Known], op: str) -> bool:
         """Whether a convolution has as many groups as channels."""
@@ -323,11 +368,21 @@ class _Roles(Walk[Known]):
             return compute(inputs)
         target = largest(passing)
         if not weights:
+            self._add_rows(passing, place)
             frozen = any(known.nature is Nature.UNTRAINED for known in inputs)
             return [weight_of(target.factors) if target.factors and frozen else add_up(passing)]
         if target.factors and self._has_shape_of_product(weights[0], target.factors):
             return [weight_of(weights[0].of | target.factors)]
         return [self._add_to(target, weights, place)]
+
+    def _add_rows(self, passing: Sequence[Known], place: _Place) -> None:
+        """Notes the biases of kernels that are looked up, which are looked up with them."""
+        rows = [known for known in passing if known.rows]
+        layer = next((known.of for known in passing if known.of and known.of <= self._chosen.keys()), None)
+        if len(rows) == 1 and layer and not rows[0].of <= layer:
+            number, kernel = self._shape(rows[0]), self.graph.variables[min(layer)].shape
+            if number and kernel and number[0] == kernel[0]:
+                self._choose(rows[0], Role.BIAS, place)
 
     def _add_to(self, target: Known, weights: Sequence[Known], place: _Place) -> Known:
         """Votes for what weights are that are added to a tensor; returns the sum."""
@@ -336,9 +391,9 @@ class _Roles(Walk[Known]):
             self._vote(weights, Role.NORM, f"{op} to what is normalized", place)
         elif weight.computed:
             self._vote(weights, Role.OTHER, f"{op} of a function of it to an activation", place)
-        elif target.of and (op in _OFFSET_OPS or self._fits_layer(weight, target.of)):
+        elif target.of and (op in _OFFSET_OPS or self._fits_layer(weight, target)):
             self._vote(weights, Role.BIAS, f"{op} to a product", place)
-            return target._replace(of=target.of | weight.of, factors=frozenset())
+            return target._replace(of=target.of | weight.of, factors=frozenset(), scale=NO_VARIABLE)
         elif op in _OFFSET_OPS:
             self._vote(weights, Role.BIAS, op, place)
         elif len(self._sizes(weight) or ()) > 1:
@@ -349,6 +404,8 @@ class _Roles(Walk[Known]):
 
     def _multiply(self, inputs: list[Known], place: _Place) -> list[Known]:
         second, first = sorted(inputs, key=lambda known: known.nature)
+        if second.is_weight and first.is_weight:
+            return [self._multiply_weights(first, second, place)]
         if not first.passes:
             return compute(inputs)
         if second.nature < Nature.WEIGHT:
@@ -363,7 +420,22 @@ class _Roles(Walk[Known]):
             self._vote([weight], Role.NORM, f"{place.node.op} with what is normalized", place)
             return target._replace(scale=min(weight.of))
         self._vote([weight], Role.OTHER, f"{place.node.op} with an activation", place)
-        return activation(target.channels)
+        if target.nature is not Nature.ACTIVATION or len(weight.of) > 1 or self._sizes(weight) == ():
+            return activation(target.channels)
+        return target._replace(alone=False, rows=False, scale=min(weight.of), factors=frozenset())
+
+    def _multiply_weights(self, first: Known, second: Known, place: _Place) -> Known:
+        """The product of two weights, of which the one of fewer dimensions is a gain of the other."""
+        gain, weight = sorted((first, second), key=self._dimensions)
+        if self._dimensions(gain) == self._dimensions(weight) or gain.of & weight.of:
+            return compute([first, second])[0]
+        self._vote([gain], Role.OTHER, f"{place.node.op} with a weight", place)
+        return weight._replace(computed=True)
+
+    def _dimensions(self, weight: Known) -> int:
+        """How many dimensions the variables have at most that a weight is made of, without those of size 1."""
+        shapes = (self.graph.variables[number].shape or () for number in weight.of)
+        return max(len(shape) - shape.count(1) for shape in shapes)
 
     def _multiply_passing(self, first: Known, second: Known) -> Known:
         """The product of two tensors of the forward pass, the larger nature first."""
@@ -372,13 +444,30 @@ class _Roles(Walk[Known]):
             return first
         if natures == (Nature.NORMALIZER, Nature.STATISTIC):
             return first._replace(nature=Nature.NORMALIZED)
+        if natures == (Nature.STATISTIC, Nature.STATISTIC) and first == second:
+            return first
         if natures == (Nature.ACTIVATION, Nature.NORMALIZER):
             if first.alone and first.of == second.of:
                 self._normalized |= first.of
+            if first.scale not in (NO_VARIABLE, second.scale):
+                self._scales_first(first.scale)
+                return second._replace(nature=Nature.NORMALIZED, channels=first.channels, scale=first.scale)
             return second._replace(nature=Nature.NORMALIZED, channels=first.channels)
         if first.of and first.of == second.of:
             return first  # a square
         return activation(max(first.channels, second.channels))
+
+    def _scales_first(self, number: int) -> None:
+        """Corrects the vote for a scale that meets its tensor before that is divided by the root of its variance."""
+        vote = self._votes[number][-1]
+        self._votes[number][-1] = vote._replace(role=Role.NORM, seen=f"{vote.seen} that is normalized then")
+
+    def _power(self, inputs: list[Known], place: _Place) -> list[Known]:
+        """A power of two is a square; any other counts as a root where it makes sense."""
+        node, path = place
+        exponent = factors.number(self._nodes_of(self._body_at(path)).get(node.inputs[1].node))
+        is_square = inputs[0].nature is Nature.ACTIVATION if exponent is None else exponent == _SQUARE
+        return square(inputs) if is_square else root(inputs)
 
     # What is known of weights.
 
@@ -417,18 +506,20 @@ class _Roles(Walk[Known]):
             return sizes == self._sizes(weight_of(frozenset([target.scale])))
         return len(sizes) <= 1
 
-    def _fits_layer(self, bias: Known, layer: frozenset[int]) -> bool:
-        """Whether a weight may be the bias of a layer: it has dimensions of the layer's result."""
-        sizes = self._sizes(bias)
-        if sizes is None:
-            return True
+    def _fits_layer(self, bias: Known, target: Known) -> bool:
+        """Whether a weight may be the bias of the layer that makes a tensor: it has dimensions of that."""
+        sizes, layer = self._sizes(bias), target.of
+        if sizes is None or (target.mixed and len(sizes) > 1):
+            return sizes is None and not target.mixed
         kernels = [self._sizes(weight_of(frozenset([number]))) for number in layer]
         if None in kernels:
             return len(sizes) <= 1
         known = [kernel for kernel in kernels if kernel]
         if len(sizes) <= 1 or (not bias.whole and 0 < _product(sizes[:-1]) <= _MOST_BIASES):
             return not sizes or sizes[-1] in {size for kernel in known for size in (*kernel, _product(kernel[-2:]))}
-        return any(len(kernel) > len(sizes) and kernel[-len(sizes) :] == sizes for kernel in known)
+        return any(len(kernel) > len(sizes) and kernel[-len(sizes) :] == sizes for kernel in known) or any(
+            _is_part_or_reshaped(sizes, self._kept.get(number, ())) for number in layer
+        )
 
     def _has_shape_of_product(self, weight: Known, factors: frozenset[int]) -> bool:
         """Whether a weight has the shape of the product of two others, as the kernel has that LoRA adds to."""
@@ -448,8 +539,33 @@ class _Roles(Walk[Known]):
         **dict.fromkeys(JOINING_OPS, _concatenate),
         **dict.fromkeys(ADDITIVE_OPS | _OFFSET_OPS, _add),
         **dict.fromkeys(ops_with(Trait.PRODUCT, Trait.QUOTIENT_OR_ZERO) | QUOTIENT_OPS, _multiply),
+        **dict.fromkeys(["Pow"], _power),
     }
     """The ops that may say what a weight is for."""
+
+
+def _kept_sizes(node: Node, position: int, shape: Sequence[int | None]) -> Sequence[int | None]:
+    """The dimensions of an operand that its product has, too, as far as an op of several operands tells."""
+    if node.op == "Einsum":
+        terms, result = node.proto.attr["equation"].s.decode().split("->")
+        term = terms.split(",")[position]
+        kept = [label in result for label in term]
+    elif node.op in _BATCHED:
+        transposed = node.proto.attr["adj_y" if position else "adj_x"].b
+        kept = [True] * (len(shape) - 2) + ([True, False] if transposed == bool(position) else [False, True])
+    else:
+        return ()
+    if len(kept) != len(shape):
+        return ()  # the variable comes in another shape than its own
+    return tuple(size for size, is_kept in zip(shape, kept, strict=True) if is_kept)
+
+
+def _is_part_or_reshaped(sizes: Sequence[int | None], of: Sequence[int | None]) -> bool:
+    """Whether sizes are some of others, in their order, or those of the same tensor in another shape."""
+    if sizes[-1:] == of[-1:] and 0 < _product(sizes) == _product(of):
+        return True
+    left = iter(of)
+    return all(size in left for size in sizes)
 
 
 def _product(sizes: Sequence[int | None]) -> int:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from graphwd.analysis.roles import Purposes
 from graphwd.analysis.updates import VariableWrites
 from graphwd.checking.averages import find_averages
 from graphwd.checking.measure import ulps
@@ -248,20 +249,22 @@ class SideBySide:
     def _rules(self, policy: Policy) -> dict[int, Rule]:
         """The rules that ask for a decay, by the number of the variable, regardless of the plan."""
         known = {decision.variable.id: decision.writes for decision in self._decided.decisions}
+        purposes = Purposes(self._graph if policy.by_use else None)
         rules: dict[int, Rule] = {}
         for variable in self._graph.variables:
             if variable.trainable:
                 writes = known.get(variable.id) or VariableWrites(variable, (), (), (), frozenset())
-                rule = policy.decide(subject(writes))
+                rule = policy.decide(subject(writes, purposes))
                 if rule is not None and not rule.exempts:
                     rules[variable.id] = rule
         return rules
 
-    def run(self, function: str = "") -> Verification:
+    def run(self, function: str = "", advance: Callable[[float], None] = lambda _: None) -> Verification:
         """Runs both and compares them; the variables are left as they were.
 
         Args:
             function: the name of the trace in the report, where there are several.
+            advance: is told of each run, when it is done.
 
         Returns:
             The findings.
@@ -274,7 +277,7 @@ class SideBySide:
         counter = self._own.counter
         steps = 0 if counter is None else int(counter.numpy())
         try:
-            racing = self._run()
+            racing = self._run(advance)
         finally:
             self._own.begin(steps)
             _assign(self._mine, start)
@@ -284,7 +287,7 @@ class SideBySide:
         outputs = tuple(account.checked(tolerance, function) for account in self._outputs if account is not None)
         return Verification(variables, racing, self._settings.runs, outputs)
 
-    def _run(self) -> tuple[str, ...]:
+    def _run(self, advance: Callable[[float], None]) -> tuple[str, ...]:
         state = _values(self._mine)
         racing: tuple[str, ...] = ()
         moving: tuple[list[Array], Call] | None = None
@@ -303,6 +306,7 @@ class SideBySide:
             if moving is None or number == 1 or self._moves(state, plain):
                 moving = state, call
             state = plain
+            advance(1)
         if moving is not None:
             self._compare_at_other_rates(*moving)
             self._compare_at_other_steps(*moving)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -61,6 +63,25 @@ class Checked:
     reason: str = ""
     function: str = ""
 
+    def record(self) -> dict[str, Any]:
+        """The findings as plain values."""
+        return {
+            "name": self.name,
+            "function": self.function or None,
+            "decayed": self.decayed,
+            "error": _finite(self.error),
+            "decay": _finite(self.decay),
+            "verdict": self.verdict.value,
+            "held_against": self.kind.value,
+            "learning_rate": self.learning_rate and self.learning_rate.value,
+            "reason": self.reason or None,
+        }
+
+
+def _finite(number: float) -> float | None:
+    """A number as JSON can hold it: None where it is infinite."""
+    return number if math.isfinite(number) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -99,6 +120,18 @@ class Verification:
         wrong = [checked for checked in (*self.variables, *self.outputs) if checked.verdict is Verdict.WRONG]
         if wrong or self.races:
             raise VerifyError("\n".join([*(_problem(checked) for checked in wrong), *self.races]))
+
+    def record(self) -> dict[str, Any]:
+        """The findings as plain values, with the keys that ``graphwd help command-line`` documents."""
+        return {
+            "version": 1,
+            "ok": self.ok,
+            "runs": self.runs,
+            "largest_error": _finite(self.largest_error),
+            "variables": [checked.record() for checked in self.variables],
+            "outputs": [checked.record() for checked in self.outputs],
+            "races": list(self.races),
+        }
 
     def __str__(self) -> str:
         """The findings as a table."""

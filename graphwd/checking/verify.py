@@ -15,6 +15,7 @@ from graphwd.checking.side_by_side import Call, Settings, SideBySide
 from graphwd.checking.verification import Checked, Kind, RateCheck, Verdict, Verification
 from graphwd.errors import StepError, VerifyError
 from graphwd.policy.rules import PolicyLike, as_policy
+from graphwd.progress import progress
 from graphwd.steps.pipeline import concrete
 from graphwd.steps.read import ConcreteFunction, is_concrete, is_polymorphic, traces, undecorated
 
@@ -139,13 +140,15 @@ def verify_pairs(
     options = tf.config.optimizer.get_experimental_options()
     # Grappler would fuse and fold a whole step and its pieces differently, and round in other places.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    pairs = list(pairs)
     try:
-        for pair in pairs:
-            given = lambda random, step=pair.original: _arguments(step, args, kwargs or {}, random)  # noqa: E731
-            settings = Settings(runs, tolerance, seed)
-            rules = for_some if pair.partial else whole
-            beside = SideBySide(pair.original, pair.rewritten, rules, given, pair.variables, settings)
-            verifications.append(beside.run(pair.function))
+        with progress("verifying", len(pairs) * runs) as advance:
+            for pair in pairs:
+                given = lambda random, step=pair.original: _arguments(step, args, kwargs or {}, random)  # noqa: E731
+                settings = Settings(runs, tolerance, seed)
+                rules = for_some if pair.partial else whole
+                beside = SideBySide(pair.original, pair.rewritten, rules, given, pair.variables, settings)
+                verifications.append(beside.run(pair.function, advance))
     finally:
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False} | options)
     return Verification(

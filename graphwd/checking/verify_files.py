@@ -30,10 +30,11 @@ def step_pairs(step: Any, name: str, rewritten: str | os.PathLike[str]) -> list[
     Raises:
         StepError: the directory holds no such step, or the step's arguments are not known.
     """
-    traces = concrete_functions(undecorated(step), name)
+    traces: list[Any] = concrete_functions(undecorated(step), name)
     loaded, variables = load_exported(rewritten, name)
     places: dict[int, int] = {}
     for trace in traces:
+        trace.graphwd_module = step  # a trace does not keep its variables, and nobody else may hold the step
         for variable in variables_of(trace):
             places.setdefault(id(variable), len(places))
     if len(variables) < len(places):

@@ -1,4 +1,4 @@
-"""The command line: ``graphwd rewrite``, ``graphwd plan``, ``graphwd verify``, ``graphwd check``, ``graphwd help``."""
+"""The command line: finds the command, runs it, prints its answer, and says how it ended."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from typing import Any, TextIO
 
 from absl import flags
 
 from graphwd.cli.check import CHECK
-from graphwd.cli.commands import STEP_COMMANDS, Command
+from graphwd.cli.commands import STEP_COMMANDS, Command, choices_of, help_of
+from graphwd.cli.completion import completion_command
+from graphwd.cli.diff import DIFF
 from graphwd.errors import GraphwdError, UsageError
 
 _EXIT_STATUS = """\
 Exit status: 0 done; 1 the step cannot be loaded or rewritten as asked; 2 the command line or the policy is malformed.
 """
+
+_TENSORFLOW_PACKAGES = (
+    *("tensorflow", "tensorflow-cpu", "tensorflow-cpu-aws", "tensorflow-macos", "tensorflow-rocm", "intel-tensorflow"),
+    *("tf-nightly", "tf-nightly-cpu"),
+)
+"""The packages that bring TensorFlow; several bring the same files."""
 
 
 def _command_help(command: Command) -> str:
@@ -47,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     message, status = "", 0
     try:
         with contextlib.redirect_stdout(told):
-            _run(list(sys.argv[1:] if argv is None else argv))
+            status = _run(list(sys.argv[1:] if argv is None else argv))
     except GraphwdError as error:
         message, status = str(error), error.exit_status
     except KeyboardInterrupt:
@@ -98,22 +106,22 @@ def _drop(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "-help", "--helpfull"):
         print(_overview())
-        return
+        return 0
     if argv[0] in ("--version", "-version"):
         from graphwd import __version__
 
-        print(f"graphwd {__version__}")
-        return
+        print(f"graphwd {__version__}\n{_tensorflow_version()}")
+        return 0
     name, *rest = argv
     if name not in COMMANDS:
         raise UsageError(f"unknown command '{name}'; the commands are {', '.join(COMMANDS)} (see graphwd --help)")
     command = COMMANDS[name]
     if any(argument in ("-h", "--help", "-help") for argument in rest):
         print(_command_help(command))
-        return
+        return 0
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
     command.define(values)
@@ -121,7 +129,16 @@ def _run(argv: list[str]) -> None:
         positional = values([name, *rest])[1:]
     except flags.Error as error:
         raise UsageError(f"{error} (see graphwd {name} --help)") from None
-    command.run(values, positional)
+    return command.run(values, positional) or 0
+
+
+def _tensorflow_version() -> str:
+    """The version of TensorFlow, read from its package: importing it would take seconds."""
+    for name in _TENSORFLOW_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            version = metadata.version(name)
+            return f"TensorFlow {version}" if name == "tensorflow" else f"TensorFlow {version} ({name})"
+    return "TensorFlow is not installed"
 
 
 def _overview() -> str:
@@ -145,10 +162,10 @@ def _flags_help(values: flags.FlagValues) -> str:
     lines: list[str] = []
     for name in sorted(values):
         flag: flags.Flag[Any] = values[name]  # pyright: ignore[reportUnknownVariableType] - of any type
-        choices = getattr(flag.parser, "enum_values", None)
+        choices = choices_of(flag)
         kind = "" if flag.boolean else " " + ("|".join(choices) if choices else "VALUE")
-        default = "" if flag.default is None or flag.boolean else f" (default: {flag.default})"
-        lines.append(f"  --{name}{kind}\n      {flag.help}{default}")
+        default = "" if flag.default in (None, []) or flag.boolean else f" (default: {flag.default})"
+        lines.append(f"  --{name}{kind}\n      {help_of(flag)}{default}")
     return "\n".join(lines) + "\n"
 
 
@@ -174,5 +191,7 @@ def _define_nothing(values: flags.FlagValues) -> None:
 COMMANDS: Mapping[str, Command] = {
     **STEP_COMMANDS,
     "check": CHECK,
+    "diff": DIFF,
+    "completion": completion_command(lambda: COMMANDS, lambda: _topics()),
     "help": Command("help TOPIC", "Shows a page of the documentation.\n", _define_nothing, _help),
 }

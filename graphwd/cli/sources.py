@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphwd.errors import UsageError
+from graphwd.progress import progress
 
 if TYPE_CHECKING:
     from graphwd.checking.verify import Pair
@@ -32,7 +33,8 @@ class Files:
         """Reads its protos, for planning, rewriting, stripping or describing."""
         from graphwd.models.saved_model import open_model
 
-        return open_model(self.path, None if self.function is None else [self.function])
+        with progress("reading"):
+            return open_model(self.path, None if self.function is None else [self.function])
 
     def beside(self, rewritten: str) -> Sequence[Pair]:
         """Loads each function that trains, with its rewritten form, for verification."""
@@ -40,7 +42,8 @@ class Files:
 
         if self.path.endswith(".meta"):
             raise UsageError(f"{self.text}: a .meta file cannot be verified; verify a SavedModel of the graph")
-        return model_pairs(self.path, self.function, rewritten)
+        with progress("loading"):
+            return model_pairs(self.path, self.function, rewritten)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,8 @@ class PythonSource:
         from graphwd.models.export import PythonStep
         from graphwd.steps.load import find_step
 
-        named = find_step(self.text, self.module)
+        with progress("importing"):
+            named = find_step(self.text, self.module)
         return PythonStep(named.step, named.name)
 
     def beside(self, rewritten: str) -> Sequence[Pair]:
@@ -68,8 +72,9 @@ class PythonSource:
         from graphwd.checking.verify_files import step_pairs
         from graphwd.steps.load import find_step
 
-        named = find_step(self.text, self.module)
-        return step_pairs(named.step, named.name, rewritten)
+        with progress("loading"):
+            named = find_step(self.text, self.module)
+            return step_pairs(named.step, named.name, rewritten)
 
 
 def source_of(text: str, module: str | None) -> Files | PythonSource:

@@ -11,6 +11,7 @@ graphwd traces each function once for each dtype and splices the trace into bodi
 * ``before``: the variable's content, or those rows of it, before the update; where the formula asks for the update.
 * ``step``: a scalar of float64, the number of updates before this one.
 * ``initial``: the handle of the variable that keeps the first weight; where the formula asks for that.
+* ``seen``: the handle of the variable that adds up what decays take; where they are watched.
 
 ``dtype`` is the variable's. Arithmetic on half precision is done in float32 (`wide`). The name of an op is its role;
 ``decay`` is the op that all that waited for the update waits for, or that is used in place of what was used.
@@ -69,6 +70,40 @@ def multiply(handle: tf.Tensor, factor: tf.Tensor, *, dtype: str) -> None:
     """Multiplies, w <- factor · w: reads and writes 2N bytes, and serves the formula l2 alone."""
     weight = _read(handle, dtype)
     _assign(handle, _narrowed(_RAW.Mul(x=_widened(weight), y=factor, name="scaled"), dtype))
+
+
+def see(
+    seen: tf.Tensor,
+    rate: tf.Tensor,
+    scaled: tf.Tensor,
+    weight: _Optional = None,
+    gradient: _Optional = None,
+    indices: _Optional = None,
+    *,
+    rows: int | None = None,
+) -> None:
+    """Adds to a variable what one decay does: 1, its rate, the norm of what it takes, the norm of a decayed gradient.
+
+    Args:
+        seen: the handle of the variable, a vector of float64.
+        rate: the rate of this step.
+        scaled: what the weight loses; where ``weight`` is given, what is left of that.
+        weight: the weight, or rows of it, ahead of the decay.
+        gradient: the gradient without the decay.
+        indices: the rows that ``scaled`` is of; one that repeats counts once.
+        rows: the number of rows of the weight; needed with ``indices``.
+    """
+    taken = scaled if weight is None else _widened(weight) - scaled
+    squares = tf.square(tf.cast(taken, tf.float64))
+    if indices is not None:
+        flat = tf.reshape(indices, [-1])
+        times_met = tf.math.unsorted_segment_sum(tf.ones_like(flat, tf.float64), flat, rows)
+        squares = tf.reshape(squares, [tf.size(flat), -1]) / tf.gather(times_met, flat)[:, tf.newaxis]
+    total = (
+        tf.constant(0, tf.float64) if gradient is None else tf.norm(tf.cast(_widened(gradient) + scaled, tf.float64))
+    )
+    sums = [tf.constant(1, tf.float64), tf.cast(rate, tf.float64), tf.sqrt(tf.reduce_sum(squares)), total]
+    _RAW.AssignAddVariableOp(resource=seen, value=tf.stack(sums), name="seen")
 
 
 def remember(handle: tf.Tensor, *, dtype: str) -> tf.Tensor:

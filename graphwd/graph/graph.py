@@ -222,6 +222,12 @@ class Graph:
         """
         return {name: body for name, body in self._bodies.items() if library.get(name) is self.library[name]}
 
+    def last_size(self, argument: str) -> int:
+        """The size of the last dimension of an argument of the root, -1 where it is not known."""
+        position = self.root.arguments.index(argument)
+        shapes = self.root_function.arg_attr[position].attr["_output_shapes"].list.shape
+        return shapes[0].dim[-1].size if shapes and shapes[0].dim else -1
+
     def forget_bodies(self) -> None:
         """Drops the parsed bodies, which take more memory than the functions; they are parsed again when needed."""
         self._bodies.clear()

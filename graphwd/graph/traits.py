@@ -180,7 +180,7 @@ _TABLE: Mapping[str, Trait] = {
     "Placeholder": Trait.DATA,
     "PlaceholderV2": Trait.DATA,
     "PlaceholderWithDefault": Trait.DATA,
-    "Pow": Trait.ELEMENTWISE | Trait.ROOT,
+    "Pow": Trait.ELEMENTWISE,
     "PreventGradient": Trait.ALIAS,
     "Prod": Trait.REDUCTION,
     "PyFunc": Trait.PYTHON_CALL,

@@ -17,6 +17,7 @@ from graphwd.models.files import new_directory, refuse_existing
 from graphwd.models.target import Output, rewrite
 from graphwd.planning.planner import Plan
 from graphwd.policy.rules import Policy
+from graphwd.progress import progress
 from graphwd.rewriting.part import Prepared
 from graphwd.steps.decorator import decorator
 from graphwd.steps.holders import is_keras_model
@@ -81,7 +82,9 @@ class PythonStep:
 
     def prepare(self, policy: Policy) -> Sequence[Prepared[Trace]]:
         """Reads and plans its traces."""
-        self._prepared = [prepare(concrete, policy) for concrete in concrete_functions(self._step, self.name)]
+        with progress("tracing"):
+            concretes = concrete_functions(self._step, self.name)
+        self._prepared = [prepare(concrete, policy) for concrete in concretes]
         return self._prepared
 
     def problems(self) -> Iterator[str]:

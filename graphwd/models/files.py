@@ -15,16 +15,13 @@ from enum import Enum
 from io import FileIO
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
 from graphwd.errors import StepError
+from graphwd.progress import progress
 
 _FICLONE = 0x40049409  # linux/fs.h: shares the extents of one file with another, copying nothing
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100
 _CHUNK = 16 * 2**20
-_LARGE = 64 * 2**20
 
 
 class Files(Enum):
@@ -135,7 +132,7 @@ def fill(
     """
     kept = [path for path in _files(source) if path not in changed and keep(path)]
     total = sum((source / path).stat().st_size for path in kept)
-    with _progress(total) as advance:
+    with progress("copying", total) as advance:
         for path in kept:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             _transfer(source / path, folder / path, files, advance)
@@ -231,14 +228,6 @@ def _read(reader: FileIO, source: Path) -> bytes:
         return reader.read(_CHUNK)
     except OSError as error:
         raise StepError(f"{source}: cannot be read: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Generator[Callable[[int], None]]:
-    """A progress bar on standard error, where there is much to copy and that is a terminal."""
-    with Progress(disable=total < _LARGE, transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("copying", total=total)
-        yield lambda count: progress.update(task, advance=count)
 
 
 def _flush(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from graphwd.errors import StepError
 from graphwd.planning.planner import Plan
 from graphwd.policy.rules import Policy
+from graphwd.progress import progress
 from graphwd.rewriting.part import Prepared, merged, whole_plan
 
 
@@ -100,7 +101,7 @@ def plan(target: Target, policy: Policy) -> Plan:
     Raises:
         GraphwdError: the step is malformed, rewritten already, or the policy is none for it.
     """
-    with target.bounds():
+    with target.bounds(), progress("planning"):
         prepared = target.prepare(policy)
         return whole_plan(prepared, [*target.problems(), *target.faults()])
 
@@ -121,12 +122,15 @@ def rewrite(target: Target, policy: Policy, output: Output) -> Plan:
     """
     with target.bounds():
         target.refuse_output(output)
-        prepared = target.prepare(policy)
-        decided = merged([part.plan for part in prepared], target.problems())
+        with progress("planning"):
+            prepared = target.prepare(policy)
+            decided = merged([part.plan for part in prepared], target.problems())
         decided.check()
         _refuse_faults(target)
-        target.replace(prepared, policy)
-        target.save(output)
+        with progress("rewriting"):
+            target.replace(prepared, policy)
+        with progress("writing"):
+            target.save(output)
     return decided
 
 
@@ -149,7 +153,8 @@ def strip_model(model: Model, output: Output) -> int:
         if not count:
             raise StepError(f"{model.name}: holds no decay of graphwd")
         _refuse_faults(model)
-        model.save(output)
+        with progress("writing"):
+            model.save(output)
     return count
 
 

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphwd.planning.page import decays_as_html, overview_as_html, plan_as_html
-from graphwd.planning.render import (
-    as_json,
-    as_table,
-    decays_as_json,
-    decays_as_table,
-    overview_as_json,
-    overview_as_table,
-)
+from graphwd.planning.render import as_json, decays_as_json, overview_as_json
+from graphwd.planning.terminal import Detail, as_table, decays_as_table, overview_as_table
 
 if TYPE_CHECKING:
     from graphwd.planning.planner import Plan
@@ -35,19 +29,22 @@ class Format:
     overview: Callable[[Mapping[str, Any]], str]
 
 
-def _table(plan: Plan, record: Mapping[str, Any]) -> str:
-    del plan
-    return as_table(record)
+def table_of(detail: Detail) -> Format:
+    """The form for a terminal.
 
-
-def _json(plan: Plan, record: Mapping[str, Any]) -> str:
-    del plan
-    return as_json(record)
+    Args:
+        detail: how much it shows.
+    """
+    return Format(
+        lambda _, record: as_table(record, detail),
+        lambda decays: decays_as_table(decays, detail),
+        lambda record: overview_as_table(record, detail),
+    )
 
 
 FORMATS: Mapping[str, Format] = {
-    "table": Format(_table, decays_as_table, overview_as_table),
-    "json": Format(_json, decays_as_json, overview_as_json),
+    "table": table_of(Detail.FOLDED),
+    "json": Format(lambda _, record: as_json(record), decays_as_json, overview_as_json),
     "html": Format(plan_as_html, decays_as_html, overview_as_html),
 }
 """Every form, by the word of the command line for it."""

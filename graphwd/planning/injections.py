@@ -59,6 +59,7 @@ class OwnKind(Enum):
     STEPS = "steps"  # counts updates
     GIVEN = "given"  # the user's own, which is the rate
     INITIAL = "initial"  # keeps the first weight of a variable
+    SEEN = "seen"  # adds up what the decays of a variable take, for summaries
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class Own(Elsewhere):
 
     Attributes:
         kind: what it is for.
-        key: which of its kind: the word of a policy for a rate, the identity of the weight's handle for a first weight.
+        key: which of its kind: the word of a policy for a rate, the identity of the weight's handle for what is kept of
+            a weight.
     """
 
     kind: OwnKind = OwnKind.RATE
@@ -149,6 +151,7 @@ class Injection:
         rows: whether only the rows are decayed that the write, or the gradient, is of.
         formula: what the rate is multiplied by.
         initial: the first weight, where the formula asks for it.
+        seen: what the decay tells of itself, where it is watched.
     """
 
     variable: Variable
@@ -158,6 +161,7 @@ class Injection:
     rows: bool = False
     formula: Formula = l2
     initial: Own | None = None
+    seen: Own | None = None
 
     where: ClassVar[Where]
 
@@ -181,8 +185,8 @@ class Injection:
     @property
     def elsewhere(self) -> tuple[Elsewhere, ...]:
         """What has to be brought into its body."""
-        first = () if self.initial is None else (self.initial,)
-        return *(factor.tensor for factor in self.rate.factors), *first
+        kept = (own for own in (self.initial, self.seen) if own is not None)
+        return *(factor.tensor for factor in self.rate.factors), *kept
 
     @property
     def own(self) -> Iterator[Own]:
@@ -313,6 +317,17 @@ class InGradient(Injection):
         """The edges of its body that the decay is computed from, the rows included."""
         yield from super(InGradient, self).reads
         yield from (edge for edge in (self.weight, self.entry.tensor, self.entry.indices) if edge is not None)
+
+
+def watched(injection: Injection) -> Injection:
+    """An injection whose decay tells what it takes.
+
+    Args:
+        injection: any.
+    """
+    variable = injection.variable
+    seen = Own(f"what is seen of '{variable.shown}'", "resource", kind=OwnKind.SEEN, key=variable.key)
+    return replace(injection, seen=seen)
 
 
 @dataclass

@@ -13,25 +13,29 @@ import html
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from graphwd.errors import RewriteError
-from graphwd.planning.render import (
-    DECAY_COLUMNS,
-    count_text,
-    decay_row,
+from graphwd.planning.texts import (
     decay_text,
-    device_text,
+    device_lines,
+    elements,
+    human,
+    rewritten_texts,
+    role_text,
     shape_text,
-    summary_text,
+    summary,
+    variables_text,
+    ways_text,
 )
 
 if TYPE_CHECKING:
     from graphwd.planning.drawing import Drawing
     from graphwd.planning.planner import Decision, Plan
     from graphwd.planning.update_graph import UpdateGraph
+
+_DECAY_COLUMNS = ("variable", "rate", "where", "update")
 
 _FRAME = (
     '<iframe title="graphwd plan" sandbox="allow-scripts" width="100%" height="720" style="border: 0" '
@@ -148,8 +152,8 @@ def as_html(record: Mapping[str, Any], pictures: Pictures | None = None) -> str:
     return _page(
         "plan.html",
         record=record,
-        summary=summary_text(record),
-        device=list(device_text(record)),
+        summary=summary(record),
+        device=list(device_lines(record)),
         totals=_totals(variables, once),
         groups=_groups(variables, once),
         rules=rules,
@@ -186,28 +190,12 @@ def decays_as_html(decays: Sequence[Mapping[str, Any]]) -> str:
     Args:
         decays: what `describe_saved_model` returns.
     """
-    return _page("decays.html", summary=count_text(decays), columns=DECAY_COLUMNS, rows=map(decay_row, decays))
+    return _page("decays.html", summary=ways_text(decays), columns=_DECAY_COLUMNS, rows=map(rewritten_texts, decays))
 
 
 def framed(page: str) -> str:
     """A page as a part of another, a notebook, with which it shares neither styles nor scripts."""
     return _FRAME.format(page=html.escape(page))
-
-
-def human(count: int) -> str:
-    """A number as people say it: three digits, and a unit.
-
-    Args:
-        count: a number of elements.
-    """
-    if count < 10_000:
-        return f"{count:,}"
-    digits, exponent = f"{Decimal(count):.2e}".split("e+")
-    power = int(exponent)
-    if power >= 15:  # of a malformed model
-        return f"{digits}e{power}"
-    places = power % 3
-    return f"{Decimal(digits) * 10**places:.{2 - places}f} {'kMGT'[power // 3 - 1]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,16 +230,15 @@ class Count:
     @property
     def variables_shown(self) -> str:
         """The number of variables, in words."""
-        return f"{self.variables:,} variable{'s' * (self.variables != 1)}"
+        return variables_text(self.variables)
 
 
 def _size(variable: Mapping[str, Any]) -> int | None:
     """How many elements a variable has; None where its shape is not known, or is one that no tensor can have."""
-    shape = variable["shape"]
-    if shape is None or any(size is None or size < 0 for size in shape):
+    if any(size is not None and size < 0 for size in variable["shape"] or ()):
         return None
-    size = math.prod(shape)
-    return size if size <= _MAX_SIZE else None
+    size = elements(variable["shape"])
+    return size if size is not None and size <= _MAX_SIZE else None
 
 
 def _once(variables: Sequence[Mapping[str, Any]]) -> Sequence[int]:
@@ -363,17 +350,11 @@ class _Curve:
         between = f", at most {max(rates):.4g}" if max(rates) > max(first, end) else ""
         return cls(
             f"M{path}",
-            [(across(step), _without_zeros(human(int(step)))) for step in _marks(last)],
+            [(across(step), human(int(step))) for step in _marks(last)],
             [(up(rate), f"{rate:.3g}") for rate in (low, (low + high) / 2, high)],
             f"{first:.4g} at step 0, {end:.4g} at step {int(last):,}{between}",
             counter,
         )
-
-
-def _without_zeros(text: str) -> str:
-    """A round number for people, shorter: ``20 k`` for ``20.0 k``."""
-    digits, space, unit = text.partition(" ")
-    return f"{digits.rstrip('0').rstrip('.') if '.' in digits else digits}{space}{unit}"
 
 
 def _marks(last: float) -> Sequence[float]:
@@ -387,7 +368,6 @@ def _marks(last: float) -> Sequence[float]:
 def _row(variable: Mapping[str, Any], rule: int | None) -> Mapping[str, Any]:
     """A row of the table of variables."""
     size = _size(variable)
-    followed = f", then {variable['followed_by']}" if variable["followed_by"] else ""
     return {
         "name": variable["label"],
         "shape": shape_text(variable["shape"]),
@@ -396,7 +376,7 @@ def _row(variable: Mapping[str, Any], rule: int | None) -> Mapping[str, Any]:
         "shown": "?" if size is None else human(size),
         "exact": "unknown" if size is None else f"{size:,}",
         "role": variable["role"] or "",
-        "used": f"{variable['role']}{followed}" if variable["role"] else "–",
+        "used": role_text(variable) or "–",
         "outcome": variable["outcome"],
         "word": _OUTCOMES[variable["outcome"]],
         "decay": decay_text(variable) if variable["outcome"] == "decay" else "–",

@@ -32,9 +32,9 @@ from graphwd.graph.edge import node_of
 from graphwd.graph.graph import Graph, Variable
 from graphwd.graph.ops import CALL_OPS, CallKind, Form
 from graphwd.messages import listed
-from graphwd.planning.injections import EPSILON, After, InGradient, Injection, Scheduled
+from graphwd.planning.injections import EPSILON, After, InGradient, Injection, Scheduled, watched
 from graphwd.planning.placement import RefusedError, chosen_updates, place_decay
-from graphwd.planning.render import as_table
+from graphwd.planning.terminal import as_table, detail_of
 from graphwd.policy.globs import glob_matches
 from graphwd.policy.roles import Role
 from graphwd.policy.rules import Policy, Rule, Sparse, Updates
@@ -115,6 +115,13 @@ class Plan:
         """Every place where decay goes."""
         return tuple(injection for decision in self.decisions for injection in decision.injections)
 
+    def watched(self) -> Plan:
+        """The same plan, in which every decay tells what it takes."""
+        decisions = (
+            replace(decision, injections=tuple(map(watched, decision.injections))) for decision in self.decisions
+        )
+        return replace(self, decisions=tuple(decisions))
+
     def check(self) -> None:
         """Refuses a plan with problems.
 
@@ -168,9 +175,20 @@ class Plan:
         counts = {"decisions": self.decisions, "problems": self.problems, "notes": self.notes}
         return f"<Plan: {', '.join(f'{len(what)} {name}' for name, what in counts.items())}; print it for the table>"
 
+    def to_text(self, *, all: bool = False, verbose: bool = False, width: int | None = None) -> str:
+        """The plan for a terminal, by rule, as ``graphwd plan`` prints it.
+
+        Args:
+            all: whether every variable has a line; else those that differ in the numbers of their names are folded.
+            verbose: whether every variable has its updates and decays below its line.
+            width: columns to fit into; None for those of the terminal. Where there is none, a folded plan has 100, and
+                the others have lines as long as they need.
+        """
+        return as_table(self.record(), detail_of(all=all, verbose=verbose), width)
+
     def __str__(self) -> str:
-        """The plan as a table."""
-        return as_table(self.record())
+        """The plan for a terminal, folded; `to_text` is more."""
+        return self.to_text()
 
 
 def make_plan(analysis: Analysis, policy: Policy) -> Plan:
@@ -185,8 +203,8 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     """
     flows = Flows(analysis.graph, analysis.values) if analysis.graph is not None else None
     purposes = Purposes(analysis.graph)
-    by_use = any(rule.selectors.by_use for rule in policy.rules)
-    subjects = [subject(writes, purposes if by_use else None) for writes in analysis.variables]
+    asked = purposes if policy.by_use else Purposes(None)
+    subjects = [subject(writes, asked) for writes in analysis.variables]
     scheduled = any(rule.schedule is not None for rule in policy.rules)
     counters = find_counters(analysis, flows) if scheduled and flows is not None else ()
     decided = [
@@ -212,15 +230,15 @@ def _step_notes(analysis: Analysis) -> Iterator[str]:
         yield f"'{variable.shown}' is not trainable, but {site} ({site.op}) updates it from a gradient; not decayed"
 
 
-def subject(writes: VariableWrites, purposes: Purposes | None = None) -> Subject:
+def subject(writes: VariableWrites, purposes: Purposes) -> Subject:
     """A variable as a policy's selectors see it.
 
     Args:
         writes: what the step does to it.
-        purposes: what the variables are used for; None where no rule asks.
+        purposes: what the variables are used for; of no graph where no rule asks (`Policy.by_use`).
     """
     variable = writes.variable
-    purpose = Purpose() if purposes is None else purposes.of(variable)
+    purpose = purposes.of(variable)
     return Subject(
         variable.name,
         variable.rank,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphwd.planning.planner import Plan
-from graphwd.planning.render import shape_text
+from graphwd.planning.texts import shape_text
 from graphwd.policy.roles import Role
 from graphwd.policy.rules import Policy
 

@@ -15,7 +15,7 @@ _MOST = 100
 class Mistakes:
     """Collects the errors of what is read, to raise them as one.
 
-    Example:
+    Examples:
         >>> mistakes = Mistakes()
         >>> with mistakes.kept(line=7):
         ...     raise PolicyError("policy.yaml:7: unknown key 'nmae'")

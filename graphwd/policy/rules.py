@@ -191,7 +191,7 @@ class Policy:
         Raises:
             PolicyError: the mapping is malformed; the message has a line for each mistake, which names the key.
 
-        Example:
+        Examples:
             >>> Policy.from_dict({"version": 1, "weight_decay": 0.01}).rules[0].weight_decay
             0.01
         """
@@ -212,6 +212,11 @@ class Policy:
             PolicyError: the text is malformed; the message names line and key.
         """
         return _policy(read_yaml(text, where), where)
+
+    @property
+    def by_use(self) -> bool:
+        """Whether any rule asks what a variable is used for, which takes a walk through the step to know."""
+        return any(rule.selectors.by_use for rule in self.rules)
 
     def decide(self, subject: Subject) -> Rule | None:
         """Finds the rule that decides a variable.

@@ -24,7 +24,7 @@ def near(word: object, known: Iterable[str], aliases: Mapping[str, str] | None =
     Returns:
         The word; None where none is near, or where two are equally so.
 
-    Example:
+    Examples:
         >>> near("Cuda_ConvNet", ["adamw", "cuda-convnet"])
         'cuda-convnet'
     """

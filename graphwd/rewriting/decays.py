@@ -32,7 +32,7 @@ from graphwd.graph.edge import EdgeText, control_edge, data_input, node_of, outp
 from graphwd.graph.fragment import Kind, Reference, fragment
 from graphwd.graph.graph import DTYPE_NAMES
 from graphwd.graph.ops import WRITE_OPS
-from graphwd.planning.injections import EPSILON, After, Before, Elsewhere, InGradient, Injection, InValue
+from graphwd.planning.injections import EPSILON, After, Before, Elsewhere, InGradient, Injection, InValue, Own
 from graphwd.rewriting.splice import Added, Splicer
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class DecayWriter:
         self._brought = brought
         self._dtype = injection.variable.dtype
         self._served = _SERVER in place or _SERVER in injection.variable.device
+        self._multiplies = False
         self._splicer = Splicer(added, write, place, with_write=with_write)
 
     def add(self) -> str:
@@ -91,6 +92,10 @@ class DecayWriter:
         if self._injection.formula.own and "read" in nodes:
             # A formula of the user's own need not use the weight that is read, and by that read the decay waits.
             nodes["decay"].input.append(control_edge(nodes["read"].name))
+        if self._injection.seen is not None:
+            decay = nodes["decay"]
+            self._see(self._injection.seen)
+            decay.input.append(control_edge(nodes["seen"].name))
         return nodes["decay"].name
 
     @property
@@ -98,6 +103,27 @@ class DecayWriter:
         """The node that carries the record of the decay: its read, else its product."""
         nodes = self._splicer.nodes
         return nodes["read"] if "read" in nodes else nodes["scaled"]
+
+    def _see(self, seen: Own) -> None:
+        """Adds up what the decay takes, ahead of the decay itself."""
+        nodes, injection = self._splicer.nodes, self._injection
+        kinds: dict[str, Kind] = {"seen": "resource"}
+        edges = {
+            "seen": self._brought[seen],
+            "rate": self._rate("rate"),
+            "scaled": output_edge(nodes["scaled"].name, "z"),
+        }
+        if self._multiplies:
+            read = nodes["read"]
+            edges["weight"] = output_edge(read.name, "value" if read.op == "ReadVariableOp" else "output")
+        options: dict[str, Any] = {}
+        if isinstance(injection, InGradient) and injection.entry.indices is None:
+            edges["gradient"] = injection.entry.tensor
+        elif not self._served and (indices := self._rows()):
+            edges |= indices
+            options["rows"] = (injection.variable.shape or (None,))[0]
+        kinds |= {name: self._kind(name) for name in edges.keys() - kinds.keys()}
+        self._splicer.splice(fragment(arithmetic.see, {name: kinds[name] for name in edges}, **options), edges)
 
     def _after(self, after: After) -> None:
         """Decays behind the write; where the formula asks what the update subtracts, with a read ahead of that."""
@@ -152,6 +178,7 @@ class DecayWriter:
         function, strength = self._form()
         if "factor" not in strength:
             options["formula"] = self._injection.formula
+        self._multiplies = "factor" in strength
         self._splice(function, {**self._handle(), **strength, **self._rows(), **(others or {})}, waits, **options)
 
     def _rows(self) -> Mapping[str, EdgeText]:
@@ -208,7 +235,7 @@ class DecayWriter:
                 return Reference(self._dtype) if self._injection.variable.reference else "resource"
             case "initial":
                 return "resource"
-            case "rate" | "factor":
+            case "rate" | "factor" | "scaled":
                 return arithmetic.wide(self._dtype)
             case "indices":
                 return self._index_dtype()

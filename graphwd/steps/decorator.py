@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from graphwd.errors import StepError
 from graphwd.policy.rules import Policy, PolicyLike, as_policy
@@ -15,9 +16,13 @@ from graphwd.steps.pipeline import as_function, emit_rewritten, rewrite_concrete
 from graphwd.steps.python_state import tell_frozen_state
 from graphwd.steps.read import is_concrete, remember
 from graphwd.steps.state import CountedBy, State, give_state
+from graphwd.steps.watch import Watch
+
+_Step = TypeVar("_Step", bound=Callable[..., Any])
+"""The type of a step: what is decorated or rewritten keeps its signature, as type checkers see it."""
 
 
-def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]:
+def with_weight_decay(policy: PolicyLike, *, summaries: bool = False) -> Callable[[_Step], _Step]:
     """Gives a train step weight decay, as a decorator.
 
     The result is a ``tf.function``: it retraces, dispatches, binds to instances and takes arguments as the step itself
@@ -25,6 +30,8 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
 
     Args:
         policy: a `Policy`, the path of a policy file, or a mapping. It is read at once.
+        summaries: whether the step measures what decay does, for `write_summaries`. It then takes several more passes
+            over the weights, and the memory of one more copy of those that it decays.
 
     Returns:
         A decorator for a function or method: a ``tf.function`` or plain Python. It raises `GraphwdError` when a call
@@ -33,7 +40,7 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
     Raises:
         PolicyError: the policy is malformed.
 
-    Example:
+    Examples:
         >>> import tensorflow as tf
         >>> kernel = tf.Variable([1.0], name="kernel")
         >>> @with_weight_decay({"version": 1, "rules": [{"weight_decay": 0.5}]})
@@ -47,15 +54,18 @@ def with_weight_decay(policy: PolicyLike) -> Callable[[Callable[..., Any]], Any]
         >>> kernel.numpy().tolist()
         [0.5]
     """
-    return decorator(as_policy(policy))
+    return decorator(as_policy(policy), summaries=summaries)
 
 
-def decorator(policy: Policy, state: State | None = None) -> Callable[[Callable[..., Any]], Any]:
+def decorator(
+    policy: Policy, state: State | None = None, *, summaries: bool = False
+) -> Callable[[Callable[..., Any]], Any]:
     """What `with_weight_decay` returns, for a policy that was read.
 
     Args:
         policy: the policy.
         state: the variables that the decorated step captures of graphwd's own; None for new ones.
+        summaries: whether the step measures what decay does.
     """
 
     def decorate(step: Callable[..., Any]) -> Any:
@@ -65,14 +75,15 @@ def decorator(policy: Policy, state: State | None = None) -> Callable[[Callable[
             above = type(step).__name__  # pyright: ignore[reportUnknownArgumentType] - no matter of what
             raise StepError(f"with_weight_decay goes below @{above}, not above it")
         tell_frozen_state(step)
-        return _decayed(as_function(step), policy, state or State(policy))
+        return _decayed(as_function(step), policy, state or State(policy), summaries)
 
     return decorate
 
 
-def _decayed(original: Any, policy: Policy, state: State) -> Any:
+def _decayed(original: Any, policy: Policy, state: State, summaries: bool) -> Any:
     """A ``tf.function`` that traces another, rewrites the trace, and calls that."""
-    rewritten = _Rewritten(policy, state)
+    state.watched = state.watched or summaries
+    rewritten = _Rewritten(policy, state, summaries=summaries)
 
     # Not its __dict__: TensorFlow would unwrap entries in there, and call a method without its instance.
     @functools.wraps(original.python_function, updated=())
@@ -80,7 +91,7 @@ def _decayed(original: Any, policy: Policy, state: State) -> Any:
         return rewritten.call(_trace(original, args, kwargs), args, kwargs)
 
     def bind(instance: Any, owner: Any) -> Any:
-        return _decayed(original.__get__(instance, owner), policy, State(policy))
+        return _decayed(original.__get__(instance, owner), policy, State(policy), summaries)
 
     step = per_instance(decayed_step, bind, original)
     give_state(step, state)
@@ -102,12 +113,13 @@ def _trace(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ) from error
 
 
-def rewrite(step: Any, policy: PolicyLike) -> Any:
+def rewrite(step: _Step, policy: PolicyLike, *, summaries: bool = False) -> _Step:
     """Gives a training step weight decay.
 
     Args:
         step: a ``ConcreteFunction``, a ``tf.function`` or a plain Python train step; it stays as it is.
         policy: a `Policy`, a path or a mapping.
+        summaries: as for `with_weight_decay`; not for a ``ConcreteFunction``.
 
     Returns:
         For a ``ConcreteFunction``, one with the same structured signature and outputs. For anything else a
@@ -117,16 +129,20 @@ def rewrite(step: Any, policy: PolicyLike) -> Any:
         GraphwdError: the policy is malformed or does not fit the step, or the step cannot be rewritten. For a step
             that is not concrete, what its trace shows is raised when it is first traced.
     """
-    if is_concrete(step):
-        return rewrite_concrete(step, as_policy(policy))[0]
-    return with_weight_decay(policy)(step)
+    if not is_concrete(step):
+        return with_weight_decay(policy, summaries=summaries)(step)
+    if summaries:
+        raise StepError("a ConcreteFunction has no summaries; rewrite the tf.function that it is a trace of")
+    rewritten: Any = rewrite_concrete(cast("Any", step), as_policy(policy))[0]
+    return rewritten
 
 
 class _Rewritten:
     """The rewritten form of each trace, made once: TensorFlow may trace a call twice."""
 
-    def __init__(self, policy: Policy, state: State) -> None:
+    def __init__(self, policy: Policy, state: State, *, summaries: bool) -> None:
         self._policy = policy
+        self._summaries = summaries
         self._state = state
         self._lock = threading.Lock()
         self._counted_by = CountedBy()
@@ -135,8 +151,10 @@ class _Rewritten:
     def call(self, trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._lock:
             if trace not in self._by_trace:
-                emitted, plan = emit_rewritten(trace, self._policy, self._state)
+                emitted, plan = emit_rewritten(trace, self._policy, self._state, summaries=self._summaries)
                 self._counted_by.note(plan)
-                self._by_trace[trace] = emitted
-            emitted = self._by_trace[trace]
-        return emitted.call(trace, args, kwargs)
+                watch = Watch(plan, self._state) if self._summaries else None
+                self._by_trace[trace] = emitted, watch
+            emitted, watch = self._by_trace[trace]
+        with contextlib.nullcontext() if watch is None else watch.around(trace):
+            return emitted.call(trace, args, kwargs)

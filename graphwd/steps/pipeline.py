@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tensorflow as tf
@@ -71,7 +71,7 @@ def suggest(step: Any, /, *args: Any, **kwargs: Any) -> str:
     Raises:
         GraphwdError: the step cannot be traced or read.
 
-    Example:
+    Examples:
         >>> import tensorflow as tf
         >>> w = tf.Variable([[1.0, 2.0]], name="w")
         >>> @tf.function(input_signature=[tf.TensorSpec([3, 1])])
@@ -195,13 +195,16 @@ def rewrite_concrete(
     return rewritten, decided
 
 
-def emit_rewritten(step: ConcreteFunction, policy: Policy, state: State) -> tuple[Emitted, Plan]:
+def emit_rewritten(
+    step: ConcreteFunction, policy: Policy, state: State, *, summaries: bool = False
+) -> tuple[Emitted, Plan]:
     """Registers the body of a concrete function with weight decay, to be called or made a concrete function.
 
     Args:
         step: the traced training step; it stays as it is.
         policy: the policy.
         state: the variables that it captures of graphwd's own.
+        summaries: whether its decays tell what they take.
 
     Returns:
         The body, and the plan that it was made by.
@@ -210,6 +213,10 @@ def emit_rewritten(step: ConcreteFunction, policy: Policy, state: State) -> tupl
         GraphwdError: the policy does not fit the step, or the step cannot be rewritten.
     """
     prepared = prepare(step, policy)
+    if summaries:
+        prepared = replace(prepared, plan=prepared.plan.watched())
+        for injection in prepared.plan.injections:
+            state.see(injection, variables_of(step))
     return emit(prepared, state), prepared.plan
 
 

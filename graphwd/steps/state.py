@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import threading
 import types
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
 from graphwd.errors import PlanError, StepError
 from graphwd.messages import listed
-from graphwd.planning.injections import Own, OwnKind, Scheduled
+from graphwd.planning.injections import InGradient, Injection, Own, OwnKind, Scheduled
 from graphwd.planning.planner import Plan, apart
 from graphwd.policy.rules import Policy
 
@@ -25,6 +27,24 @@ _GUARD = threading.RLock()
 """Held while a variable is made; not one for each state, which could then not be copied."""
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is measured of a weight in each run of a step that is watched.
+
+    Attributes:
+        name: the weight's name in tables and messages.
+        coupled: whether the decay is in the gradient.
+        taken: the sums over the decays of the run: 1, the rate, the norm of what decay takes, and, where it is coupled,
+            the norm of the gradient with decay.
+        moved: the norm of the weight after the run, and that of its change.
+    """
+
+    name: str
+    coupled: bool
+    taken: tf.Variable
+    moved: tf.Variable
+
+
 class State(tf.Module):
     """The variables that graphwd made for a step, to be assigned between steps, and saved.
 
@@ -34,6 +54,7 @@ class State(tf.Module):
         rates: a scalar of float64 for each ``tunable``, by its name. What is assigned holds from the next step on,
             without a retrace.
         steps: the counter, a scalar of int64; None where no schedule needs one of graphwd's own.
+        watched: whether the step measures what its decays do.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -48,7 +69,8 @@ class State(tf.Module):
         self.initial: dict[str, tf.Variable] = {}
         # Not a dict of its own: TensorFlow would track it, and save no dict whose keys are numbers.
         given = {rule.schedule.identity: rule.schedule.variable for rule in policy.rules if rule.schedule is not None}
-        self._kept = types.SimpleNamespace(names={}, given=given, counted={})
+        self._kept = types.SimpleNamespace(names={}, given=given, counted={}, seen={})
+        self.watched = False
         for rule in policy.rules:
             if rule.tunable is not None and rule.tunable not in self.rates:
                 with tf.init_scope():
@@ -77,8 +99,35 @@ class State(tf.Module):
                     return given if isinstance(given, tf.Variable) else given.value  # of Keras
                 case OwnKind.INITIAL:
                     return self._first(own, sources)
+                case OwnKind.SEEN:
+                    return self._kept.seen[own.key].taken
                 case other:
                     raise AssertionError(f"{other} is no kind of variable")
+
+    @property
+    def seen(self) -> Iterable[Seen]:
+        """What is measured of the weights, where the step is watched."""
+        return tuple(self._kept.seen.values())
+
+    def see(self, injection: Injection, sources: Iterable[tf.Variable]) -> Seen:
+        """What is measured of the weight of a decay.
+
+        Args:
+            injection: the decay.
+            sources: the variables of the step.
+        """
+        weight, seen = injection.variable, self._kept.seen
+        with _GUARD, tf.init_scope():
+            if weight.key not in seen:
+                source = next(each for each in sources if id(each.handle) == weight.key)
+
+                def zeros(size: int) -> tf.Variable:
+                    with tf.device(source.device):
+                        return _variable(tf.zeros(size, tf.float64), tf.float64, "seen")
+
+                made = [_apart(functools.partial(zeros, size)) for size in (4, 2)]
+                seen[weight.key] = Seen(weight.shown, isinstance(injection, InGradient), *made)
+        return seen[weight.key]
 
     def count_for(self, plan: Plan) -> None:
         """Notes which updates the counter counts, if a plan needs one.

@@ -109,6 +109,42 @@ def test_biases_of_any_rank():
     assert roles(lambda x: tf.matmul(x, narrow) + one, narrow, one) == [KERNEL, BIAS]
 
 
+def test_biases_of_many_kernels():
+    kernels, biases = weight(4, 6, 5), weight(4, 5)
+    back, back_biases = weight(4, 5, 6), weight(4, 6)
+
+    def experts(x):
+        hidden = tf.nn.relu(tf.einsum("td,edf->tef", x, kernels) + biases)
+        return tf.einsum("tef,efd->ted", hidden, back) + back_biases
+
+    assert roles(experts, kernels, biases, back, back_biases) == [KERNEL, BIAS, KERNEL, BIAS]
+    places, at_places = weight(7, 6, 5), weight(7, 5)
+    assert roles(lambda x: tf.einsum("abc,bcd->abd", x, places) + at_places, places, at_places, shape=(2, 7, 6)) == [
+        KERNEL,
+        BIAS,
+    ]
+
+    def chosen(x):
+        expert = tf.argmax(x[:, :4], 1)
+        return tf.einsum("td,tdf->tf", x, tf.gather(kernels, expert)) + tf.gather(biases, expert)
+
+    assert roles(chosen, kernels, biases) == [KERNEL, BIAS]
+    # A table of as many positions as the filters have rows is no bias: a filter's rows are summed.
+    filters, positions = weight(5, 5, 3, 4), weight(5, 4)
+
+    def patches(x):
+        return tf.reshape(tf.nn.conv2d(x, filters, 5, "VALID"), [-1, 5, 4]) + positions
+
+    assert roles(patches, filters, positions, shape=(1, 5, 25, 3)) == [KERNEL, EMBEDDING]
+
+
+def test_a_bias_behind_a_residual_connection():
+    w, b, v = weight(6, 6), weight(6), weight(4, 6)
+    assert roles(lambda x: (x + tf.matmul(x, w)) + b, w, b) == [KERNEL, BIAS]
+    assert roles(lambda x: (x + tf.matmul(x, w)) + v, w, v) == [KERNEL, EMBEDDING]
+    assert roles(lambda x: (x + tf.nn.relu(tf.matmul(x, w))) + b, w, b) == [KERNEL, OTHER]
+
+
 def test_convolutions():
     image = (2, 8, 8, 3)
     filters, b, transposed = weight(3, 3, 3, 5), weight(5), weight(3, 3, 4, 3)
@@ -134,6 +170,8 @@ def test_as_many_groups_as_channels():
         return tf.nn.conv2d(tf.nn.relu(tf.nn.conv2d(x, first, 1, "SAME")), grouped, 1, "SAME")
 
     assert roles(net, first, grouped, shape=(2, 8, 8, 3)) == [KERNEL, DEPTHWISE]
+    image = tf.function(lambda x: tf.nn.conv2d(x, grouped, 1, "SAME"), jit_compile=True)
+    assert roles(image, grouped, shape=(2, 8, 8, 4)) == [DEPTHWISE]
     # Of an image of one channel it is a convolution like another.
     assert roles(lambda x: tf.nn.conv2d(x, single, 1, "SAME"), single, shape=(2, 8, 8, 1)) == [KERNEL]
 
@@ -184,6 +222,45 @@ def test_normalizations_written_out():
     assert roles(fixed, gamma, beta) == [NORM, NORM]
 
 
+@pytest.mark.parametrize(
+    "variance",
+    [
+        lambda x, mean: tf.reduce_mean(x * x, -1, keepdims=True) - mean * mean,
+        lambda x, mean: tf.reduce_mean(tf.square(x), -1, keepdims=True) - tf.square(mean),
+        lambda x, mean: tf.reduce_mean(x**2, -1, keepdims=True) - mean**2,
+        lambda x, mean: tf.reduce_mean(tf.math.squared_difference(x, mean), -1, keepdims=True),
+        lambda x, mean: tf.math.reduce_std(x, -1, keepdims=True) ** 2.0,
+    ],
+)
+@pytest.mark.parametrize(
+    "apply",
+    [
+        lambda centred, variance, gamma: gamma * (centred / tf.sqrt(variance + 1e-6)),
+        lambda centred, variance, gamma: gamma * centred / tf.sqrt(variance + 1e-6),
+        lambda centred, variance, gamma: centred * (gamma * tf.math.rsqrt(variance + 1e-6)),
+        lambda centred, variance, gamma: gamma * centred * (variance + 1e-6) ** -0.5,
+    ],
+)
+def test_normalizations_in_every_order(variance, apply):
+    gamma, beta = weight(6), weight(6)
+
+    def normalize(x):
+        mean = tf.reduce_mean(x, -1, keepdims=True)
+        return apply(x - mean, variance(x, mean), gamma) + beta
+
+    assert roles(normalize, gamma, beta) == [NORM, NORM]
+
+
+def test_a_layer_scale_before_a_normalization_is_no_scale_of_it():
+    w, scale, gamma = weight(6, 6), weight(6), weight(6)
+
+    def net(x):
+        y = scale * tf.matmul(x, w)
+        return gamma * y / tf.sqrt(tf.reduce_mean(y**2, -1, keepdims=True) + 1e-6)
+
+    assert roles(net, w, scale, gamma) == [KERNEL, OTHER, NORM]
+
+
 def test_normalizations_fused():
     gamma, beta, filters = weight(4), weight(4), weight(1, 1, 3, 4)
 
@@ -227,6 +304,28 @@ def test_slopes_before_a_normalization_that_is_written_out():
     assert roles(net, alpha, w, gamma) == [OTHER, KERNEL, NORM]
 
 
+def test_normalized_kernels_and_their_gains():
+    w, gain, b = weight(6, 3), weight(3), weight(3)
+
+    def dense(kernel):
+        return roles(lambda x: tf.matmul(x, kernel()) + b, w, gain, b)
+
+    assert dense(lambda: tf.nn.l2_normalize(w, 0) * gain) == [KERNEL, OTHER, BIAS]
+    assert dense(lambda: gain * w / tf.norm(w, axis=0)) == [KERNEL, OTHER, BIAS]
+    after = roles(lambda x: gain * tf.matmul(x, tf.nn.l2_normalize(w, 0)) + b, w, gain, b)
+    assert after == [KERNEL, OTHER, BIAS]
+    direction = tf.Variable(tf.ones([1, 6]), trainable=False)
+
+    def spectral(x):
+        left = tf.nn.l2_normalize(tf.matmul(tf.matmul(direction, w), w, transpose_b=True))
+        right = tf.nn.l2_normalize(tf.matmul(left, w))
+        direction.assign(left)
+        sigma = tf.matmul(tf.matmul(tf.stop_gradient(left), w), tf.stop_gradient(right), transpose_b=True)
+        return tf.matmul(x, w / sigma) + b
+
+    assert roles(spectral, w, b) == [KERNEL, BIAS]
+
+
 def test_low_rank_factors():
     w, a, b = weight(6, 4), weight(6, 2), weight(2, 4)
     assert roles(lambda x: tf.matmul(x, w + 0.5 * tf.matmul(a, b)), w, a, b) == [KERNEL, KERNEL, KERNEL]
@@ -256,6 +355,7 @@ def test_what_is_normalized_next():
     assert not of(lambda x: normalized(tf.nn.relu(tf.matmul(x, w))) * gamma + b)
     assert not of(lambda x: normalized(x + tf.matmul(x, w)) * gamma + b)
     assert not of(lambda x: tf.matmul(x, w) * gamma + b)
+    assert not uses(lambda x: normalized(tf.reduce_sum(x * b, -1) * gamma[0]), b)[0].normalized
     assert not of(lambda x: normalized(tf.matmul(x, w) * gamma) + b)
 
 

@@ -316,3 +316,41 @@ def test_units_in_the_last_place():
     assert ulps(np.array([1, 2]), np.array([1, 3]), np.array([1, 2])) == np.inf
     half = np.array([1.0], tf.bfloat16.as_numpy_dtype)
     assert ulps(half, half * half.dtype.type(1 + 2.0**-7), half) == 1
+
+
+def normalizing_model():
+    layers = keras.layers
+    keras.utils.set_random_seed(4)
+    model = keras.Sequential([layers.Input((steps.FEATURES,)), layers.Dense(4), layers.LayerNormalization()])
+    model.add(layers.Dense(steps.CLASSES))
+    return model
+
+
+@pytest.mark.parametrize("semantics", ["decoupled", "adamw", "l2"])
+@pytest.mark.parametrize(
+    ("selectors", "count"),
+    [
+        ({"role": "bias"}, 2),
+        ({"role": ["bias", "norm"]}, 4),
+        ({"role": "kernel", "followed_by": "norm"}, 1),
+        ({"used_by": "BiasAdd"}, 2),
+    ],
+)
+def test_rules_by_use(selectors, count, semantics):
+    policy = {
+        "version": 1,
+        "defaults": {"semantics": semantics},
+        "rules": [{**selectors, "weight_decay": 0, "optional": True}, {"weight_decay": 0.25}],
+    }
+    model = normalizing_model()
+    step = steps.keras_step(keras.optimizers.SGD(0.125, momentum=0.5), model)
+    batch = steps.batches()[0]
+    verification = verified(step, policy, *batch)
+    verification.check()
+    assert sum(each.decayed for each in verification.variables) == 6 - count
+    # What is wrong is still seen: a step that decays all of them.
+    concrete = step.get_concrete_function(*batch)
+    everything = graphwd.rewrite(concrete, {**policy, "rules": policy["rules"][1:]})
+    found = verify(concrete, everything, policy).variables
+    wrong = {each.name for each in found if each.verdict is Verdict.WRONG}
+    assert len(wrong & {weight.path for weight in model.trainable_weights}) == count

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from graphwd.cli.main import COMMANDS, main
+from tests.helpers.terminals import run_in_terminal
 
 STEP = """
 import tensorflow as tf
@@ -83,6 +84,24 @@ def test_the_main_job(folder):
     assert sorted(float(tf.norm(v)) for v in loaded.variables_of_the_step) == pytest.approx([1.25**0.5, 2.0**0.5])
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_rewrite_tells_programs_what_it_wrote():
+    command = ["rewrite", "--policy", "policy.yaml", "--format", "json", "--output", "out", "step_fn.py:step_fn"]
+    done = graphwd(*command)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert told["written"] == {"source": "step_fn.py:step_fn", "output": "out", "decays": 1}
+    assert told["steps"] == [{"variables": 2, "decayed": 1}]
+    assert [(each["name"], each["outcome"]) for each in told["variables"]] == [
+        ("layer/kernel", "decay"),
+        ("layer/bias", "exempt"),
+    ]
+    assert Path("out/saved_model.pb").exists()
+    again = graphwd(*command)
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr.startswith("graphwd: out: exists already")
+
+
 @pytest.mark.parametrize("text", ["step_fn", "step_fn.py:factory", "step_fn:trainer.step", "step_fn.py:step_fn"])
 def test_a_plan_as_json(folder, text):
     done = graphwd("plan", "--policy=policy.yaml", "--format", "json", text)
@@ -130,10 +149,66 @@ def test_a_plan_without_a_policy_shows_what_variables_are_used_for():
     done = graphwd("plan", "step_fn.py:step_fn")
     assert (done.returncode, done.stderr) == (0, "")
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert rows[0] == ["variable", "shape", "dtype", "role", "seen", "in", "path", "update"]
-    assert rows[2][:5] == ["layer/kernel", "1×2", "float32", "kernel", "MatMul,"]
-    assert rows[3][:4] == ["layer/bias", "2", "float32", "bias"]
-    assert done.stdout.splitlines()[-1].startswith("2 trainable variables; 'graphwd init STEP_FN' writes")
+    assert rows[0] == ["kernel", "1", "variable,", "2", "parameters"]
+    assert rows[1] == ["layer/kernel", "1×2", "MatMul"]
+    assert rows[3] == ["bias", "1", "variable,", "2", "parameters"]
+    assert rows[4][:2] == ["layer/bias", "2"]
+    assert " ".join(rows[-2]).startswith("2 trainable variables, 4 parameters, all float32; 'graphwd init STEP_FN'")
+    verbose = graphwd("plan", "--verbose", "step_fn.py:step_fn").stdout
+    assert "      kernel: MatMul, matmul" in verbose
+    assert "      AssignSubVariableOp at AssignSubVariableOp: " in verbose
+
+
+BLOCKS = """
+import tensorflow as tf
+
+kernels = [tf.Variable(tf.ones([2, 2]), name=f"block_{i}/kernel") for i in range(11)]
+
+@tf.function(input_signature=[tf.TensorSpec([None, 2])])
+def step_fn(batch):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum([batch @ kernel for kernel in kernels])
+    for variable, gradient in zip(kernels, tape.gradient(loss, kernels)):
+        variable.assign_sub(gradient)
+    return loss
+"""
+
+
+def test_in_a_terminal_what_is_slow_shows_a_bar_and_leaves_nothing(folder):
+    (folder / "policy.yaml").write_text("version: 1\nrules:\n\n\n  - weight_decay: 0.5\n")
+    (folder / "slow.py").write_text(f"import time\nprint('hello')\ntime.sleep(2)\n{BLOCKS}")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "graphwd", "plan", "--policy", "policy.yaml", "slow.py:step_fn"]
+    session = run_in_terminal(command, environment, columns=50)
+    assert session.status == 0, session.screen
+    assert any(line.startswith("importing ━") for line in session.seen)
+    assert session.screen == [
+        "hello",
+        "policy.yaml:5: 0.5 after update",
+        "  11 variables, 44 parameters",
+        "  block_{0…10}/kernel  ×11  2×2  kernel",
+        "",
+        "11 of 11 trainable variables decayed: 44 of 44",
+        "  parameters, all float32",
+    ]
+
+
+def test_blocks_are_folded_and_unfolded(folder):
+    (folder / "step_fn.py").write_text(BLOCKS)
+    (folder / "policy.yaml").write_text("version: 1\nweight_decay: 0.5\n")
+    done = graphwd("plan", "--policy", "policy.yaml", "step_fn")
+    assert done.stdout.splitlines() == [
+        "policy.yaml:2: 0.5 after update   11 variables, 44 parameters",
+        "  block_{0…10}/kernel  ×11  2×2  kernel",
+        "",
+        "11 of 11 trainable variables decayed: 44 of 44 parameters, all float32",
+    ]
+    every = graphwd("plan", "--policy", "policy.yaml", "--all", "step_fn").stdout.splitlines()
+    assert every[1:12] == [f"  block_{number}/kernel".ljust(17) + "  2×2  kernel" for number in range(11)]
+    nodes = graphwd("rewrite", "--policy", "policy.yaml", "--verbose", "--output", "out", "step_fn").stdout
+    for number in range(11):
+        node = f"AssignSubVariableOp_{number}" if number else "AssignSubVariableOp"
+        assert f"\n      AssignSubVariableOp at {node}: computed from a gradient scope\n" in nodes
 
 
 MODEL = """
@@ -171,16 +246,60 @@ def test_verify():
     assert (done.returncode, done.stderr) == (0, "")
     assert "layer/kernel" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("right in 5 runs; largest error ")
+    done = graphwd(*command, "--format", "json", "--runs", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert list(found) == ["version", "ok", "runs", "largest_error", "variables", "outputs", "races"]
+    assert (found["version"], found["ok"], found["runs"], found["races"]) == (1, True, 2, [])
+    assert [(each["name"], each["decayed"], each["verdict"]) for each in found["variables"]] == [
+        ("layer/kernel", True, "right"),
+        ("layer/bias", False, "right"),
+    ]
+    assert [each["name"] for each in found["outputs"]] == ["output 0"]
     # Another policy than the one it was rewritten by.
     Path("policy.yaml").write_text(POLICY.replace("0.5", "0.25"), encoding="utf-8")
     done = graphwd(*command, "--runs", "2")
     assert done.returncode == 1
     assert done.stderr.startswith("graphwd: 'layer/kernel' is ")
     assert "WRONG in 2 runs" in done.stdout
+    done = graphwd(*command, "--runs", "2", "--format=json")
+    assert done.returncode == 1
+    assert done.stderr.startswith("graphwd: 'layer/kernel' is ")
+    found = json.loads(done.stdout)
+    assert not found["ok"]
+    assert found["largest_error"] == found["variables"][0]["error"] > 1000
+    assert [each["verdict"] for each in found["variables"]] == ["wrong", "right"]
     done = graphwd("verify", "--policy", "policy.yaml", "--rewritten", "nowhere", "step_fn")
     assert done.returncode == 1
     assert done.stderr.startswith("graphwd: nowhere: cannot be loaded: ")
     assert done.stderr.count("\n") == 1
+
+
+FRESH = """
+import tensorflow as tf
+
+def make():
+    kernels = [tf.Variable([[1.0, 2.0]], name="kernel")]
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 1])])
+    def step(batch):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(batch @ kernels[0])
+        kernels[0].assign_sub(tape.gradient(loss, kernels[0]))
+        return loss
+
+    return step
+"""
+
+
+def test_verify_a_step_that_a_function_makes(folder):
+    (folder / "fresh.py").write_text(FRESH)
+    common = ["--policy", "policy.yaml", "fresh.py:make"]
+    (folder / "policy.yaml").write_text("version: 1\nweight_decay: 0.5\n")
+    assert graphwd("rewrite", "--output", "out", *common).returncode == 0
+    done = graphwd("verify", "--rewritten", "out", "--runs", "2", *common)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith("right in 2 runs")
 
 
 def test_check(folder, capsys):
@@ -222,6 +341,85 @@ def test_check_waits_for_tensorflow_only_where_the_policy_names_a_formula(folder
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.stdout.endswith(f"0 {imported}\n")
         assert done.stderr == ""
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_difference_of_plans_in_files_takes_no_tensorflow(folder):
+    for name, policy in (("old", POLICY), ("new", POLICY.replace("0.5", "0.25"))):
+        (folder / f"{name}.yaml").write_text(policy)
+        (folder / f"{name}.json").write_text(
+            graphwd("plan", "--policy", f"{name}.yaml", "--format", "json", "step_fn").stdout
+        )
+    code = "import sys; from graphwd.cli.main import main; print(main(sys.argv[1:]), 'tensorflow' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", code, "diff", "old.json", "new.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "0.5 after update → 0.25 after update (old.yaml:5 → new.yaml:5)   1 variable, 2 parameters",
+        "  layer/kernel  1×2  kernel",
+        "",
+        "to the same effect: old.yaml:3 → new.yaml:3, 1 variable",
+        "1 variable changed, 1 variable alike",
+        "1 False",
+    ]
+    assert graphwd("diff", "old.json", "old.json").returncode == 0
+    # The same of the step, by its policies.
+    done = graphwd("diff", "--policy", "old.yaml", "--policy", "new.yaml", "step_fn")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[0].startswith("0.5 after update → 0.25 after update (old.yaml:5 → new.yaml:5)  ")
+    # A plan in a file, and the step by another policy.
+    done = graphwd("diff", "--format", "json", "--policy", "new.yaml", "old.json", "step_fn")
+    assert (done.returncode, done.stderr) == (1, "")
+    value = json.loads(done.stdout)
+    assert (value["first"], value["second"], value["alike"]) == ("old.json", "step_fn", 1)
+    assert [(each["label"], each["differences"]["weight_decay"]) for each in value["changed"]] == [
+        ("layer/kernel", [0.5, 0.25])
+    ]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_difference_of_rewritten_models():
+    for name, rate in (("a", "0.5"), ("b", "0.25")):
+        Path("policy.yaml").write_text(POLICY.replace("0.5", rate))
+        assert graphwd("rewrite", "--policy", "policy.yaml", "--output", name, "step_fn").returncode == 0
+    done = graphwd("diff", "a", "b")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "0.5, after the update → 0.25, after the update" in done.stdout
+    assert graphwd("diff", "a", "a").returncode == 0
+    mixed = graphwd("diff", "a", "step_fn")
+    assert (mixed.returncode, mixed.stdout) == (1, "")
+    assert mixed.stderr == "graphwd: a has been rewritten by graphwd, and step_fn is a plan; compare two of one kind\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "diff compares two: name A and B"),
+        (["a", "b", "c"], 2, "diff compares two: name A and B"),
+        (["step_fn"], 2, "step_fn is to be compared with what?"),
+        (["old.json"], 2, "old.json is to be compared with what?"),
+        (["--policy", "policy.yaml", "old.json", "new.json"], 2, "neither A nor B is a step"),
+        (["--policy", "policy.yaml", "--policy", "policy.yaml", "old.json", "x"], 2, "only one of A and B is a step"),
+        (["--format", "json", "--all", "old.json", "new.json"], 2, "--format json leaves nothing out; leave --all out"),
+        (["--policy", "nowhere.yaml", "a", "b"], 2, "nowhere.yaml: cannot be read"),
+        (["old.json", "new.json"], 1, "old.json: cannot be read: No such file"),
+        (["list.json", "list.json"], 1, "list.json: is no plan (TypeError: "),
+        (["cut.json", "cut.json"], 1, "cut.json: is no JSON (Expecting"),
+        (["deep.json", "deep.json"], 1, "deep.json: is no JSON (maximum recursion"),
+        (["binary.json", "binary.json"], 1, "binary.json: is no JSON ('utf-8' codec"),
+    ],
+)
+def test_what_cannot_be_compared(folder, capsys, arguments, status, message):
+    (folder / "list.json").write_text("[]")
+    (folder / "cut.json").write_text('{"version": ')
+    (folder / "deep.json").write_text("[" * 100_000)
+    (folder / "binary.json").write_bytes(b"\xff\xfe")
+    assert main(["diff", *arguments]) == status
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"graphwd: {message}")
+    assert printed.err.count("\n") == 1
 
 
 def broken(text: str) -> str:
@@ -296,6 +494,7 @@ def test_a_step_that_does_not_import(folder, source, message):
         (["plan", "--policy", "policy.yaml", "--format", "xml", "a"], "value should be one of <table|json|html>"),
         (["plan", "--policy", "policy.yaml", "--module", "a.py", "b.py:step"], "leave --module a.py out"),
         (["plan", "--policy", "policy.yaml", "step_fn.py:"], "write path/to/file.py:ATTR"),
+        (["plan", "--all", "--verbose", "--format", "json", "a"], "leaves nothing out; leave --all --verbose out"),
         (["help", "nothing"], "name one topic: "),
     ],
 )
@@ -312,6 +511,10 @@ def test_help_names_every_flag_and_command(capsys):
         assert f"graphwd {name}" in overview
         assert main([name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"usage: graphwd {name}")
+    main(["diff", "--help"])
+    told = capsys.readouterr().out
+    assert "  --format table|json\n      how to show the difference (default: table)\n" in told
+    assert "for A, the second for B\n" in told
     main(["rewrite", "--help"])
     assert {"--policy", "--output", "--module"} <= set(capsys.readouterr().out.split())
 
@@ -405,7 +608,33 @@ def test_without_tensorflow(folder, source, message):
     for arguments in ("plan step_fn", "rewrite step_fn", "verify --rewritten x step_fn"):
         done = shell(f"graphwd {arguments} --policy policy.yaml", PYTHONPATH=path)
         assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+    (folder / "formula.yaml").write_text("version: 1\nrules:\n  - {weight_decay: 0.1, formula: l1}\n")
+    for arguments in ("check formula.yaml", "plan --policy formula.yaml step_fn"):
+        done = shell(f"graphwd {arguments}", PYTHONPATH=path)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
     assert shell("graphwd help plan", PYTHONPATH=path).returncode == 0
+    assert shell("graphwd ", PYTHONPATH=path).stdout.startswith("graphwd gives a TensorFlow training step weight decay")
+
+
+def test_the_versions_are_told_at_once():
+    code = "import sys; from graphwd.cli.main import main; main(['--version']); print('tensorflow' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    own, tensorflow, imported = done.stdout.splitlines()
+    assert own.startswith("graphwd ")
+    assert tensorflow.split()[:2] == ["TensorFlow", tf.__version__]
+    assert imported == "False"
+
+
+def test_the_version_without_tensorflow_and_of_another_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "TensorFlow is not installed"
+    folder = tmp_path / "tf_nightly-2.20.0.dev1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: tf-nightly\nVersion: 2.20.0.dev1\n")
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "TensorFlow 2.20.0.dev1 (tf-nightly)"
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_two_networks_of_one_name(kind):
     labels = [variable["label"] for variable in plan.record()["variables"]]
     assert len(set(labels)) == 4
     assert len(set(names(step))) == 2
-    assert all(label in str(plan) for label in labels)
+    assert all(label in plan.to_text(all=True, width=1000) for label in labels)
     mine = [variable is each for variable in variables for each in twin.trainable_variables[:1]]
     for selectors in (
         {"variables": [twin.trainable_variables[0]]},

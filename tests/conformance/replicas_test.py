@@ -10,6 +10,7 @@ import tf_keras
 
 import graphwd
 from graphwd.errors import StepError
+from graphwd.steps.watch import measures
 from tests.helpers import steps
 from tests.helpers.devices import split_cpu
 from tests.helpers.lockstep import assert_bit_equal, assert_within_ulps
@@ -240,3 +241,15 @@ def test_rates_that_change(strategy, counted):
         for copy in w.values:
             np.testing.assert_allclose(copy, expected, rtol=1e-6)
     assert state.steps.numpy() == 6
+
+
+def test_what_decay_does_is_measured_of_each_weight_once(strategy):
+    model, step = make_step(strategy)
+    watched = graphwd.rewrite(step, POLICY, summaries=True)
+    watched(*steps.batches(1)[0])
+    measured = measures(watched)
+    kernels = {v.name.removesuffix(":0"): v.values[0].numpy() for v in model.trainable_variables if "kernel" in v.name}
+    assert measured.keys() == kernels.keys()
+    for name, kernel in kernels.items():
+        np.testing.assert_allclose(measured[name].weight_norm, np.linalg.norm(kernel), rtol=1e-6)
+        np.testing.assert_allclose(measured[name].decay_norm, np.linalg.norm(kernel) / 3, rtol=1e-6)
