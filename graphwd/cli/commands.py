@@ -174,7 +174,8 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
         plan = rewrite(target, policy, _output(values, output))
     record = plan.record(purposes=False)
     if value_of(values, "format") == "json":
-        record["written"] = {"source": text, "output": output, "decays": len(plan.injections)}
+        decays = sum(len(part.injections) for part in plan.parts or (plan,))
+        record["written"] = {"source": text, "output": output, "decays": decays}
         print(form.plan(plan, record))
     else:
         print(form.plan(plan, record))

@@ -102,6 +102,32 @@ def test_a_rewrite_tells_programs_what_it_wrote():
     assert again.stderr.startswith("graphwd: out: exists already")
 
 
+TWO_TRACES = """
+import tensorflow as tf
+
+kernel = tf.Variable([[1.0, 2.0]], name="layer/kernel")
+
+@tf.function
+def step(batch):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(batch @ kernel)
+    kernel.assign_sub(tape.gradient(loss, kernel))
+    return loss
+
+for rows in (1, 2):
+    step.get_concrete_function(tf.TensorSpec([rows, 1]))
+"""
+
+
+def test_the_decays_of_every_trace_are_counted(folder):
+    (folder / "two.py").write_text(TWO_TRACES)
+    (folder / "policy.yaml").write_text("version: 1\nweight_decay: 0.5\n")
+    done = graphwd("rewrite", "--policy", "policy.yaml", "--format", "json", "two.py:step")
+    told = json.loads(done.stdout)
+    assert told["steps"] == [{"variables": 1, "decayed": 1}] * 2
+    assert told["written"] == {"source": "two.py:step", "output": "step_decayed", "decays": 2}
+
+
 @pytest.mark.parametrize("text", ["step_fn", "step_fn.py:factory", "step_fn:trainer.step", "step_fn.py:step_fn"])
 def test_a_plan_as_json(folder, text):
     done = graphwd("plan", "--policy=policy.yaml", "--format", "json", text)
