@@ -33,12 +33,15 @@ VERSIONS = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
 PACKAGES = (
     "absl-py",
     "dm-sonnet",
+    "grandalf",
     "hypothesis",
+    "Jinja2",
     "keras-hub",
     "pytest",
     "PyYAML",
     "rich",
     "scikit-learn",
+    "selenium",
     "setuptools",
     "wrapt",
 )

@@ -17,7 +17,7 @@ from absl import flags
 
 from graphwd.cli.sources import Files, PythonSource, source_of
 from graphwd.errors import StepError, UsageError
-from graphwd.planning.render import FORMATS, Format, table_of
+from graphwd.planning.formats import FORMATS, Format, table_of
 from graphwd.planning.terminal import detail_of
 from graphwd.policy.rules import Policy, load_policy
 
@@ -176,9 +176,9 @@ def _rewrite(values: flags.FlagValues, positional: Sequence[str]) -> None:
     if value_of(values, "format") == "json":
         decays = sum(len(part.injections) for part in plan.parts or (plan,))
         record["written"] = {"source": text, "output": output, "decays": decays}
-        print(form.plan(record))
+        print(form.plan(plan, record))
     else:
-        print(form.plan(record))
+        print(form.plan(plan, record))
         print(f"wrote {output}")
 
 
@@ -225,7 +225,7 @@ def _plan(values: flags.FlagValues, positional: Sequence[str]) -> None:
         record["device"] = checked.record()
     if value_of(values, "format") == "table":
         record["problems"] = []  # they go to standard error, below
-    print(form.plan(record))
+    print(form.plan(decided, record))
     decided.check()
     if checked is not None:
         checked.check()
@@ -354,6 +354,7 @@ STEP_COMMANDS: Mapping[str, Command] = {
         "plan [--policy policy.yaml] [--format table|json|html] [--all] [--verbose] [--device GPU] STEP_FN",
         "Shows what rewrite would do, by rule: which variables it decays, and how. Variables whose names differ in\n"
         "numbers alone are folded into one line, as layer_{0…11}/kernel; --all lists each, --verbose its updates too.\n"
+        "As html it is a page, to be written to a file, with a drawing of each update before and after.\n"
         "Writes nothing. Exits with 1 where rewrite would refuse. Without a policy it shows the variables and what\n"
         "each is used for; of a SavedModel that graphwd has rewritten it says how.\n\n"
         f"{_STEP_FN}",

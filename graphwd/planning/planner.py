@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphwd.analysis.counters import Counter, find_counters
 from graphwd.analysis.flow import Flows
@@ -40,6 +40,9 @@ from graphwd.policy.roles import Role
 from graphwd.policy.rules import Policy, Rule, Sparse, Updates
 from graphwd.policy.selectors import Selectors, Subject
 from graphwd.policy.words import near
+
+if TYPE_CHECKING:
+    from graphwd.planning.update_graph import Trial
 
 
 class Outcome(Enum):
@@ -94,6 +97,8 @@ class Plan:
         graph: the step that it is for; None where it is for several.
         fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
         parts: where it is for several traces or graphs, the plan of each; else empty.
+        rules: the rules of the policy, in order.
+        trial: makes the bodies that a rewrite by the plan gives; None where no writer is known.
     """
 
     decisions: tuple[Decision, ...]
@@ -102,6 +107,8 @@ class Plan:
     graph: Graph | None = field(default=None, repr=False, compare=False)
     fuse: bool = False
     parts: tuple[Plan, ...] = field(default=(), repr=False, compare=False)
+    rules: tuple[Rule, ...] = field(default=(), repr=False, compare=False)
+    trial: Callable[[Plan], Trial] | None = field(default=None, repr=False, compare=False)
 
     @property
     def injections(self) -> tuple[Injection, ...]:
@@ -145,6 +152,23 @@ class Plan:
             "notes": list(self.notes),
             "rewritten": [],
         }
+
+    def to_html(self, record: Mapping[str, Any] | None = None) -> str:
+        """The plan as a page of its own, which loads nothing; it takes a trial rewrite, for what that injects.
+
+        Args:
+            record: what `record` returns, where something is added to it; None for that itself.
+        """
+        # Only those who ask for a page wait for the libraries that make it.
+        from graphwd.planning.page import plan_as_html
+
+        return plan_as_html(self, self.record() if record is None else record)
+
+    def _repr_html_(self) -> str:
+        """The page in a frame, as a notebook shows it."""
+        from graphwd.planning.page import framed
+
+        return framed(self.to_html())
 
     def __repr__(self) -> str:
         """In a few words; `str` is the whole."""
@@ -196,7 +220,7 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
         *(_policy_problems(decisions, subjects, policy) if decisions else ()),
     ]
     notes = [*policy.notes, *_notes(decisions, subjects, policy, flows), *_step_notes(analysis)]
-    return Plan(decisions, tuple(problems), tuple(notes), analysis.graph, policy.fuse)
+    return Plan(decisions, tuple(problems), tuple(notes), analysis.graph, policy.fuse, rules=policy.rules)
 
 
 def _step_notes(analysis: Analysis) -> Iterator[str]:

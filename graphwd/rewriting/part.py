@@ -14,6 +14,7 @@ from graphwd.graph.graph import Graph
 from graphwd.messages import listed
 from graphwd.planning.injections import OwnKind
 from graphwd.planning.planner import Decision, Plan, make_plan
+from graphwd.planning.update_graph import Trial
 from graphwd.policy.rules import Policy
 from graphwd.rewriting.inject import Rewritten, inject, refuse_rewritten
 
@@ -79,7 +80,15 @@ def plan_part(part: _Part, policy: Policy) -> Prepared[_Part]:
     """
     # Before the search, which would take graphwd's own decay for the step's.
     refuse_rewritten(part.graph)
-    return Prepared(part, part.limited(make_plan(part.find_updates(), policy)))
+    return Prepared(part, part.limited(replace(make_plan(part.find_updates(), policy), trial=_trial)))
+
+
+def _trial(plan: Plan) -> Trial:
+    """The bodies that a rewrite by a plan gives, but for what `fuse` outlines."""
+    assert plan.graph is not None
+    library = plan.graph.library
+    rewritten = inject(plan.graph, plan.injections, NewNames(library))
+    return Trial(rewritten.root, {**library, **{each.signature.name: each for each in rewritten.functions}})
 
 
 def without_own_variables(plan: Plan) -> Plan:
@@ -122,6 +131,8 @@ def merged(plans: Sequence[Plan], problems: Iterable[str] = ()) -> Plan:
         plans[0].graph if len(plans) == 1 else None,
         plans[0].fuse,
         tuple(plans) if len(plans) > 1 else plans[0].parts,
+        plans[0].rules,
+        plans[0].trial,
     )
 
 

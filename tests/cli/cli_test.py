@@ -140,6 +140,24 @@ def test_a_plan_as_json(folder, text):
     assert sorted(os.listdir(folder)) in (["policy.yaml", "step_fn.py"], ["__pycache__", "policy.yaml", "step_fn.py"])
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_plan_as_a_page():
+    done = graphwd("plan", "--policy=policy.yaml", "--format=html", "--device=GPU", "step_fn.py:step_fn")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("<!doctype html>")
+    assert done.stdout.endswith("</html>\n")
+    assert done.stdout.count("<template") == 1
+    assert "GPU: 4 nodes would be injected" in done.stdout
+
+
+def test_a_page_of_problems_goes_with_the_message_and_the_status(folder):
+    (folder / "policy.yaml").write_text("version: 1\nrules:\n  - name: head\n    weight_decay: 0.5\n")
+    done = graphwd("plan", "--policy=policy.yaml", "--format=html", "step_fn.py:step_fn")
+    assert done.returncode == 1
+    assert done.stderr.startswith("graphwd: policy.yaml: no rule matches ")
+    assert done.stdout.count('<li class="problem">') == 2
+
+
 def test_a_first_policy_works_at_once(folder):
     first = graphwd("init", "step_fn.py:step_fn")
     assert (first.returncode, first.stderr) == (0, "")

@@ -26,7 +26,6 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from graphwd.errors import GraphwdError
 from graphwd.models.saved_model import describe_saved_model, plan_saved_model, rewrite_saved_model, strip
-from graphwd.planning.render import as_html
 from graphwd.planning.terminal import as_table, decays_as_table
 from tests.helpers.lockstep import policy_for
 from tests.helpers.saved_models import (
@@ -116,7 +115,7 @@ class Scratch:
 
 def _shown(plan: Any) -> None:
     as_table(plan.record())
-    as_html(plan.record())
+    plan.to_html()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html.parser
 import json
 
 from graphwd.analysis.learning_rate import LearningRate
@@ -13,7 +12,7 @@ from graphwd.analysis.values import Value
 from graphwd.graph.graph import Callee, Variable
 from graphwd.planning.injections import Before, Rate
 from graphwd.planning.planner import Decision, Outcome, Plan
-from graphwd.planning.render import as_html, as_json
+from graphwd.planning.render import as_json
 from graphwd.policy.rules import PRESETS, Rule
 from graphwd.policy.selectors import Selectors
 
@@ -57,32 +56,6 @@ def record(*variables, problems=(), notes=(), fuse="none"):
     }
 
 
-class Cells(html.parser.HTMLParser):
-    def __init__(self, page):
-        super().__init__()
-        self.rows, self.messages, self.tags, self._into = [], [], [], None
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self._into = self.rows[-1]
-        if tag == "p":
-            self.messages.append("problem: " if ("class", "problem") in attrs else "")
-            self._into = self.messages
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th", "p"):
-            self._into = None
-
-    def handle_data(self, data):
-        if self._into is not None:
-            self._into[-1] += data
-
-
 FULL = record(
     variable(),
     variable("net/bias", shape=[], outcome="exempt", weight_decay=0.0, updates=[]),
@@ -103,32 +76,6 @@ FULL_ROWS = [
     ["net/bias", "scalar", "float32", "exempt", "policy.yaml:3", "-"],
     ["net/gamma", "?", "float32", "unmatched", "-", "-"],
 ]
-
-
-def test_page():
-    cells = Cells(as_html(FULL))
-    assert cells.rows == FULL_ROWS
-    assert cells.messages == [
-        "1 of 3 trainable variables decayed",
-        "problem: policy.yaml:4: <first>",
-        "problem: second",
-        "a & b",
-    ]
-
-
-def test_page_escapes_markup_and_loads_nothing():
-    evil = "<script>alert('{0}')</script>"
-    fields = {"dtype": evil, "rule": evil, "updates": [{"op": evil, "at": evil}]}
-    page = as_html(record(variable(evil, **fields), problems=[evil], notes=[evil]))
-    assert page.count("&lt;script&gt;alert(&#x27;{0}&#x27;)&lt;/script&gt;") == 7
-    assert not {"script", "link", "img", "iframe"} & set(Cells(page).tags)
-    assert Cells(page).rows[1] == [evil, "3×2", evil, "0.0005 after update", evil, f"{evil} at {evil}"]
-
-
-def test_a_page_of_a_fused_plan_says_so():
-    fused = ", their updates fused with the decay as far as XLA can (fuse: xla)"
-    assert fused not in as_html(record(variable("w")))
-    assert fused in as_html(record(variable("w"), fuse="xla"))
 
 
 def test_json():
