@@ -17,7 +17,8 @@ from graphwd.policy.yaml_source import read_yaml
 from tests.helpers.pages import policies_in
 
 SCHEMA = json.loads(written_schema())
-PAGES = sorted(page.name.removesuffix(".md") for page in (resources.files("graphwd") / "docs").iterdir())
+FILES = (resources.files("graphwd") / "docs").iterdir()
+PAGES = sorted(file.name.removesuffix(".md") for file in FILES if file.name.endswith(".md"))
 DOCUMENTED = [
     # A part of a policy is shown where the rest does not matter.
     text if text.startswith(("version:", "#")) else f"version: 1\n{text}"
