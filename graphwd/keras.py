@@ -173,21 +173,25 @@ class WeightDecay(keras.callbacks.Callback):
         attached.by_callback = True
         model.make_train_function()
         if self._log_dir is not None:
-            quiet = model.train_function
-            attached.watch(summaries=True)
-            model.make_train_function(force=True)
-            self._functions = quiet, model.train_function
             self._writer = tf.summary.create_file_writer(os.fspath(self._log_dir))
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Has the next batch, or execution of several, measure what decay does, if its turn has come."""
         model: Any = self.model
-        if self._writer is not None:
-            model.train_function = self._functions[self._is_due]
+        attached = _attachment(model)
+        if self._writer is None or attached is None or model.train_function is None:
+            return
+        if not any(model.train_function is one for one in self._functions):  # a new one, as after a recompile
+            quiet = model.train_function
+            attached.watch(summaries=True)
+            model.make_train_function(force=True)
+            attached.summaries = False
+            self._functions = quiet, model.train_function
+        model.train_function = self._functions[self._is_due]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Writes what was measured."""
-        if self._writer is not None and self._is_due:
+        if self._writer is not None and self._is_due and _attachment(self.model) is not None:
             with self._writer.as_default():
                 write_summaries(self.model, step=self._batches)
         self._batches += 1
@@ -296,12 +300,12 @@ class _Attachment:
         """Refuses a model that does not train by a TensorFlow graph."""
         _refuse_untraced(self._model)
 
-    def decaying(self) -> _DecayingModel:
+    def decaying(self, *, summaries: bool) -> _DecayingModel:
         """A view of the model that trains it with decay."""
-        return _DecayingModel(self._model, self)
+        return _DecayingModel(self._model, self, summaries=summaries)
 
-    def decayed(self, function: Callable[..., Any]) -> Any:
-        """Traces a function and calls it with decay."""
+    def decayed(self, function: Callable[..., Any], *, summaries: bool) -> Any:
+        """Traces a function and calls it with decay; with ``summaries`` it measures what decay does."""
         autograph = tf.__internal__.autograph.control_status_ctx()  # tf_keras has AutoGraph convert what a model calls
 
         @tf.function(autograph=False)
@@ -316,7 +320,7 @@ class _Attachment:
             return result
 
         setattr(train_step, ROOT, weakref.ref(self._model))
-        return decorator(self._policy, self.state, summaries=self.summaries)(train_step)
+        return decorator(self._policy, self.state, summaries=summaries)(train_step)
 
     def warn_of_saving(self) -> None:
         """Warns, once, that a loaded model has no decay."""
@@ -387,7 +391,8 @@ class _Weights:
     def _may(self, rule: Rule, variable: Variable) -> bool:
         """Whether a rule matches a variable, as far as is known without a training step."""
         unknown: dict[str, None] = {"used_by": None}
-        if self._purposes is None:
+        # What the forward pass does not use, the loss may.
+        if self._purposes is None or not self._purposes.get(variable.key or 0, Purpose()).seen:
             unknown |= {"role": None, "followed_by": None}
         return dataclasses.replace(rule.selectors, **unknown).match(self._subject(variable))
 
@@ -450,7 +455,7 @@ def _make_train_function(attached: _Attachment, force: bool = False) -> Any:
     """The replacement of ``model.make_train_function``."""
     attached.refuse_untraced()
     attached.tell()
-    model = attached.decaying()
+    model = attached.decaying(summaries=attached.summaries)
     return type(model.__wrapped__).make_train_function(model, force=force)
 
 
@@ -463,7 +468,7 @@ def _train_step(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
             "train_step is called eagerly, where there is no graph for the weight decay that is attached; call it in a "
             "tf.function, or detach the decay"
         )
-    return attached.decayed(attached.train_step)(args, kwargs)
+    return attached.decayed(attached.train_step, summaries=attached.summaries)(args, kwargs)
 
 
 def _fit(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
@@ -496,14 +501,16 @@ def _save(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:
 class _DecayingModel(wrapt.ObjectProxy):
     """A view of a model: its strategy adds decay, and only that strategy may run its ``train_step``."""
 
-    def __init__(self, model: Any, attached: _Attachment) -> None:
+    def __init__(self, model: Any, attached: _Attachment, *, summaries: bool) -> None:
         super().__init__(model)
         self._self_attached = attached
+        self._self_summaries = summaries  # which may be others when a function is traced that is made now
 
     @property
     def distribute_strategy(self) -> Any:
         """The strategy that runs ``train_step``."""
-        return _DecayingStrategy(self.__wrapped__.distribute_strategy, self._self_attached)
+        strategy = self.__wrapped__.distribute_strategy
+        return _DecayingStrategy(strategy, self._self_attached, summaries=self._self_summaries)
 
     @property
     def train_step(self) -> Any:
@@ -533,9 +540,10 @@ class _DecayingStrategy(wrapt.ObjectProxy):
     The decay is added around ``run``, not inside: inside, replicas that merge their gradients cannot be traced alone.
     """
 
-    def __init__(self, strategy: Any, attached: _Attachment) -> None:
+    def __init__(self, strategy: Any, attached: _Attachment, *, summaries: bool) -> None:
         super().__init__(strategy)
         self._self_attached = attached
+        self._self_summaries = summaries
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs a function in each replica, as ``tf.distribute.Strategy.run`` does, with decay."""
@@ -544,4 +552,4 @@ class _DecayingStrategy(wrapt.ObjectProxy):
         def run(*args: Any, **kwargs: Any) -> Any:
             return strategy.run(fn, args, kwargs, options)
 
-        return self._self_attached.decayed(run)(args, kwargs or {})
+        return self._self_attached.decayed(run, summaries=self._self_summaries)(args, kwargs or {})

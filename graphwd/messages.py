@@ -27,4 +27,5 @@ def failure(error: Exception, on: str = "") -> str:
     """
     if "Attempting to capture an EagerTensor" in str(error):
         return READS_OUTSIDE
-    return f"fails{on}: {type(error).__name__}: {error}"
+    advice = "; write it with functions of TensorFlow, such as tf.cast" if "SymbolicTensor" in str(error) else ""
+    return f"fails{on}: {type(error).__name__}: {error}{advice}"

@@ -804,6 +804,54 @@ def test_summaries_change_no_bit_of_a_fit(library, tmp_path):
     assert {step for _, step in scalars(tmp_path)} == set(range(0, 16, 2))
 
 
+def test_summaries_change_nothing_where_a_fit_is_recompiled(library, tmp_path):
+    class Unfreeze(library.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):  # noqa: ARG002
+            if epoch == 1:
+                self.model.layers[1].trainable = True
+                self.model.compile("sgd", "mse")
+                self.model.make_train_function()
+
+    trained = []
+    for options in ({}, {"log_dir": tmp_path, "every": 3}):
+        model = model_of(library, "sgd")
+        model.layers[1].trainable = False
+        model.compile("sgd", "mse")
+        start = kernels(model)
+        decay = graphwd.keras.WeightDecay(POLICY, **options)
+        model.fit(INPUTS, TARGETS, callbacks=[decay, Unfreeze()], **TRAINING)
+        assert not any(np.array_equal(*pair) for pair in zip(start, kernels(model), strict=True))
+        trained.append(b"".join(weight.tobytes() for weight in model.get_weights()))
+    assert trained[0] == trained[1]
+    steps = {
+        name: {step for each, step in scalars(tmp_path) if each.endswith(name)}
+        for name in ("hidden/kernel", "out/kernel")
+    }
+    assert steps == {"hidden/kernel": {6}, "out/kernel": {0, 3, 6}}
+
+
+def test_a_role_that_only_the_loss_shows():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(3)
+            self.centers = self.add_weight(shape=(4, 3), name="centers")
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    model = Model()
+    model(INPUTS)
+
+    def center_loss(labels, outputs):
+        return tf.reduce_sum(tf.square(outputs - tf.gather(model.centers, tf.cast(labels[:, 0], tf.int32))), -1)
+
+    model.compile("sgd", center_loss)
+    rules = [{"role": "embedding", "weight_decay": 0}, {"role": "kernel", "weight_decay": RATE}, {"weight_decay": 0}]
+    graphwd.keras.attach(model, {"version": 1, "rules": rules})
+    model.fit(INPUTS, np.zeros((28, 1)), verbose=0)
+
+
 def test_summaries_of_an_attached_model(library, tmp_path):
     model = model_of(library, still(library))
     graphwd.keras.attach(model, POLICY, summaries=True)

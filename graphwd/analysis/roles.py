@@ -416,7 +416,7 @@ class _Roles(Walk[Known]):
 
     def _scale(self, target: Known, weight: Known, place: _Place) -> Known:
         """Votes for what a weight is that a tensor is multiplied by; returns the product."""
-        if target.nature in _NORMAL and self._sizes(weight) != ():
+        if target.nature in _NORMAL and target.scale == NO_VARIABLE and self._sizes(weight) != ():
             self._vote([weight], Role.NORM, f"{place.node.op} with what is normalized", place)
             return target._replace(scale=min(weight.of))
         self._vote([weight], Role.OTHER, f"{place.node.op} with an activation", place)

@@ -19,6 +19,7 @@ from graphwd.cli.completion import completion_command
 from graphwd.cli.diff import DIFF
 from graphwd.errors import GraphwdError, UsageError
 from graphwd.planning.terminal import terminal_width
+from graphwd.policy.words import did_you_mean
 
 _PAGE_WIDTH = 100
 """Columns that a page of the documentation has at most in a terminal."""
@@ -121,7 +122,8 @@ def _run(argv: list[str]) -> int:
         return 0
     name, *rest = argv
     if name not in COMMANDS:
-        raise UsageError(f"unknown command '{name}'; the commands are {', '.join(COMMANDS)} (see graphwd --help)")
+        hint = did_you_mean(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)} (see graphwd --help)"
+        raise UsageError(f"unknown command '{name}'{hint}")
     command = COMMANDS[name]
     if any(argument in ("-h", "--help", "-help") for argument in rest):
         print(_command_help(command))
@@ -176,7 +178,8 @@ def _flags_help(values: flags.FlagValues) -> str:
 def _help(values: flags.FlagValues, positional: Sequence[str]) -> None:
     del values
     if len(positional) != 1 or positional[0] not in _topics():
-        raise UsageError(f"name one topic: {', '.join(_topics())}")
+        hint = did_you_mean(positional[0], _topics()) if len(positional) == 1 else ""
+        raise UsageError(f"name one topic: {', '.join(_topics())}{hint}")
     text = (_docs() / f"{positional[0]}.md").read_text(encoding="utf-8")
     terminal = sys.__stdout__  # sys.stdout is held back until the command is done
     print(_rendered(text) if terminal is not None and terminal.isatty() else text)

@@ -182,8 +182,9 @@ def _check_supported(rule: Rule, writes: VariableWrites, updates: Sequence[Updat
     if native and not rule.allow_double_decay:
         places = ", ".join(f"{write.site} ({write.site.op})" for write in native)
         raise RefusedError(
-            f"the step already decays it, at {places}; switch that off, write 'weight_decay: 0' for it, or write "
-            "'double_decay: allow' to decay it twice, or where that is no decay but a mask, as in pruning"
+            f"the step already decays it, at {places}; switch that off (weight_decay=None of a Keras optimizer), write "
+            "'weight_decay: 0' for it, or write 'double_decay: allow' to decay it twice, or where that is no decay "
+            "but a mask, as in pruning"
         )
 
 

@@ -124,11 +124,20 @@ def _flag(key: str, item: Located) -> bool:
 def _rate(key: str, item: Located) -> float:
     value = item.value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise item.error(f"{key} must be a number, got {describe(value)}; write 5e-4 without quotes")
+        raise item.error(f"{key} must be a number, got {describe(value)}; write {_as_number(value)}")
     rate = as_float(value)
     if not math.isfinite(rate) or rate < 0:
         raise item.error(f"{key} must be a finite number >= 0, got {rate}; write 0 for no decay")
     return rate
+
+
+def _as_number(value: object) -> str:
+    """What to write in the place of a value that is no number."""
+    try:
+        number = float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        number = math.nan
+    return f"{value} without quotes" if math.isfinite(number) else "a number, such as 5e-4"
 
 
 def as_float(number: float) -> float:

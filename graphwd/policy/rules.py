@@ -301,7 +301,8 @@ def as_policy(policy: PolicyLike) -> Policy:
         return Policy.from_dict(policy)
     if isinstance(policy, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may not check
         return load_policy(policy)
-    raise PolicyError(f"a policy must be a Policy, a path or a mapping, got a {type(policy).__name__}")
+    first = "; a decorator takes the policy first: @with_weight_decay('policy.yaml')" if callable(policy) else ""
+    raise PolicyError(f"a policy must be a Policy, a path or a mapping, got a {type(policy).__name__}{first}")
 
 
 def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Policy:

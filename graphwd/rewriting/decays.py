@@ -119,7 +119,7 @@ class DecayWriter:
         options: dict[str, Any] = {}
         if isinstance(injection, InGradient) and injection.entry.indices is None:
             edges["gradient"] = injection.entry.tensor
-        elif not self._served and (indices := self._rows()):
+        elif not isinstance(injection, InGradient) and not self._served and (indices := self._rows()):
             edges |= indices
             options["rows"] = (injection.variable.shape or (None,))[0]
         kinds |= {name: self._kind(name) for name in edges.keys() - kinds.keys()}

@@ -39,7 +39,7 @@ def find_step(text: str, module: str | None = None) -> NamedStep:
     Args:
         text: ``package.module:attr``, ``path/to/file.py:attr``, or the name of an attribute of ``module``. The
             attribute may be dotted. It is a ``tf.function``, a ``ConcreteFunction``, a Keras model, or a function
-            without parameters that returns one of the first two.
+            without parameters that returns one of these.
         module: a module or ``.py`` file for a plain name; None for ``./step_fn.py``.
 
     Returns:
@@ -117,12 +117,12 @@ def _attribute(module: ModuleType, container: str, attribute: str) -> Any:
 
 def _as_step(target: Any, where: str) -> NamedStep:
     name = where.rpartition(":")[2].rpartition(".")[2]
-    if _is_step(target):
-        return NamedStep(name, target)
-    if is_keras_model(target) and not isinstance(target, type):
+    if _is_step(target) or _is_model(target):
         return NamedStep(name, target)
     if not callable(target):
-        raise StepError(f"{where} is a {type(target).__name__}; name a tf.function, or a function that returns one")
+        raise StepError(
+            f"{where} is a {type(target).__name__}; name a tf.function, a Keras model, or a function that returns one"
+        )
     try:
         step = target()
     except (Exception, SystemExit) as error:
@@ -130,8 +130,10 @@ def _as_step(target: Any, where: str) -> NamedStep:
             f"{where} is not a tf.function, and calling it without arguments to get one failed: {_told(error)}; "
             "decorate a step with tf.function(input_signature=...)"
         ) from None
-    if not _is_step(step):
-        raise StepError(f"{where} returned a {type(step).__name__}; return a tf.function or a ConcreteFunction")
+    if not _is_step(step) and not _is_model(step):
+        raise StepError(
+            f"{where} returned a {type(step).__name__}; return a tf.function, a ConcreteFunction or a Keras model"
+        )
     return NamedStep(name, step)
 
 
@@ -143,6 +145,10 @@ def _told(error: BaseException) -> str:
     if isinstance(error, SyntaxError) or not frames:
         return text
     return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})"
+
+
+def _is_model(value: object) -> bool:
+    return is_keras_model(value) and not isinstance(value, type)
 
 
 def _is_step(value: object) -> bool:

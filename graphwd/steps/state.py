@@ -36,7 +36,7 @@ class Seen:
         coupled: whether the decay is in the gradient.
         taken: the sums over the decays of the run: 1, the rate, the norm of what decay takes, and, where it is coupled,
             the norm of the gradient with decay.
-        moved: the norm of the weight after the run, and that of its change.
+        moved: the norm of the weight after the run, the norm of its change, and the number of the run.
     """
 
     name: str
@@ -69,7 +69,7 @@ class State(tf.Module):
         self.initial: dict[str, tf.Variable] = {}
         # Not a dict of its own: TensorFlow would track it, and save no dict whose keys are numbers.
         given = {rule.schedule.identity: rule.schedule.variable for rule in policy.rules if rule.schedule is not None}
-        self._kept = types.SimpleNamespace(names={}, given=given, counted={}, seen={})
+        self._kept = types.SimpleNamespace(names={}, given=given, counted={}, seen={}, runs=None)
         self.watched = False
         for rule in policy.rules:
             if rule.tunable is not None and rule.tunable not in self.rates:
@@ -105,6 +105,14 @@ class State(tf.Module):
                     raise AssertionError(f"{other} is no kind of variable")
 
     @property
+    def watched_runs(self) -> tf.Variable:
+        """Counts the runs in which anything is measured; a scalar of float64."""
+        with _GUARD, tf.init_scope():
+            if self._kept.runs is None:
+                self._kept.runs = _apart(lambda: _variable(0.0, tf.float64, "runs"))
+        return self._kept.runs
+
+    @property
     def seen(self) -> Iterable[Seen]:
         """What is measured of the weights, where the step is watched."""
         return tuple(self._kept.seen.values())
@@ -125,7 +133,7 @@ class State(tf.Module):
                     with tf.device(source.device):
                         return _variable(tf.zeros(size, tf.float64), tf.float64, "seen")
 
-                made = [_apart(functools.partial(zeros, size)) for size in (4, 2)]
+                made = [_apart(functools.partial(zeros, size)) for size in (4, 3)]
                 seen[weight.key] = Seen(weight.shown, isinstance(injection, InGradient), *made)
         return seen[weight.key]
 

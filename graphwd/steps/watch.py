@@ -25,9 +25,9 @@ class Measures:
         rate: what the formula was multiplied by, the mean where the run has several updates.
         weight_norm: the Euclidean norm of the weight after the run, in the unit of the weight.
         decay_norm: the norm of what decay took from the weight, in its unit; where it is coupled, of what it added to
-            the gradient, in the unit of that. The sum over the updates of the run.
+            the gradient, in the unit of that. The sum over the updates of the run; of half precision ahead of rounding.
         share: where it is decoupled, ``decay_norm`` over the norm of the whole change of the weight; where it is
-            coupled, over that of the gradient with decay. None where it cannot be said.
+            coupled, over that of the gradient with decay. None where that is 0, and for a coupled decay of rows.
     """
 
     rate: float
@@ -89,8 +89,13 @@ def measures(step_or_model: Any) -> Mapping[str, Measures]:
     """
     held = state(step_or_model)
     if not held.watched:
-        raise StepError("its decay is not watched: give 'summaries=True' to what rewrote the step")
-    measured = {seen.name: _measures(seen) for seen in held.seen}  # of replicas, which are alike, the last counts
+        raise StepError(
+            "its decay is not watched: give 'summaries=True' to graphwd.rewrite, with_weight_decay or "
+            "graphwd.keras.attach"
+        )
+    last = float(held.watched_runs.numpy())
+    # Of replicas, which are alike, the last counts.
+    measured = {seen.name: _measures(seen) for seen in held.seen if float(seen.moved.numpy()[2]) == last}
     return {name: measure for name, measure in measured.items() if measure is not None}
 
 
@@ -109,6 +114,7 @@ class Watch:
         Args:
             step: the trace.
         """
+        run = self._state.watched_runs.assign_add(1.0)
         sources = variables_of(step)
         weights: dict[int | None, tf.Variable] = {id(variable.handle): variable for variable in sources}
         watched: list[tuple[Seen, tf.Variable, tf.Tensor]] = []
@@ -121,7 +127,8 @@ class Watch:
         for seen, weight, before in watched:
             with tf.device(weight.device):
                 after = _content(weight)
-                seen.moved.assign(tf.cast(tf.stack([tf.norm(after), tf.norm(after - before)]), tf.float64))
+                norms = tf.cast(tf.stack([tf.norm(after), tf.norm(after - before)]), tf.float64)
+                seen.moved.assign(tf.concat([norms, [run]], 0))
 
 
 def _content(weight: tf.Variable) -> tf.Tensor:
@@ -143,6 +150,6 @@ def _measures(seen: Seen) -> Measures | None:
     updates, rates, decay_norm, gradient_norm = map(float, seen.taken.numpy())
     if not updates:
         return None
-    weight_norm, change = map(float, seen.moved.numpy())
+    weight_norm, change, _ = map(float, seen.moved.numpy())
     whole = gradient_norm if seen.coupled else change
     return Measures(rates / updates, weight_norm, decay_norm, decay_norm / whole if whole else None)

@@ -293,6 +293,17 @@ def test_what_is_none_of_these():
     assert roles(lambda x: tf.reduce_sum(x) * tf.reduce_sum(scale**2), scale) == [OTHER]
 
 
+def test_what_meets_a_normalization_after_its_scale():
+    gamma, scale, kernel = weight(6), weight(6), weight(6, 3)
+
+    def scaled(x):
+        return normalized(x) * gamma
+
+    assert roles(lambda x: x + scale * scaled(x), gamma, scale) == [NORM, OTHER]
+    written_out = roles(lambda x: tf.reduce_sum(scaled(x)[:, :, tf.newaxis] * kernel, 1), gamma, kernel)
+    assert written_out == [NORM, OTHER]
+
+
 def test_slopes_before_a_normalization_that_is_written_out():
     """On the way back the gradient is normalized, too, and the slope multiplies it."""
     alpha, w, gamma = weight(6), weight(6, 6), weight(6)

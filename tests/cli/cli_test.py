@@ -341,7 +341,7 @@ def test_check(folder, capsys):
     assert printed.out == "short.yml: ok, 1 rule\n"
     assert printed.err.splitlines() == [
         "graphwd: bad.yaml:3: unknown key 'nmae' in a rule; did you mean 'name'?",
-        "bad.yaml:4: weight_decay must be a number, got 'much'; write 5e-4 without quotes",
+        "bad.yaml:4: weight_decay must be a number, got 'much'; write a number, such as 5e-4",
         "bad.yaml:5: fuse must be one of none, xla; got 'yes please'",
         "missing.yaml: cannot be read: No such file or directory",
     ]
@@ -602,7 +602,7 @@ CLOSED = "graphwd: standard output is closed, so there is nobody to tell the res
         ("graphwd help policy >/dev/full", 1, FULL),
         ("graphwd help policy >&-", 1, CLOSED),
         ("graphwd help policy | true", 0, ""),
-        ("graphwd rewrit >/dev/full", 2, "graphwd: unknown command 'rewrit'; the commands are "),
+        ("graphwd rewrit >/dev/full", 2, "graphwd: unknown command 'rewrit'; did you mean 'rewrite'?"),
         ("graphwd rewrit 2>/dev/full", 2, ""),
         ("graphwd rewrit 2>&-", 2, ""),
         ("graphwd help policy >/dev/full 2>&1", 1, ""),

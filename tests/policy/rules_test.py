@@ -436,7 +436,7 @@ rules:
 def test_what_wrong_defaults_would_say_is_not_guessed():
     text = "version: 1\ndefaults: {weight_decay: x}\nrules:\n  - name: a\n  - {name: b, optional: 1}\n"
     assert error_of(load, text).splitlines() == [
-        "policy.yaml:2: weight_decay must be a number, got 'x'; write 5e-4 without quotes",
+        "policy.yaml:2: weight_decay must be a number, got 'x'; write a number, such as 5e-4",
         "policy.yaml:5: optional must be true or false, got 1",
     ]
 
@@ -511,7 +511,7 @@ def test_a_path_that_no_file_can_have():
     [
         (
             {"version": 1, "rules": [{"weight_decay": 0}, {"weight_decay": "0"}]},
-            "policy: rules[1].weight_decay: weight_decay must be a number, got '0'; write 5e-4 without quotes",
+            "policy: rules[1].weight_decay: weight_decay must be a number, got '0'; write 0 without quotes",
         ),
         (
             {"version": 1, "rules": [{"used_by": ["MatMul", 1], "weight_decay": 0}]},

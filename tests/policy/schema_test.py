@@ -17,7 +17,7 @@ ROLES = "role must be one of kernel, depthwise, embedding, bias, norm, other"
 DTYPE_HINT = (
     "dtype must be one of bfloat16, complex128, complex64, float16, float32, float64, float8_e4m3fn, float8_e5m2"
 )
-NUMBER_HINT = "weight_decay must be a number, got {}; write 5e-4 without quotes"
+NUMBER_HINT = "weight_decay must be a number, got {}; write a number, such as 5e-4"
 
 
 def read(text, schema=RULE_FIELDS):
@@ -141,7 +141,7 @@ def test_value(text, value):
         (f"weight_decay: {'9' * 400}", RATE_HINT.format("inf")),
         ("weight_decay: -1", RATE_HINT.format("-1.0")),
         ("weight_decay: -5e-4", RATE_HINT.format("-0.0005")),
-        ("weight_decay: '5e-4'", NUMBER_HINT.format("'5e-4'")),
+        ("weight_decay: '5e-4'", "weight_decay must be a number, got '5e-4'; write 5e-4 without quotes"),
         ("weight_decay: nan", NUMBER_HINT.format("'nan'")),
         ("weight_decay: true", NUMBER_HINT.format("True")),
         ("weight_decay:", NUMBER_HINT.format("nothing")),

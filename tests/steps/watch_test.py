@@ -167,6 +167,44 @@ def test_a_method_of_two_instances():
         )
 
 
+def test_what_another_trace_has_decayed_is_not_told():
+    weights = {True: tf.Variable(W0, name="x"), False: tf.Variable(2 * W0, name="x")}
+
+    @tf.function
+    def step(first):
+        w = weights[first]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(w * X)
+        w.assign_sub(LEARNING_RATE * tf.convert_to_tensor(tape.gradient(loss, w)))
+
+    watched = graphwd.rewrite(step, policy(), summaries=True)
+    for first in (True, False, True):
+        watched(first)
+        (measured,) = measures(watched).values()
+        np.testing.assert_allclose(measured.weight_norm, np.linalg.norm(weights[first].numpy()), rtol=1e-12)
+
+
+@pytest.mark.parametrize("width", [3, 4])
+@pytest.mark.parametrize("make_optimizer", [keras.optimizers.SGD, keras.optimizers.Adagrad])
+def test_a_coupled_decay_of_rows(width, make_optimizer):
+    start = np.random.default_rng(0).normal(size=(5, width)).astype(np.float32)
+    table = keras.Variable(start, name="table")
+    optimizer = make_optimizer(LEARNING_RATE)
+    optimizer.build([table])
+
+    @tf.function
+    def step(rows):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.gather(table.value, rows))
+        optimizer.apply_gradients([(tape.gradient(loss, table.value), table)])
+
+    watched = graphwd.rewrite(step, policy("l2"), summaries=True)
+    watched(tf.constant([1, 3, 1, 1]))
+    (measured,) = measures(watched).values()
+    np.testing.assert_allclose(measured.decay_norm, 0.25 * np.linalg.norm(start[[1, 3]]), rtol=1e-6)
+    assert measured.share is None
+
+
 def test_it_is_refused_where_nothing_is_watched():
     w = tf.Variable(W0, name="w")
     step = make(w, assign_sub)
