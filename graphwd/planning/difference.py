@@ -13,6 +13,7 @@ from graphwd.planning.texts import (
     decay_text,
     elements,
     parameters_text,
+    rewritten_label,
     rewritten_texts,
     role_text,
     shape_text,
@@ -123,7 +124,7 @@ def rewritten_account(name: str, decays: Iterable[Mapping[str, Any]]) -> Account
     """
     ways: dict[str, list[Mapping[str, Any]]] = {}
     for decay in decays:
-        ways.setdefault(decay["variable"], []).append(decay)
+        ways.setdefault(rewritten_label(decay), []).append(decay)
     keys = ("rate", "learning_rate", "power", "formula", "where", "rows")
     entries: list[Entry] = []
     for label, each in ways.items():
