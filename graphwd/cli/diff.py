@@ -24,6 +24,7 @@ from graphwd.planning.difference import (
     difference_as_table,
     rewritten_account,
 )
+from graphwd.planning.render import without_policy
 from graphwd.planning.terminal import detail_of
 from graphwd.policy.rules import Policy
 
@@ -144,7 +145,8 @@ def _account_of_step(side: _Side, source: Files | PythonSource, target: Target) 
     with only_the_answer():
         if side.policy is None and isinstance(source, Files) and (decays := describe(source.open())):
             return rewritten_account(side.name, decays)
-        return account_of(side.name, plan(target, side.policy or OVERVIEW).record())
+        record = plan(target, side.policy or OVERVIEW).record()
+        return account_of(side.name, without_policy(record) if side.policy is None else record)
 
 
 def _read(path: str) -> object:

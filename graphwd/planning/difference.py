@@ -21,7 +21,7 @@ from graphwd.planning.texts import (
 )
 
 _ALWAYS = ("shape", "dtype", "role", "followed_by", "outcome")
-_OUTCOMES = frozenset({"decay", "exempt", "no update", "unmatched", "refused"})
+_OUTCOMES = frozenset({"decay", "exempt", "no update", "unmatched", "refused", None})
 _OF_A_DECAY = (
     *("weight_decay", "formula", "mode", "order", "scale", "rows", "tunable", "peak_learning_rate", "schedule"),
     *("place", "rate", "learning_rate"),

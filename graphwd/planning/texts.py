@@ -57,9 +57,9 @@ def role_text(variable: Mapping[str, Any]) -> str:
 
 
 def decay_text(variable: Mapping[str, Any]) -> str:
-    """The rate of a variable, where it is decayed, and by which formula; else its outcome."""
+    """The rate of a variable, where it is decayed, and by which formula; else its outcome, where there is a policy."""
     if variable["outcome"] != "decay":
-        return str(variable["outcome"])
+        return str(variable["outcome"] or "no policy")
     schedule = variable["schedule"]
     tunable = f" ({variable['tunable']})" if variable["tunable"] else ""
     number = f"{variable['weight_decay']:g}{tunable}" if tunable or not schedule else ""

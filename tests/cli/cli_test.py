@@ -183,6 +183,22 @@ def test_a_plan_without_a_policy_shows_what_variables_are_used_for():
     verbose = graphwd("plan", "--verbose", "step_fn.py:step_fn").stdout
     assert "      kernel: MatMul, matmul" in verbose
     assert "      AssignSubVariableOp at AssignSubVariableOp: " in verbose
+    told = graphwd("plan", "--format", "json", "step_fn.py:step_fn").stdout
+    Path("step.json").write_text(told)
+    kernel = json.loads(told)["variables"][0]
+    assert (kernel["name"], kernel["role"], kernel["updates"][0]["op"]) == (
+        "layer/kernel",
+        "kernel",
+        "AssignSubVariableOp",
+    )
+    # There is no rule, so nothing is said of one.
+    assert {key for key, value in kernel.items() if value is None} >= {"outcome", "rule", "weight_decay", "formula"}
+    # The step itself is the same, and one with a policy is not.
+    done = graphwd("diff", "step.json", "step_fn.py:step_fn")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no difference: 2 variables alike\n", "")
+    done = graphwd("diff", "--policy", "policy.yaml", "step.json", "step_fn.py:step_fn")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("no policy → 0.5 after update ")
 
 
 BLOCKS = """
