@@ -15,8 +15,9 @@ from absl import flags
 
 from graphwd.cli.commands import Command, import_tensorflow, only_the_answer, read_policy, value_of
 from graphwd.cli.sources import Files, PythonSource, source_of
-from graphwd.errors import StepError, UsageError
+from graphwd.errors import RewriteError, StepError, UsageError
 from graphwd.planning.difference import (
+    VERIFY,
     Account,
     account_of,
     compare,
@@ -145,7 +146,15 @@ def _account_of_step(side: _Side, source: Files | PythonSource, target: Target) 
     with only_the_answer():
         if side.policy is None and isinstance(source, Files) and (decays := describe(source.open())):
             return rewritten_account(side.name, decays)
-        record = plan(target, side.policy or OVERVIEW).record()
+        try:
+            record = plan(target, side.policy or OVERVIEW).record()
+        except RewriteError:
+            if isinstance(source, Files) and describe(source.open()):
+                raise StepError(
+                    f"{side.text} has been rewritten by graphwd, so no policy can be planned for it; without --policy "
+                    f"it is compared with another such model, and {VERIFY}"
+                ) from None
+            raise
         return account_of(side.name, without_policy(record) if side.policy is None else record)
 
 

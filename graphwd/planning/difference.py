@@ -20,6 +20,9 @@ from graphwd.planning.texts import (
     variables_text,
 )
 
+VERIFY = "'graphwd verify' compares a rewritten model with a policy"
+"""What is said to those who would compare a rewritten model with what it was to become."""
+
 _ALWAYS = ("shape", "dtype", "role", "followed_by", "outcome")
 _OUTCOMES = frozenset({"decay", "exempt", "no update", "unmatched", "refused", None})
 _OF_A_DECAY = (
@@ -181,7 +184,8 @@ def compare(first: Account, second: Account) -> Difference:
     if first.entries and second.entries and first.rewritten != second.rewritten:
         done, planned = (first, second) if first.rewritten else (second, first)
         raise StepError(
-            f"{done.name} has been rewritten by graphwd, and {planned.name} is a plan; compare two of one kind"
+            f"{done.name} has been rewritten by graphwd, and {planned.name} is a plan; compare two of one kind; "
+            f"{VERIFY}"
         )
     one, other = (_by_label(account.entries) for account in (first, second))
     both = [(one[key], other[key]) for key in one if key in other]

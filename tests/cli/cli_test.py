@@ -476,7 +476,16 @@ def test_a_difference_of_rewritten_models():
     assert graphwd("diff", "a", "a").returncode == 0
     mixed = graphwd("diff", "a", "step_fn")
     assert (mixed.returncode, mixed.stdout) == (1, "")
-    assert mixed.stderr == "graphwd: a has been rewritten by graphwd, and step_fn is a plan; compare two of one kind\n"
+    verify = "'graphwd verify' compares a rewritten model with a policy"
+    assert mixed.stderr == (
+        f"graphwd: a has been rewritten by graphwd, and step_fn is a plan; compare two of one kind; {verify}\n"
+    )
+    planned = graphwd("diff", "--policy", "policy.yaml", "a", "step_fn")
+    assert (planned.returncode, planned.stdout) == (1, "")
+    assert planned.stderr == (
+        "graphwd: a has been rewritten by graphwd, so no policy can be planned for it; without --policy it is compared "
+        f"with another such model, and {verify}\n"
+    )
 
 
 @pytest.mark.parametrize(
