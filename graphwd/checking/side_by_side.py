@@ -27,7 +27,7 @@ from graphwd.checking.rate_probe import Rates
 from graphwd.checking.reference import Reference, values_of
 from graphwd.checking.verification import Checked, Kind, RateCheck, Verdict, Verification
 from graphwd.errors import VerifyError
-from graphwd.graph.graph import Variable
+from graphwd.graph.graph import Variable, all_shown
 from graphwd.planning.injections import Own, OwnKind, Scheduled
 from graphwd.planning.planner import Outcome, subject
 from graphwd.policy.rules import Mode, Order, Policy, Rule, Sparse
@@ -75,6 +75,7 @@ class _Account:
 
     Attributes:
         name: its name.
+        label: what tells it from the others of its name; empty for an output, and for what the graph does not show.
         variable: the variable of the step; None for an output.
         rule: the rule that decays it; None where none does.
         certain: whether the run of the whole step tells its value.
@@ -83,6 +84,7 @@ class _Account:
     """
 
     name: str
+    label: str = ""
     variable: Variable | None = None
     rule: Rule | None = None
     certain: bool = False
@@ -100,6 +102,11 @@ class _Account:
         """Whether its decay is multiplied by the learning rate."""
         return self.rule is not None and is_decoupled(self.rule) and self.rule.semantics.scale.power > 0
 
+    @property
+    def shown(self) -> str:
+        """What it is called in messages."""
+        return self.label or self.name
+
     def checked(self, tolerance: float, function: str) -> Checked:
         """The findings, for the report."""
         if self.error > tolerance or self.reason:
@@ -112,7 +119,16 @@ class _Account:
         kind = Kind.WHOLE if whole else Kind.PLAN
         decayed = self.rule is not None
         return Checked(
-            self.name, decayed, self.error, self.decay, verdict, kind, self.learning_rate, self.reason, function
+            self.name,
+            decayed,
+            self.error,
+            self.decay,
+            verdict,
+            kind,
+            self.learning_rate,
+            self.reason,
+            function,
+            self.label,
         )
 
 
@@ -220,11 +236,13 @@ class SideBySide:
         # A decay before the update, in the gradient or in the weight, is seen by the arithmetic of the update.
         self._early = any(_is_early(rules[variable.id], notice.writing(variable)) for variable in decayed)
         accounts = [_Account(variable.name.removesuffix(":0")) for variable in self._mine]
+        texts = all_shown(self._graph.variables)
         for variable in self._graph.variables:
             if variable.id not in self._places:
                 continue
             account = accounts[self._places[variable.id]]
             account.variable, account.left = variable, variable.id in skipped
+            account.name, account.label = variable.name, texts[variable.id]
             writing = notice.writing(variable)
             reached = self._early or notice.affects(variable)
             if variable in decayed and writing is not None:
@@ -369,7 +387,7 @@ class SideBySide:
             kept = f"{average.keeps:.4g} of itself and the rest of" if average.keeps >= _NOTHING else "a copy of"
             self._accounts[
                 place
-            ].reason = f"it is decayed, but what the step makes of it is {kept} '{self._accounts[average.of].name}'"
+            ].reason = f"it is decayed, but what the step makes of it is {kept} '{self._accounts[average.of].shown}'"
 
     def _is_copy(
         self, place: int, of: int, runs: Sequence[tuple[Sequence[Array], Sequence[Array]]], call: Call
@@ -445,7 +463,7 @@ class SideBySide:
             name, difference = "the counter of graphwd's own", counted
             if number >= 0:
                 counter = self._places[number]
-                name = f"'{self._accounts[counter].name}'"
+                name = f"'{self._accounts[counter].shown}'"
                 difference = int(run.plain[counter]) - int(run.state[counter])
             if account.certain and run.state[place].tobytes() != run.plain[place].tobytes() and difference != 1:
                 account.reason = f"its schedule goes by {name}, which its update does not count up by one"

@@ -51,6 +51,7 @@ class Checked:
         learning_rate: what is known of the learning rate that scales the decay; None where none does.
         reason: what else is wrong with it, for a message.
         function: the trace or the function that it belongs to, where several were verified.
+        label: what tells it from the others of its name; empty where the name does.
     """
 
     name: str
@@ -62,11 +63,18 @@ class Checked:
     learning_rate: RateCheck | None = None
     reason: str = ""
     function: str = ""
+    label: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What it is called in tables and messages, which no other variable of its function is."""
+        return self.label or self.name
 
     def record(self) -> dict[str, Any]:
         """The findings as plain values."""
         return {
             "name": self.name,
+            "label": self.shown,
             "function": self.function or None,
             "decayed": self.decayed,
             "error": _finite(self.error),
@@ -144,7 +152,7 @@ class Verification:
             table.add_column(column, overflow="fold")
         for checked in every:
             decay = f"{checked.decay:.4g}" if checked.decayed else "-"
-            row = [checked.name, decay, f"{checked.error:.4g}", checked.verdict.value, checked.kind.value]
+            row = [checked.shown, decay, f"{checked.error:.4g}", checked.verdict.value, checked.kind.value]
             rate = checked.learning_rate.value if checked.learning_rate else "-"
             table.add_row(*([checked.function] if named else []), *row, *([rate] if rates else []))
         console = Console(width=10_000, color_system=None, force_terminal=False)
@@ -162,11 +170,11 @@ class Verification:
 def _problem(checked: Checked) -> str:
     where = f" of {checked.function}" if checked.function else ""
     if checked.reason:
-        return f"'{checked.name}'{where}: {checked.reason}"
+        return f"'{checked.shown}'{where}: {checked.reason}"
     if not checked.decayed:
         what = "from what it must be; no rule decays it"
-        return f"'{checked.name}'{where} is {checked.error:.4g} units in the last place {what}"
+        return f"'{checked.shown}'{where} is {checked.error:.4g} units in the last place {what}"
     return (
-        f"'{checked.name}'{where} is {checked.error:.4g} units in the last place from what the policy says, "
+        f"'{checked.shown}'{where} is {checked.error:.4g} units in the last place from what the policy says, "
         f"where its decay is {checked.decay:.4g}"
     )

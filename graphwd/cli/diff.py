@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from graphwd.cli.commands import Command, import_tensorflow, only_the_answer, read_policy, value_of
-from graphwd.cli.sources import Files, source_of
-from graphwd.errors import StepError, UsageError
+from graphwd.cli.sources import Files, PythonSource, source_of
+from graphwd.errors import RewriteError, StepError, UsageError
 from graphwd.planning.difference import (
+    VERIFY,
     Account,
     account_of,
     compare,
@@ -19,8 +25,21 @@ from graphwd.planning.difference import (
     difference_as_table,
     rewritten_account,
 )
+from graphwd.planning.render import without_policy
 from graphwd.planning.terminal import detail_of
 from graphwd.policy.rules import Policy
+
+if TYPE_CHECKING:
+    from graphwd.models.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A or B: what it is called, what it is, and the policy that it is planned with."""
+
+    name: str
+    text: str
+    policy: Policy | None
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -42,11 +61,11 @@ def _run(values: flags.FlagValues, positional: Sequence[str]) -> int:
         raise UsageError("--format json leaves nothing out; leave --all out")
     read = {path: read_policy(path) for path in policies}
     module: str | None = value_of(values, "module")
-    accounts = [
-        _account(name, text, None if path is None else read[path], module)
+    named = [
+        _Side(name, text, None if path is None else read[path])
         for name, (text, path) in zip(_names(sides), sides, strict=True)
     ]
-    difference = compare(*accounts)
+    difference = compare(*_accounts(named, module))
     if value_of(values, "format") == "json":
         print(difference_as_json(difference))
     else:
@@ -75,25 +94,68 @@ def _is_plan(text: str) -> bool:
 
 
 def _names(sides: Sequence[tuple[str, str | None]]) -> list[str]:
-    """What the two are called: by their policies where they are the same step."""
-    if sides[0][0] != sides[1][0]:
-        return [text for text, _ in sides]
-    return [policy or text for text, policy in sides]
+    """What the two are called: by their policies where they are the same step, A and B where those are, too."""
+    (one, first), (other, second) = sides
+    if one != other:
+        return [one, other]
+    return ["A", "B"] if first is not None and first == second else [first or one, second or other]
 
 
-def _account(name: str, text: str, policy: Policy | None, module: str | None) -> Account:
-    if _is_plan(text):
-        return account_of(name, _read(text))
-    source = source_of(text, module)
+def _accounts(sides: Sequence[_Side], module: str | None) -> list[Account]:
+    """Both accounts, neither of which depends on what was loaded for the other.
+
+    Keras numbers the names of layers and optimizers through a process, and Python imports a module of one name once.
+    So a step that both sides share is loaded once, and of two different ones the first in a process of its own.
+    """
+    first, second = sides
+    sources = [None if _is_plan(side.text) else source_of(side.text, module) for side in sides]
+    if first.text == second.text and (source := sources[0]) is not None:
+        import_tensorflow()
+        with only_the_answer():
+            target = source.open()
+        return [_account_of_step(side, source, target) for side in sides]
+    if all(isinstance(source, PythonSource) for source in sources):
+        return [_in_new_process(first, module), _account(second, module)]
+    return [_account(side, module) for side in sides]
+
+
+def _in_new_process(side: _Side, module: str | None) -> Account:
+    context = multiprocessing.get_context("spawn")  # a fork would have all that this process has imported
+    # TensorFlow is imported first: a policy with a formula brings it along, and its start-up messages.
+    with ProcessPoolExecutor(1, context, initializer=import_tensorflow) as processes:
+        try:
+            return processes.submit(_account, side, module).result()
+        except BrokenProcessPool:
+            raise StepError(f"{side.text}: the process that loaded it has ended without a message of its own") from None
+
+
+def _account(side: _Side, module: str | None) -> Account:
+    if _is_plan(side.text):
+        return account_of(side.name, _read(side.text))
+    source = source_of(side.text, module)
     import_tensorflow()
+    with only_the_answer():
+        target = source.open()
+    return _account_of_step(side, source, target)
+
+
+def _account_of_step(side: _Side, source: Files | PythonSource, target: Target) -> Account:
     from graphwd.models.target import describe, plan
     from graphwd.planning.suggest import OVERVIEW
 
     with only_the_answer():
-        target = source.open()
-        if policy is None and isinstance(source, Files) and (decays := describe(source.open())):
-            return rewritten_account(name, decays)
-        return account_of(name, plan(target, policy or OVERVIEW).record())
+        if side.policy is None and isinstance(source, Files) and (decays := describe(source.open())):
+            return rewritten_account(side.name, decays)
+        try:
+            record = plan(target, side.policy or OVERVIEW).record()
+        except RewriteError:
+            if isinstance(source, Files) and describe(source.open()):
+                raise StepError(
+                    f"{side.text} has been rewritten by graphwd, so no policy can be planned for it; without --policy "
+                    f"it is compared with another such model, and {VERIFY}"
+                ) from None
+            raise
+        return account_of(side.name, without_policy(record) if side.policy is None else record)
 
 
 def _read(path: str) -> object:

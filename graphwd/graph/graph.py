@@ -111,6 +111,21 @@ def labels(named: Sequence[tuple[str, str | None]]) -> list[str]:
     return result
 
 
+def all_shown(variables: Sequence[Variable]) -> dict[int, str]:
+    """What to call every variable of a step, by its number: `Variable.shown`, and slot variables told apart, too.
+
+    Args:
+        variables: all variables of the step.
+    """
+    texts = labels([(variable.name, variable.path) for variable in variables])
+    return {
+        variable.id: variable.shown
+        if variable.trainable or variable.label
+        else dataclasses.replace(variable, label=text).shown
+        for variable, text in zip(variables, texts, strict=True)
+    }
+
+
 class Callee(NamedTuple):
     """One function that a node calls.
 

@@ -112,8 +112,8 @@ def describe_saved_model(source: str | os.PathLike[str]) -> list[dict[str, Any]]
         source: a SavedModel directory, or a ``.meta`` file.
 
     Returns:
-        For every decay in it, and every way that leads to it: ``variable``, ``at``, ``where``, ``rate``,
-        ``learning_rate``, ``rows``. Empty where graphwd has not rewritten it.
+        For every decay in it, and every way that leads to it: ``variable``, ``label``, ``at``, ``where``,
+        ``rate``, ``learning_rate``, ``power``, ``formula``, ``rows``. Empty where graphwd has not rewritten it.
 
     Raises:
         GraphwdError: the SavedModel is malformed.

@@ -165,8 +165,8 @@ def describe(model: Model) -> list[dict[str, Any]]:
         model: the model.
 
     Returns:
-        For every decay in it, and every path of calls to it: ``variable``, ``at``, ``where``, ``rate``,
-        ``learning_rate``, ``rows``. Empty where graphwd has not rewritten it.
+        For every decay in it, and every path of calls to it: ``variable``, ``label``, ``at``, ``where``,
+        ``rate``, ``learning_rate``, ``power``, ``formula``, ``rows``. Empty where graphwd has not rewritten it.
 
     Raises:
         GraphwdError: the model is malformed.

@@ -8,22 +8,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphwd.errors import StepError
+from graphwd.planning.injections import Where
 from graphwd.planning.terminal import Detail, Section, columns_of, laid_out, section_of
 from graphwd.planning.texts import (
     decay_text,
     elements,
     parameters_text,
+    rewritten_label,
     rewritten_texts,
     role_text,
     shape_text,
     variables_text,
 )
 
+VERIFY = "'graphwd verify' compares a rewritten model with a policy"
+"""What is said to those who would compare a rewritten model with what it was to become."""
+
 _ALWAYS = ("shape", "dtype", "role", "followed_by", "outcome")
-_OUTCOMES = frozenset({"decay", "exempt", "no update", "unmatched", "refused"})
+_OUTCOMES = frozenset({"decay", "exempt", "no update", "unmatched", "refused", None})
 _OF_A_DECAY = (
     *("weight_decay", "formula", "mode", "order", "scale", "rows", "tunable", "peak_learning_rate", "schedule"),
-    *("place", "rate", "learning_rate"),
+    *("place", "rate", "learning_rate", "updates", "gradient"),
 )
 
 
@@ -123,7 +128,7 @@ def rewritten_account(name: str, decays: Iterable[Mapping[str, Any]]) -> Account
     """
     ways: dict[str, list[Mapping[str, Any]]] = {}
     for decay in decays:
-        ways.setdefault(decay["variable"], []).append(decay)
+        ways.setdefault(rewritten_label(decay), []).append(decay)
     keys = ("rate", "learning_rate", "power", "formula", "where", "rows")
     entries: list[Entry] = []
     for label, each in ways.items():
@@ -139,12 +144,20 @@ def _entry(variable: Mapping[str, Any]) -> Entry:
         raise ValueError(f"outcome {variable['outcome']!r}")
     if not all(isinstance(size, int) for size in variable["shape"] or () if size is not None):
         raise ValueError(f"shape {variable['shape']!r}")
+    if not isinstance(variable["rule"], str | None):
+        raise ValueError(f"rule {variable['rule']!r}")
     decays: list[Mapping[str, Any]] = variable["decays"] if variable["outcome"] == "decay" else []
+    places = [update["at"] for update in variable["updates"]]
     facts: dict[str, Any] = {key: variable[key] for key in _ALWAYS}
     found: dict[str, list[Any]] = {
         "place": [decay["where"] for decay in decays],
         "rate": [decay["rate"] for decay in decays],
         "learning_rate": [decay["learning_rate"] for decay in decays],
+        # By number: another trace or version of the step may call its nodes otherwise.
+        "updates": [number for number, at in enumerate(places) if any(decay["at"] == at for decay in decays)],
+        "gradient": [
+            (decay["gradient"], decay["gradient_after"]) for decay in decays if decay["where"] == Where.GRADIENT.value
+        ],
     }
     decayed = variable["outcome"] == "decay"
     facts |= {key: found.get(key, variable.get(key)) if decayed else None for key in _OF_A_DECAY}
@@ -161,6 +174,8 @@ def _entry(variable: Mapping[str, Any]) -> Entry:
             "place": ", ".join(map(str, found["place"])),
             "rate": ", ".join(dict.fromkeys(rates)),
             "learning rate": ", ".join(dict.fromkeys(map(str, found["learning_rate"]))),
+            "updates": ", ".join(str(number + 1) for number in found["updates"]),
+            "gradient": ", ".join(dict.fromkeys(str(entry) for entry, _ in found["gradient"])),
         }
     cells = (words["shape"], words["role"])
     size = elements(variable["shape"])
@@ -180,7 +195,8 @@ def compare(first: Account, second: Account) -> Difference:
     if first.entries and second.entries and first.rewritten != second.rewritten:
         done, planned = (first, second) if first.rewritten else (second, first)
         raise StepError(
-            f"{done.name} has been rewritten by graphwd, and {planned.name} is a plan; compare two of one kind"
+            f"{done.name} has been rewritten by graphwd, and {planned.name} is a plan; compare two of one kind; "
+            f"{VERIFY}"
         )
     one, other = (_by_label(account.entries) for account in (first, second))
     both = [(one[key], other[key]) for key in one if key in other]

@@ -8,6 +8,10 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 _NUMBER = re.compile(r"([0-9]{1,18})")
+_BRACES = re.compile(r"\{([0-9]{1,18}(?:[…,][0-9]{1,18})*)\}")
+
+_MOST = 10_000
+"""How many names a fold is taken apart into; no model has as many blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,31 @@ def fold(names: Sequence[str], alike: Sequence[Hashable]) -> list[Fold]:
         groups.setdefault((value, *parts[::2]), []).append(_Name(place, tuple(parts[1::2])))
     folds = [_folded(members, names) for group in groups.values() for members in _lines(group)]
     return sorted(folds, key=lambda each: min(each.members))
+
+
+def unfold(text: str) -> list[str]:
+    """The names that the text of a fold stands for; the text alone where it is none.
+
+    Args:
+        text: what `fold` gave, or what a user wrote.
+    """
+    parts = _BRACES.split(text)
+    if len(parts) == 1:
+        return [text]
+    columns = [list(itertools.islice(_numbers(braces), _MOST)) for braces in parts[1::2]]
+    names: list[str] = []
+    for numbers in zip(*columns, strict=False):
+        parts[1::2] = numbers
+        names.append("".join(parts))
+    return names
+
+
+def _numbers(braces: str) -> Iterator[str]:
+    """The numbers in braces, each to the width of the first of its range."""
+    for run in braces.split(","):
+        first, last = run.split("…")[0], run.split("…")[-1]
+        for number in range(int(first), int(last) + 1):
+            yield str(number).zfill(len(first))
 
 
 def _lines(group: list[_Name]) -> Iterator[list[_Name]]:

@@ -32,6 +32,7 @@ from graphwd.graph.edge import node_of
 from graphwd.graph.graph import Graph, Variable
 from graphwd.graph.ops import CALL_OPS, CallKind, Form
 from graphwd.messages import listed
+from graphwd.planning.copied import what_was_meant
 from graphwd.planning.injections import EPSILON, After, InGradient, Injection, Scheduled, watched
 from graphwd.planning.placement import RefusedError, chosen_updates, place_decay
 from graphwd.planning.terminal import as_table, detail_of
@@ -510,6 +511,8 @@ def _near(rule: Rule, variables: Sequence[Variable]) -> str:
     if matches := [variable for variable in variables if _by_other_name(selectors.name or (), variable)]:
         names = listed(dict.fromkeys(str(variable.other_name) for variable in matches))
         return f": {names} is what TensorFlow calls {listed(variable.name for variable in matches)}, as Keras shows it"
+    if meant := what_was_meant(selectors, variables):
+        return f": {meant}"
     asked = selectors.name or selectors.regex or (selectors.path or "",)
     shown = [(variable.path or "") if selectors.path is not None else variable.shown for variable in variables]
     close = [name for one in asked for name in difflib.get_close_matches(one, shown, n=3, cutoff=0.5)]

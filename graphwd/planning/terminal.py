@@ -22,6 +22,7 @@ from graphwd.planning.texts import (
     elements,
     human,
     parameters_text,
+    rewritten_label,
     rewritten_texts,
     role_text,
     schedule_lines,
@@ -159,7 +160,7 @@ def decays_as_table(
     for head, members in _grouped(decays, lambda decay: ", ".join(rewritten_texts(decay)[1:3])).items():
         ways: dict[str, list[str]] = {}
         for decay in members:
-            ways.setdefault(decay["variable"], []).append(decay["at"])
+            ways.setdefault(rewritten_label(decay), []).append(decay["at"])
         counts = [f"{len(each)} way{'' if len(each) == 1 else 's'}" for each in ways.values()]
         below = [tuple(f"at {at}" for at in each) for each in ways.values()]
         lines = _lines(list(ways), [(count,) for count in counts], counts, below, detail)

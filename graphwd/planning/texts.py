@@ -57,9 +57,9 @@ def role_text(variable: Mapping[str, Any]) -> str:
 
 
 def decay_text(variable: Mapping[str, Any]) -> str:
-    """The rate of a variable, where it is decayed, and by which formula; else its outcome."""
+    """The rate of a variable, where it is decayed, and by which formula; else its outcome, where there is a policy."""
     if variable["outcome"] != "decay":
-        return str(variable["outcome"])
+        return str(variable["outcome"] or "no policy")
     schedule = variable["schedule"]
     tunable = f" ({variable['tunable']})" if variable["tunable"] else ""
     number = f"{variable['weight_decay']:g}{tunable}" if tunable or not schedule else ""
@@ -119,10 +119,15 @@ def ways_text(decays: Sequence[Mapping[str, Any]]) -> str:
     return f"rewritten by graphwd: {len(decays)} way{plural} to a decay, by function or signature"
 
 
+def rewritten_label(decay: Mapping[str, Any]) -> str:
+    """What tells the variable of a decay in such a model from others; records of before have its name alone."""
+    return str(decay.get("label", decay["variable"]))
+
+
 def rewritten_texts(decay: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """Of a decay in such a model: its variable, its rate, its place, and the node of the update."""
     squared = "²" if decay["power"] == 2 else ""
     rate = f"{decay['rate']:g}" + (f" × {decay['learning_rate']}{squared}" if decay["learning_rate"] else "")
     rate += "" if decay["formula"] == "l2" else f", {decay['formula']}"
     where = PLACES.get(decay["where"], f"{decay['where']} the update")
-    return decay["variable"], rate, where + (", rows touched" if decay["rows"] else ""), decay["at"]
+    return rewritten_label(decay), rate, where + (", rows touched" if decay["rows"] else ""), decay["at"]

@@ -88,7 +88,7 @@ def _named(key: str, item: Located, name: Located, options: Mapping[str, Located
 
 def _positive(option: str, item: Located) -> float:
     if isinstance(item.value, bool) or not isinstance(item.value, (int, float)):
-        raise item.error(f"{option} must be a number, got {describe(item.value)}")
+        raise item.no_number(f"{option} must be a number", f", got {describe(item.value)}")
     value = as_float(item.value)
     if not 0 < value < math.inf:
         raise item.error(f"{option} must be a finite number > 0, got {value:g}")

@@ -124,7 +124,7 @@ def _flag(key: str, item: Located) -> bool:
 def _rate(key: str, item: Located) -> float:
     value = item.value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise item.error(f"{key} must be a number, got {describe(value)}; write {_as_number(value)}")
+        raise item.no_number(f"{key} must be a number", f", got {describe(value)}; write {_as_number(value)}")
     rate = as_float(value)
     if not math.isfinite(rate) or rate < 0:
         raise item.error(f"{key} must be a finite number >= 0, got {rate}; write 0 for no decay")
@@ -162,9 +162,9 @@ def _rank(key: str, item: Located) -> Rank:
     plain = isinstance(item.value, (int, str)) and not isinstance(item.value, bool)
     match = _COMPARED.fullmatch(item.value if isinstance(item.value, str) else describe(item.value)) if plain else None
     if match is None:
-        raise item.error(
-            f"{key} must be a number of dimensions, or one after {' '.join(RANK_COMPARISONS)}; "
-            f'got {describe(item.value)}; write ">=2"'
+        raise item.no_number(
+            f"{key} must be a number of dimensions, or one after {' '.join(RANK_COMPARISONS)}",
+            f'; got {describe(item.value)}; write ">=2"',
         )
     return Rank(match[1] or "==", int(match[2]))
 
@@ -190,7 +190,7 @@ def _variables(key: str, item: Located) -> Listed:
 
 def _version(key: str, item: Located) -> int:
     if isinstance(item.value, bool) or item.value != 1:
-        raise item.error(f"{key} must be 1, got {describe(item.value)}")
+        raise item.no_number(f"{key} must be 1", f", got {describe(item.value)}")
     return 1
 
 

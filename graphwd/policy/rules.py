@@ -20,7 +20,7 @@ from graphwd.policy.formula import L2, FormulaChoice
 from graphwd.policy.mistakes import Mistakes
 from graphwd.policy.schedule import ScheduleChoice
 from graphwd.policy.selectors import Selectors, Subject
-from graphwd.policy.yaml_source import Located, from_mapping, read_yaml
+from graphwd.policy.yaml_source import Located, Source, from_mapping, read_yaml
 
 
 class Mode(Enum):
@@ -195,7 +195,7 @@ class Policy:
             >>> Policy.from_dict({"version": 1, "weight_decay": 0.01}).rules[0].weight_decay
             0.01
         """
-        return _policy(from_mapping(mapping, "policy"), "policy")
+        return _policy(Source(from_mapping(mapping, "policy")), "policy")
 
     @classmethod
     def from_text(cls, text: str, where: str = "policy") -> Policy:
@@ -253,7 +253,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     text = _read(source)
     if source.endswith(".cfg"):
         document, notes = read_layer_parameters(text, source)
-        return _policy(document, source, notes)
+        return _policy(Source(document), source, notes)
     return _policy(read_yaml(text, source), source)
 
 
@@ -305,14 +305,15 @@ def as_policy(policy: PolicyLike) -> Policy:
     raise PolicyError(f"a policy must be a Policy, a path or a mapping, got a {type(policy).__name__}{first}")
 
 
-def _policy(document: Located, source: str, notes: tuple[str, ...] = ()) -> Policy:
-    mistakes = Mistakes()
+def _policy(read: Source, source: str, notes: tuple[str, ...] = ()) -> Policy:
+    document, mistakes = read.document, Mistakes()
     fields = schema.fields(document, schema.POLICY_FIELDS, "a policy", mistakes)
     if "version" not in _places(document):
         mistakes.add(document.error("'version' is missing; write 'version: 1'"))
     if not mistakes and _places(document).keys().isdisjoint(("rules", "weight_decay")):
         mistakes.add(document.error("there is neither 'weight_decay' nor 'rules'; write 'weight_decay: 0.05'"))
     rules = tuple(_rules(document, fields, mistakes))
+    read.tell(mistakes)
     mistakes.check()
     return Policy(
         rules,

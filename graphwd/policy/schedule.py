@@ -96,14 +96,14 @@ def _option(schedule: str, word: str, item: Located) -> Option:
         return float(_count(word, item, 1))
     if word in ("boundaries", "values"):
         if not isinstance(item.value, tuple):
-            raise PolicyError(f"{item.where}: {word} must be a list of numbers; write {_example('piecewise')}")
+            raise item.error(f"{word} must be a list of numbers; write {_example('piecewise')}")
         return tuple(_number(word, each, positive=False) for each in item.value)
     return _number(word, item, positive=schedule == "exponential")
 
 
 def _number(word: str, item: Located, *, positive: bool) -> float:
     if isinstance(item.value, bool) or not isinstance(item.value, (int, float)):
-        raise PolicyError(f"{item.where}: {word} must be a number, got {describe(item.value)}")
+        raise item.no_number(f"{word} must be a number", f", got {describe(item.value)}")
     value = as_float(item.value)
     if not 0 <= value < math.inf or (positive and not value):
         raise PolicyError(f"{item.where}: {word} must be a finite number {'>' if positive else '>='} 0, got {value:g}")
@@ -113,7 +113,7 @@ def _number(word: str, item: Located, *, positive: bool) -> float:
 def _count(word: str, item: Located, least: int) -> int:
     value = item.value
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**53:
-        raise PolicyError(f"{item.where}: {word} must be a whole number >= {least}, got {describe(value)}")
+        raise item.no_number(f"{word} must be a whole number >= {least}", f", got {describe(value)}")
     return value
 
 

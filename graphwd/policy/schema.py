@@ -74,7 +74,7 @@ def fields(item: Located, table: Table, what: str, mistakes: Mistakes) -> dict[s
     for key, value in item.value.items():
         with mistakes.kept(value.line):
             if key not in table:
-                raise value.error(f"unknown key {describe(key)} in {what}; {_right_key(key, table)}")
+                raise value.error_here(f"unknown key {describe(key)} in {what}; {_right_key(key, table)}")
             values[key] = table[key].kind.read(key, value)
     return values
 

@@ -115,7 +115,7 @@ def check_options(
     for option, value in given.items():
         if option not in known:
             hint = did_you_mean(option, known)
-            mistakes.add(value.error(f"the {what} has no option {describe(option)}; write {example}{hint}"))
+            mistakes.add(value.error_here(f"the {what} has no option {describe(option)}; write {example}{hint}"))
     mistakes.check()
     if missing := [option for option in needed if option not in given]:
         raise item.error(f"the {what} needs '{missing[0]}'; write {example}")

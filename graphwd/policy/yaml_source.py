@@ -19,6 +19,8 @@ _INT = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _OCTAL = re.compile(r"[-+]?0[0-9]+|0o[0-7]+")
 
+_DECIMAL = "write it in decimal"
+
 _MAX_DEPTH = 6
 """A policy is four levels deep; more is a mistake, or meant to exhaust memory."""
 
@@ -43,27 +45,83 @@ class Given:
     value: object
 
 
+@dataclass(slots=True, eq=False)
+class Refused:
+    """A value that no policy can hold. What reads it tells that with all else, and whoever has read the rest.
+
+    Attributes:
+        error: why.
+        number: why, where a number is asked for; empty where that is no other reason.
+        told: whether what reads it has told it.
+    """
+
+    error: PolicyError
+    number: str = ""
+    told: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Located:
     """A value of a policy and the place it was read from.
 
     Attributes:
-        value: a scalar, a tuple of `Located`, a mapping from key to `Located`, or what only Python can give.
+        value: a scalar, a tuple of `Located`, a mapping from key to `Located`, what only Python can give, or what no
+            policy can hold.
         where: the place, as errors print it: ``policy.yaml:12`` or ``policy: rules[1].name``.
         line: the line in the file, from 1; 0 where the policy came from a mapping.
     """
 
-    value: Scalar | Given | tuple[Located, ...] | Mapping[str, Located]
+    value: Scalar | Given | Refused | tuple[Located, ...] | Mapping[str, Located]
     where: str
     line: int = 0
 
     def error(self, message: str) -> PolicyError:
-        """The error that says what is wrong here."""
+        """The error that says what is wrong here: of a value that was refused, why that was."""
+        if isinstance(self.value, Refused):
+            self.value.told = True
+            return self.value.error
+        return self.error_here(message)
+
+    def no_number(self, must: str, but: str) -> PolicyError:
+        """The error that says that this is no number.
+
+        Args:
+            must: what it must be.
+            but: what it is, and what to write; of a value that was refused, it is said why.
+        """
+        if isinstance(self.value, Refused) and self.value.number:
+            self.value.told = True
+            return self.error_here(f"{must}, but {self.value.number}")
+        return self.error(must + but)
+
+    def error_here(self, message: str) -> PolicyError:
+        """The error that says what is wrong with this place, whatever its value is."""
         located = f"{self.where}: {message}"
         return PolicyError(located, [(self.line, located)])
 
 
-def read_yaml(text: str, source: str) -> Located:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A document, and what is wrong with its YAML.
+
+    Attributes:
+        document: its values; in place of one that no policy can hold there is a `Refused`.
+        refused: these.
+        keys: what is wrong with keys, which the document lacks.
+    """
+
+    document: Located
+    refused: Sequence[Refused] = ()
+    keys: Sequence[PolicyError] = ()
+
+    def tell(self, mistakes: Mistakes) -> None:
+        """Adds to the mistakes of a policy what is wrong with its YAML, but not what those tell already."""
+        for error in (*self.keys, *(refused.error for refused in self.refused if not refused.told)):
+            with mistakes.kept():
+                raise error
+
+
+def read_yaml(text: str, source: str) -> Source:
     """Parses one YAML document without constructing any object a tag might name.
 
     Args:
@@ -71,10 +129,11 @@ def read_yaml(text: str, source: str) -> Located:
         source: the name that errors put before the line.
 
     Returns:
-        The document as `Located` values.
+        The document as `Located` values, and what is wrong with it: duplicate and non-text keys, tags, and values that
+        the versions of YAML read differently.
 
     Raises:
-        PolicyError: the text is not YAML, has a duplicate or non-text key, a tag, or more than one document.
+        PolicyError: the text is not YAML, has more than one document, or more mistakes than anyone would read.
     """
     loader = None
     try:
@@ -140,7 +199,17 @@ def _is_plain(value: object) -> bool:
 
 
 class _TwoReadingsError(ValueError):
-    """A scalar that the versions of YAML read differently, so that nobody can tell what was meant."""
+    """A scalar that the versions of YAML read differently, so that nobody can tell what was meant.
+
+    Attributes:
+        reading: the two.
+        advice: what to write.
+        for_number: likewise where it must be a number.
+    """
+
+    def __init__(self, reading: str, advice: str, for_number: str) -> None:
+        super().__init__(reading)
+        self.reading, self.advice, self.for_number = reading, advice, for_number
 
 
 class _Converter:
@@ -149,62 +218,74 @@ class _Converter:
     def __init__(self, loader: yaml.SafeLoader, source: str) -> None:
         self._loader = loader
         self._source = source
-        self._mistakes = Mistakes()
+        self._mistakes = Mistakes()  # to stop where there are too many
+        self._refused: list[Refused] = []
+        self._keys: list[PolicyError] = []
         self._done: dict[int, Located] = {}
         self._open: set[int] = set()
 
-    def document(self, root: yaml.Node) -> Located:
+    def document(self, root: yaml.Node) -> Source:
         """The whole document.
 
         Raises:
-            PolicyError: some of it is nothing that a policy holds; the message tells all of that.
+            PolicyError: there are more mistakes than anyone would read.
         """
-        document = self._convert(root)
-        self._mistakes.check()
-        return document
+        return Source(self._convert(root), self._refused, self._keys)
 
     def _convert(self, node: yaml.Node) -> Located:
         at = Located(None, f"{self._source}:{_line(node)}", _line(node))
         if id(node) in self._open:
-            raise at.error("this alias contains itself; write the values out")
+            return self._refuse(at, "this alias contains itself; write the values out")
         if node.tag not in _PLAIN_TAGS:
-            raise at.error(f"the tag '{node.tag}' is not allowed; a policy holds plain values only")
+            return self._refuse(at, f"the tag '{node.tag}' is not allowed; a policy holds plain values only")
         if id(node) not in self._done:
             self._open.add(id(node))
             try:
-                self._done[id(node)] = replace(at, value=self._value(node, at))
+                self._done[id(node)] = self._value(node, at)
             finally:
                 self._open.remove(id(node))
         return self._done[id(node)]
 
-    def _value(self, node: yaml.Node, at: Located) -> Scalar | tuple[Located, ...] | Mapping[str, Located]:
+    def _value(self, node: yaml.Node, at: Located) -> Located:
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(node)
+            return replace(at, value=self._mapping(node))
         if isinstance(node, yaml.SequenceNode):
-            return self._sequence(node)
+            return replace(at, value=tuple(map(self._convert, node.value)))
         assert isinstance(node, yaml.ScalarNode)
+        text = _shorten(node.value)
         try:
-            return _scalar(self._loader, node)
+            return replace(at, value=_scalar(self._loader, node))
         except _TwoReadingsError as error:
-            raise at.error(f"{_shorten(node.value)} is {error}, or put it in quotes if it is text") from None
+            message = f"{text} is {error.reading}; {error.advice}, or put it in quotes if it is text"
+            return self._refuse(at, message, f"{text} is {error.reading}; {error.for_number}")
         except ValueError:  # a wrong explicit tag, or more digits than Python reads
-            raise at.error(f"{_shorten(node.value)!r} is not of type {node.tag.rpartition(':')[2]}") from None
+            return self._refuse(at, f"{text!r} is not of type {node.tag.rpartition(':')[2]}")
 
-    def _sequence(self, node: yaml.SequenceNode) -> tuple[Located, ...]:
-        items: list[Located] = []
-        for item in node.value:
-            with self._mistakes.kept():
-                items.append(self._convert(item))
-        return tuple(items)
+    def _refuse(self, at: Located, message: str, number: str = "") -> Located:
+        """In place of a value that no policy can hold, why that is so.
+
+        Raises:
+            PolicyError: there are more mistakes than anyone would read.
+        """
+        error = at.error(message)
+        with self._mistakes.kept():
+            raise error
+        self._refused.append(Refused(error, number))
+        return replace(at, value=self._refused[-1])
 
     def _mapping(self, node: yaml.MappingNode) -> Mapping[str, Located]:
         entries: dict[str, Located] = {}
         first_line: dict[str, int] = {}
         for key, value in node.value:
-            with self._mistakes.kept():
+            try:
                 name = self._key(key, first_line)
-                # A value is reported where its key stands: that is the line a person looks for.
-                entries[name] = replace(self._convert(value), where=f"{self._source}:{_line(key)}", line=_line(key))
+            except PolicyError as error:
+                self._keys.append(error)
+                with self._mistakes.kept():
+                    raise
+                continue
+            # A value is reported where its key stands: that is the line a person looks for.
+            entries[name] = replace(self._convert(value), where=f"{self._source}:{_line(key)}", line=_line(key))
         return entries
 
     def _key(self, node: yaml.Node, first_line: dict[str, int]) -> str:
@@ -244,15 +325,17 @@ def _scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Scalar:
 def _plain(text: str, kind: str) -> Scalar:
     """A scalar without quotes or tag, given its type in YAML 1.1."""
     if _OCTAL.fullmatch(text):
-        raise _TwoReadingsError("an octal number to some readers of YAML, not to others; write it in decimal")
+        raise _TwoReadingsError("an octal number to some readers of YAML, not to others", _DECIMAL, _DECIMAL)
     if _FLOAT.fullmatch(text) or _INT.fullmatch(text):
         return _number(text, "int" if _INT.fullmatch(text) else "float")
     if _BOOL.fullmatch(text):
         return text.lower() == "true"
     if kind in ("int", "float"):  # with colons, to the base of 60; with underscores; 0b101
-        raise _TwoReadingsError("a number to YAML 1.1 and text to YAML 1.2; write it in decimal")
+        raise _TwoReadingsError("a number to YAML 1.1 and text to YAML 1.2", _DECIMAL, _DECIMAL)
     if kind == "bool":
-        raise _TwoReadingsError("true or false to YAML 1.1 and text to YAML 1.2; write true or false")
+        raise _TwoReadingsError(
+            "true or false to YAML 1.1 and text to YAML 1.2", "write true or false", "write a number in digits"
+        )
     # What YAML 1.1 takes for dates stays the text it was: a policy has none.
     return None if kind == "null" else text
 

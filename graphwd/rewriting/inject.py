@@ -365,8 +365,8 @@ def decay_records(graph: Graph) -> list[dict[str, Any]]:
         graph: a step that graphwd has rewritten.
 
     Returns:
-        For every decay, and every path of calls to it: ``variable``, ``at``, ``where``, ``rate``, ``learning_rate``,
-        ``rows``.
+        For every decay, and every path of calls to it: ``variable``, ``label``, ``at``, ``where``, ``rate``,
+        ``learning_rate``, ``power``, ``formula``, ``rows``.
 
     Raises:
         RewriteError: the record of one is damaged.
@@ -377,7 +377,8 @@ def decay_records(graph: Graph) -> list[dict[str, Any]]:
         record = next(decay_of(node) for node in function.node_def if node.name == site.node)
         at = str(Site(site.path, record["write"], ""))
         keys = ("where", "rate", "learning_rate", "power", "formula", "rows")
-        records.append({"variable": variable.name, "at": at, **{key: record[key] for key in keys}})
+        known = {"variable": variable.name, "label": variable.shown, "at": at}
+        records.append({**known, **{key: record[key] for key in keys}})
     return records
 
 

@@ -8,7 +8,7 @@ from graphwd.checking.verification import Checked, Kind, RateCheck, Verdict, Ver
 
 
 def test_findings_as_json():
-    right = Checked("w", True, 0.5, 1e6, Verdict.RIGHT, Kind.WHOLE, RateCheck.PROBED, function="trace 1")
+    right = Checked("w", True, 0.5, 1e6, Verdict.RIGHT, Kind.WHOLE, RateCheck.PROBED, "", "trace 1", "w (path net)")
     wrong = Checked("output 0", False, float("inf"), 0.0, Verdict.WRONG, reason="it moves")
     text = json.dumps(Verification((right,), ("a and b",), 5, (wrong,)).record(), allow_nan=False)
     assert json.loads(text) == {
@@ -19,6 +19,7 @@ def test_findings_as_json():
         "variables": [
             {
                 "name": "w",
+                "label": "w (path net)",
                 "function": "trace 1",
                 "decayed": True,
                 "error": 0.5,
@@ -32,6 +33,7 @@ def test_findings_as_json():
         "outputs": [
             {
                 "name": "output 0",
+                "label": "output 0",
                 "function": None,
                 "decayed": False,
                 "error": None,

@@ -305,6 +305,37 @@ def test_what_cannot_be_called_is_named():
         verify(step, "decayed", policy_for({"w": 0.1}))
 
 
+class Nameless(tf.Module):
+    """Weights and momenta, all named Variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = tf.Variable([1.0, 2.0]), tf.Variable([3.0, 4.0])
+        self.momenta = [tf.Variable([0.0, 0.0], trainable=False) for _ in "ab"]
+
+    @tf.function(input_signature=[tf.TensorSpec([2])])
+    def step(self, x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(self.a * self.b * x)
+        for weight, momentum, gradient in zip(
+            (self.a, self.b), self.momenta, tape.gradient(loss, (self.a, self.b)), strict=True
+        ):
+            weight.assign_sub(momentum.assign(0.5 * momentum + gradient))
+
+
+def test_variables_of_one_name_are_told_apart():
+    module = Nameless()
+    rules = {"version": 1, "rules": [{"path": "b", "weight_decay": 0.5}, {"weight_decay": 0}]}
+    found = verify(module.step, graphwd.rewrite(module.step, rules), rules)
+    names = {"Variable (path a)", "Variable (path b)", "Variable (path momenta.0)", "Variable (path momenta.1)"}
+    assert {checked.label for checked in found.variables} == names
+    assert {checked.name for checked in found.variables} == {"Variable"}
+    assert {line.strip().split("  ")[0] for line in str(found).splitlines()} >= names
+    other = {"version": 1, "rules": [{"path": "b", "weight_decay": 0.25}, {"weight_decay": 0}]}
+    with pytest.raises(VerifyError, match=r"'Variable \(path b\)' is .* from what the policy says"):
+        verify(module.step, graphwd.rewrite(module.step, rules), other).check()
+
+
 def test_units_in_the_last_place():
     one = np.array([1.0, -2.0], np.float32)
     assert ulps(one, one, one) == 0

@@ -183,6 +183,22 @@ def test_a_plan_without_a_policy_shows_what_variables_are_used_for():
     verbose = graphwd("plan", "--verbose", "step_fn.py:step_fn").stdout
     assert "      kernel: MatMul, matmul" in verbose
     assert "      AssignSubVariableOp at AssignSubVariableOp: " in verbose
+    told = graphwd("plan", "--format", "json", "step_fn.py:step_fn").stdout
+    Path("step.json").write_text(told)
+    kernel = json.loads(told)["variables"][0]
+    assert (kernel["name"], kernel["role"], kernel["updates"][0]["op"]) == (
+        "layer/kernel",
+        "kernel",
+        "AssignSubVariableOp",
+    )
+    # There is no rule, so nothing is said of one.
+    assert {key for key, value in kernel.items() if value is None} >= {"outcome", "rule", "weight_decay", "formula"}
+    # The step itself is the same, and one with a policy is not.
+    done = graphwd("diff", "step.json", "step_fn.py:step_fn")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no difference: 2 variables alike\n", "")
+    done = graphwd("diff", "--policy", "policy.yaml", "step.json", "step_fn.py:step_fn")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("no policy → 0.5 after update ")
 
 
 BLOCKS = """
@@ -404,6 +420,51 @@ def test_a_difference_of_plans_in_files_takes_no_tensorflow(folder):
     ]
 
 
+KERAS_MODEL = """
+import keras
+from width import WIDTH
+
+model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(WIDTH), keras.layers.Dense(2)])
+model.compile("adam", "mse")
+"""
+
+
+def test_a_difference_is_not_in_the_names_that_keras_numbers_through_a_process(tmp_path, monkeypatch):
+    for name, width in (("may", 3), ("june", 3), ("july", 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.py").write_text(KERAS_MODEL)
+        (tmp_path / name / "width.py").write_text(f"WIDTH = {width}\n")
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    (tmp_path / "new.yaml").write_text(POLICY.replace("0.5", "0.25"))
+    (tmp_path / "killed.py").write_text("import os\nos._exit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    may, june, july = ("may/train.py:model", "june/train.py:model", "july/train.py:model")
+    # One step by two policies, which name the sides; by one policy twice, which cannot.
+    done = graphwd("diff", "--policy", "policy.yaml", "--policy", "new.yaml", may)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines() == [
+        "0.5 after update → 0.25 after update (policy.yaml:5 → new.yaml:5)   2 variables, 18 parameters",
+        "  sequential/dense/kernel    4×3  kernel",
+        "  sequential/dense_1/kernel  3×2  kernel",
+        "",
+        "to the same effect: policy.yaml:3 → new.yaml:3, 2 variables",
+        "2 variables changed, 2 variables alike",
+    ]
+    done = graphwd("diff", "--format", "json", "--policy", "policy.yaml", "--policy", "policy.yaml", may)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(done.stdout)[key] for key in ("first", "second", "alike")] == ["A", "B", 4]
+    assert graphwd("diff", may, may).returncode == 0
+    # Steps of two files, which import modules of one name.
+    done = graphwd("diff", "--policy", "policy.yaml", may, june)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no difference: 4 variables alike\n", "")
+    done = graphwd("diff", "--policy", "policy.yaml", may, july)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[-1] == "3 variables changed, 1 variable alike"
+    done = graphwd("diff", "--policy", "policy.yaml", "killed.py:step", may)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "graphwd: killed.py:step: the process that loaded it has ended without a message of its own\n"
+
+
 @pytest.mark.usefixtures("folder")
 def test_a_difference_of_rewritten_models():
     for name, rate in (("a", "0.5"), ("b", "0.25")):
@@ -415,7 +476,16 @@ def test_a_difference_of_rewritten_models():
     assert graphwd("diff", "a", "a").returncode == 0
     mixed = graphwd("diff", "a", "step_fn")
     assert (mixed.returncode, mixed.stdout) == (1, "")
-    assert mixed.stderr == "graphwd: a has been rewritten by graphwd, and step_fn is a plan; compare two of one kind\n"
+    verify = "'graphwd verify' compares a rewritten model with a policy"
+    assert mixed.stderr == (
+        f"graphwd: a has been rewritten by graphwd, and step_fn is a plan; compare two of one kind; {verify}\n"
+    )
+    planned = graphwd("diff", "--policy", "policy.yaml", "a", "step_fn")
+    assert (planned.returncode, planned.stdout) == (1, "")
+    assert planned.stderr == (
+        "graphwd: a has been rewritten by graphwd, so no policy can be planned for it; without --policy it is compared "
+        f"with another such model, and {verify}\n"
+    )
 
 
 @pytest.mark.parametrize(

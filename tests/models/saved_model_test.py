@@ -215,7 +215,37 @@ def test_what_was_done_is_described(plain, decayed, tmp_path, capsys):
     assert main(["plan", "--format", "json", "--policy", policy_file(tmp_path), str(plain)]) == 0
     assert list(json.loads(capsys.readouterr().out)) == list(record)
     assert main(["plan", "--format", "html", str(decayed)]) == 0
-    assert "<td>kernel</td>" in capsys.readouterr().out
+    assert '<td class="name">kernel</td>' in capsys.readouterr().out
+
+
+class OfOneName(tf.Module):
+    """Two weights that are both named Variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = tf.Variable(tf.constant([1.0, 2.0])), tf.Variable(tf.constant([3.0, 4.0]))
+
+    @tf.function(input_signature=[tf.TensorSpec([2])])
+    def step(self, x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(self.a * self.b * x)
+        for weight, gradient in zip((self.a, self.b), tape.gradient(loss, (self.a, self.b)), strict=True):
+            weight.assign_sub(gradient)
+
+
+def test_decays_of_variables_of_one_name_are_told_apart(tmp_path, capsys):
+    tf.saved_model.save(OfOneName(), str(tmp_path / "plain"))
+    rewrite_saved_model(tmp_path / "plain", tmp_path / "out", {"version": 1, "weight_decay": 0.01})
+    names = {"Variable (path a)", "Variable (path b)"}
+    assert {(decay["variable"], decay["label"]) for decay in describe_saved_model(tmp_path / "out")} == {
+        ("Variable", name) for name in names
+    }
+    assert main(["plan", str(tmp_path / "out")]) == 0
+    assert {line.strip().split("  ")[0] for line in capsys.readouterr().out.splitlines()} >= names
+    assert main(["diff", str(tmp_path / "out"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == "no difference: 2 variables alike\n"
+    assert main(["plan", "--format", "html", str(tmp_path / "out")]) == 0
+    assert '<td class="name">Variable (path b)</td>' in capsys.readouterr().out
 
 
 # How it trains

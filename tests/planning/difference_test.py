@@ -39,7 +39,7 @@ def variable(name, **changes):
         "peak_learning_rate": None,
         "formula": "l2",
         "rows": "all",
-        "updates": [],
+        "updates": [{"at": "sub"}],
         "decays": [{"at": "sub", "where": "before", "rate": 0.1, "learning_rate": "adam/lr"}],
         **changes,
     }
@@ -109,12 +109,12 @@ def test_what_changes_is_grouped_and_folded():
         ({"role": "bias"}, ["role"], "role kernel → bias"),
         ({"followed_by": "norm"}, ["followed_by"], "role kernel → kernel, then norm"),
         (
-            {"decays": [{"at": "x", "where": "before", "rate": 0.1, "learning_rate": "sgd/lr"}]},
+            {"decays": [{"at": "sub", "where": "before", "rate": 0.1, "learning_rate": "sgd/lr"}]},
             ["learning_rate"],
             "learning rate adam/lr → sgd/lr",
         ),
         (
-            {"decays": [{"at": "x", "where": "value", "rate": 0.01, "learning_rate": "adam/lr"}]},
+            {"decays": [{"at": "sub", "where": "value", "rate": 0.01, "learning_rate": "adam/lr"}]},
             ["place", "rate"],
             "place before → value; rate 0.1 → 0.01",
         ),
@@ -140,6 +140,19 @@ def test_schedules_are_compared():
     assert told(scheduled(), scheduled(rates=[[0, 0.2]]))[0].startswith(
         "schedule of cosine(steps=9) × lr before update "
     )
+
+
+def test_which_update_carries_the_decay_and_where_a_gradient_is_entered():
+    updates = [{"at": "sub"}, {"at": "sub_1"}]
+    first, last = (
+        record(variable("w", updates=updates, decays=[{**variable("w")["decays"][0], "at": at}]))
+        for at in ("sub", "sub_1")
+    )
+    assert told(first, last)[0].startswith("updates 1 → 2  ")
+    coupled = {"at": "sub", "where": "gradient", "rate": 0.1, "learning_rate": None, "gradient_after": None}
+    one, other = (record(variable("w", decays=[{**coupled, "gradient": node}])) for node in ("clip", "grad"))
+    assert difference(one, other)
+    assert not difference(one, copy.deepcopy(one))
 
 
 def test_what_has_no_effect_is_no_difference():
@@ -183,6 +196,8 @@ def test_json():
                 "place": [["before"], None],
                 "rate": [[0.1], None],
                 "learning_rate": [["adam/lr"], None],
+                "updates": [[0], None],
+                "gradient": [[], None],
             },
         }
     ]

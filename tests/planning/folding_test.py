@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphwd.planning.folding import fold
+from graphwd.planning.folding import fold, unfold
 
 
 def texts(*names, alike=None):
@@ -87,3 +87,23 @@ def test_every_name_can_be_told_from_the_text_and_is_there_once(names, data):
         assert len({alike[place] for place in each.members}) == 1
         told += members
     assert sorted(told) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("w", ["w"]),
+        ("block_{2,3}_expand/kernel", ["block_2_expand/kernel", "block_3_expand/kernel"]),
+        ("b{1…3,7}", ["b1", "b2", "b3", "b7"]),
+        ("x_{09…11}", ["x_09", "x_10", "x_11"]),
+        ("a{0…2}/d_{3,7,11}", ["a0/d_3", "a1/d_7", "a2/d_11"]),
+        ("{a,b}", ["{a,b}"]),
+        ("x{2…1}", []),
+    ],
+)
+def test_the_names_of_a_fold(text, names):
+    assert unfold(text) == names
+
+
+def test_a_fold_of_no_model_is_not_taken_apart_to_its_end():
+    assert len(unfold("w{0…999999999999999999}")) == 10_000

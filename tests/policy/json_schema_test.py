@@ -85,7 +85,7 @@ def parsed(text):
             return [plain(each) for each in item.value]
         return {key: plain(each) for key, each in item.value.items()} if hasattr(item.value, "items") else item.value
 
-    return plain(read_yaml(text, "policy.yaml"))
+    return plain(read_yaml(text, "policy.yaml").document)
 
 
 def loaded(text, tmp_path):

@@ -446,6 +446,49 @@ def test_what_an_alias_repeats_is_told_once():
     assert error_of(load, text) == "policy.yaml:3: name must be text, got 1; put it in quotes"
 
 
+def test_what_is_wrong_with_the_yaml_hides_no_other_mistake():
+    text = """\
+version: 1
+exempt: [no, biass]
+rules:
+  - weight_decay: yes
+    nmae: x
+    optional: on
+  - name: y
+    weight_decay: {schedule: linear, from: 010, to: 0, steps: 1_000}
+    name: z
+  - {rank: 1:30, weight_decay: -1}
+  - {formula: {name: huber, delta: off}, weight_decay: !x 1}
+  - {nmae: 0x_1, weight_decay: 0}
+unmatched: skipp
+weight_decay: no
+"""
+    with pytest.raises(PolicyError) as error:
+        load(text)
+    words, number = "true or false to YAML 1.1 and text to YAML 1.2", "a number to YAML 1.1 and text to YAML 1.2"
+    octal = "an octal number to some readers of YAML, not to others"
+    ranks = "rank must be a number of dimensions, or one after >= <= == != > <"
+    assert str(error.value).splitlines() == [
+        f"policy.yaml:2: no is {words}; write true or false, or put it in quotes if it is text",
+        "policy.yaml:2: exempt takes roles, kernel, depthwise, embedding, bias, norm, other, or selectors; got 'biass'"
+        "; did you mean 'bias'?",
+        f"policy.yaml:4: weight_decay must be a number, but yes is {words}; write a number in digits",
+        "policy.yaml:5: unknown key 'nmae' in a rule; did you mean 'name'?",
+        f"policy.yaml:6: on is {words}; write true or false, or put it in quotes if it is text",
+        f"policy.yaml:8: from must be a number, but 010 is {octal}; write it in decimal",
+        f"policy.yaml:8: 1_000 is {number}; write it in decimal, or put it in quotes if it is text",
+        "policy.yaml:9: duplicate key 'name', first given on line 7; keep one",
+        f"policy.yaml:10: {ranks}, but 1:30 is {number}; write it in decimal",
+        "policy.yaml:10: weight_decay must be a finite number >= 0, got -1.0; write 0 for no decay",
+        f"policy.yaml:11: delta must be a number, but off is {words}; write a number in digits",
+        "policy.yaml:11: the tag '!x' is not allowed; a policy holds plain values only",
+        "policy.yaml:12: unknown key 'nmae' in a rule; did you mean 'name'?",
+        f"policy.yaml:12: 0x_1 is {number}; write it in decimal, or put it in quotes if it is text",
+        "policy.yaml:13: unmatched must be one of error, skip; got 'skipp'; did you mean 'skip'?",
+        f"policy.yaml:14: weight_decay must be a number, but no is {words}; write a number in digits",
+    ]
+
+
 def test_no_more_mistakes_than_anyone_reads():
     told = error_of(load, "version: 1\nrules:\n" + "  - x\n" * 10**4).splitlines()
     assert told[99:] == [

@@ -21,7 +21,7 @@ NUMBER_HINT = "weight_decay must be a number, got {}; write a number, such as 5e
 
 
 def read(text, schema=RULE_FIELDS):
-    return all_fields(read_yaml(text, "policy.yaml"), schema, "a rule")
+    return all_fields(read_yaml(text, "policy.yaml").document, schema, "a rule")
 
 
 def error_of(text, schema=RULE_FIELDS):

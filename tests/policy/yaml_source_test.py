@@ -7,6 +7,7 @@ import math
 import pytest
 
 from graphwd.errors import PolicyError
+from graphwd.policy.mistakes import Mistakes
 from graphwd.policy.yaml_source import Located, from_mapping, read_yaml
 
 
@@ -16,14 +17,22 @@ def plain(item):
     return [plain(each) for each in item.value] if isinstance(item.value, tuple) else item.value
 
 
+def read(text, source="policy.yaml"):
+    found = read_yaml(text, source)
+    mistakes = Mistakes()
+    found.tell(mistakes)
+    mistakes.check()
+    return found.document
+
+
 def read_scalar(text):
-    value = read_yaml(f"key: {text}\n", "policy.yaml").value["key"].value
+    value = read(f"key: {text}\n").value["key"].value
     return type(value), value
 
 
 def error_of(text):
     with pytest.raises(PolicyError) as error:
-        read_yaml(text, "policy.yaml")
+        read(text, "policy.yaml")
     return str(error.value)
 
 
@@ -92,7 +101,7 @@ def test_nan_is_read_as_nan():
 
 def test_every_value_knows_the_line_of_its_key():
     text = "a: 1\n\n# comment\nb:\n  - c: x\n\n    d:\n      2\n  -\n    3\n"
-    assert read_yaml(text, "p.yaml") == Located(
+    assert read(text, "p.yaml") == Located(
         {
             "a": Located(1, "p.yaml:1", 1),
             "b": Located(
@@ -110,11 +119,11 @@ def test_every_value_knows_the_line_of_its_key():
 
 
 def test_an_alias_repeats_its_anchor():
-    assert plain(read_yaml("a: &x [1, 2]\nb: *x\n", "p.yaml")) == {"a": [1, 2], "b": [1, 2]}
+    assert plain(read("a: &x [1, 2]\nb: *x\n", "p.yaml")) == {"a": [1, 2], "b": [1, 2]}
 
 
 def test_windows_line_ends_and_a_byte_order_mark():
-    item = read_yaml("\ufeffa: 1\r\nb: 2\r\n", "p.yaml")
+    item = read("\ufeffa: 1\r\nb: 2\r\n", "p.yaml")
     assert plain(item) == {"a": 1, "b": 2}
     assert item.value["b"].line == 2
 
@@ -211,7 +220,7 @@ def test_deep_nesting(text):
 def test_an_alias_bomb_is_converted_once_a_node():
     lines = ["a0: &a0 [x, x]"]
     lines += [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]" for i in range(1, 60)]
-    root = read_yaml("\n".join(lines), "policy.yaml").value
+    root = read("\n".join(lines), "policy.yaml").value
     assert len(root) == 60
     first, second, third = root["a59"].value
     assert first is second is third
