@@ -26,6 +26,7 @@ from graphwd.analysis.roles import Purpose
 from graphwd.errors import GraphwdError, PlanError, StepError, UsageError
 from graphwd.graph.graph import Variable
 from graphwd.planning.planner import Plan, left_over, no_rule, shadowed
+from graphwd.planning.suggest import suggestion
 from graphwd.policy.rules import Policy, PolicyLike, Rule, as_policy
 from graphwd.policy.selectors import Subject
 from graphwd.steps.decorator import decorator
@@ -89,6 +90,32 @@ def plan(model: Any, policy: PolicyLike, data: Any = None) -> Plan:
     _refuse_untraced(model)
     attached = _attachment(model)
     return plan_step(training_step(model, data, attached and attached.train_step), loaded)
+
+
+def suggest(model: Any, data: Any = None) -> str:
+    """Writes a first policy for a model, as `graphwd.suggest` does for a step.
+
+    Args:
+        model: as for `plan`.
+        data: likewise.
+
+    Returns:
+        The policy as YAML text, with every weight named in a comment: its shape, and the op that shows its role.
+
+    Raises:
+        StepError: it is not such a model, it is not built or compiled, or its inputs are not known.
+
+    Examples:
+        >>> import keras
+        >>> model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1, name="out")], name="net")
+        >>> model.compile("sgd", "mse")
+        >>> [line.strip() for line in suggest(model).splitlines() if "role" in line]
+        ['- role: bias', '- role: kernel']
+    """
+    _refuse_untraced(model)
+    attached = _attachment(model)
+    step = training_step(model, data, attached and attached.train_step)
+    return suggestion(model.name, lambda policy: plan_step(step, policy))
 
 
 def _attach(model: Any, policy: Policy, state: State | None = None) -> _Attachment:

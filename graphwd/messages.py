@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 READS_OUTSIDE = (
     "may not read a tf.Variable, nor an eager tensor; a rate that the training sets is 'tunable: NAME', or the "
@@ -11,10 +12,10 @@ READS_OUTSIDE = (
 """What is said of a function of the user's own that takes what is none of its arguments."""
 
 
-def listed(names: Iterable[str], most: int = 6) -> str:
-    """Names for a message, in quotes: the first ones, and how many more there are."""
+def listed(names: Iterable[str], most: int = 6, remarks: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Names for a message, in quotes: the first ones, with remarks on some, and how many more there are."""
     names = list(names)
-    shown = ", ".join(f"'{name}'" for name in names[:most])
+    shown = ", ".join(f"'{name}' ({remarks[name]})" if name in remarks else f"'{name}'" for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 

@@ -359,10 +359,11 @@ class _Search:
         self._factors.of_update()
         tensors = [*self._scalars.values(), *map(self._uncorrected, self._factors.uses)]
         numbers = (tensor for tensor in tensors if self._may_be_number(tensor))
-        names = dict.fromkeys(map(self.name, numbers))
+        names = {self.name(tensor): number(self._flow.producer(tensor)) for tensor in numbers}
         if not names:
             return "the variable or node that holds it (nothing here looks like one)"
-        return ("one of " if len(names) > 1 else "") + listed(names, most)
+        values = {name: f"{value:g}" for name, value in names.items() if value is not None}
+        return ("one of " if len(names) > 1 else "") + listed(names, most, values)
 
     def common(self) -> LearningRate | None:
         """The one factor of the whole update; None where there is none, or more than one."""

@@ -100,6 +100,7 @@ def test_several_factors_are_all_named(update, names):
     message = refusal(update)
     assert message.startswith("its learning rate is not found; write 'learning_rate: NAME' with one of ")
     assert set(re.findall("'[^']*'", message.partition("one of")[2])) == set(names.split(", "))
+    assert re.findall(r"'mul_2/x' \((.*?)\)", message) == (["0.5"] if "mul_2/x" in names else [])
 
 
 def test_what_scales_each_element_by_itself_is_no_learning_rate():

@@ -37,8 +37,8 @@ def model():
 
 
 NO_MODEL = (
-    "got a Keras model; graphwd.keras.attach(model, policy) gives its fit weight decay; for a loop of your own give "
-    "the function that updates the weights"
+    "got a Keras model; graphwd.keras.attach(model, policy) gives its fit weight decay, and graphwd.keras has plan and "
+    "suggest for it; for a loop of your own give the function that updates the weights"
 )
 
 
