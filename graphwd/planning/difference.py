@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphwd.errors import StepError
-from graphwd.planning.injections import Where
 from graphwd.planning.terminal import Detail, Section, columns_of, laid_out, section_of
 from graphwd.planning.texts import (
     decay_text,
@@ -25,6 +24,7 @@ VERIFY = "'graphwd verify' compares a rewritten model with a policy"
 """What is said to those who would compare a rewritten model with what it was to become."""
 
 _ALWAYS = ("shape", "dtype", "role", "followed_by", "outcome")
+_IN_GRADIENT = "gradient"  # as of `Where.GRADIENT`, which is not imported: that would take NumPy
 _OUTCOMES = frozenset({"decay", "exempt", "no update", "unmatched", "refused", None})
 _OF_A_DECAY = (
     *("weight_decay", "formula", "mode", "order", "scale", "rows", "tunable", "peak_learning_rate", "schedule"),
@@ -156,7 +156,7 @@ def _entry(variable: Mapping[str, Any]) -> Entry:
         # By number: another trace or version of the step may call its nodes otherwise.
         "updates": [number for number, at in enumerate(places) if any(decay["at"] == at for decay in decays)],
         "gradient": [
-            (decay["gradient"], decay["gradient_after"]) for decay in decays if decay["where"] == Where.GRADIENT.value
+            (decay["gradient"], decay["gradient_after"]) for decay in decays if decay["where"] == _IN_GRADIENT
         ],
     }
     decayed = variable["outcome"] == "decay"
