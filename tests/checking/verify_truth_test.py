@@ -451,6 +451,6 @@ def test_a_variable_that_is_an_argument_is_verified():
     policy = every("decoupled")
     concrete = step.get_concrete_function(w)
     found = by_name(verify(concrete, graphwd.rewrite(concrete, policy), policy, w))
-    assert (found["w"].verdict, found["w"].kind) == (Verdict.RIGHT, Kind.WHOLE)
+    assert (found["target"].verdict, found["target"].kind) == (Verdict.RIGHT, Kind.WHOLE)  # as the plan calls it
     assert w.numpy().tolist() == [1.0, 2.0]
-    assert by_name(verify(concrete, concrete, policy, w))["w"].verdict is Verdict.WRONG
+    assert by_name(verify(concrete, concrete, policy, w))["target"].verdict is Verdict.WRONG
