@@ -210,9 +210,7 @@ class WeightDecay(keras.callbacks.Callback):
             return
         if not any(model.train_function is one for one in self._functions):  # a new one, as after a recompile
             quiet = model.train_function
-            attached.watch(summaries=True)
-            model.make_train_function(force=True)
-            attached.summaries = False
+            attached.make_train_function(summaries=True, force=True)
             self._functions = quiet, model.train_function
         model.train_function = self._functions[self._is_due]
 
@@ -327,9 +325,11 @@ class _Attachment:
         """Refuses a model that does not train by a TensorFlow graph."""
         _refuse_untraced(self._model)
 
-    def decaying(self, *, summaries: bool) -> _DecayingModel:
-        """A view of the model that trains it with decay."""
-        return _DecayingModel(self._model, self, summaries=summaries)
+    def make_train_function(self, *, summaries: bool, force: bool) -> Any:
+        """Has Keras make the function that trains with decay; with ``summaries`` it measures what decay does."""
+        self.state.watched = self.state.watched or summaries
+        view = _DecayingModel(self._model, self, summaries=summaries)
+        return type(self._model).make_train_function(view, force=force)
 
     def decayed(self, function: Callable[..., Any], *, summaries: bool) -> Any:
         """Traces a function and calls it with decay; with ``summaries`` it measures what decay does."""
@@ -482,8 +482,7 @@ def _make_train_function(attached: _Attachment, force: bool = False) -> Any:
     """The replacement of ``model.make_train_function``."""
     attached.refuse_untraced()
     attached.tell()
-    model = attached.decaying(summaries=attached.summaries)
-    return type(model.__wrapped__).make_train_function(model, force=force)
+    return attached.make_train_function(summaries=attached.summaries, force=force)
 
 
 def _train_step(attached: _Attachment, *args: Any, **kwargs: Any) -> Any:

@@ -657,11 +657,14 @@ def test_the_examples_of_the_documentation_run(library, tmp_path, monkeypatch):
     assert {name for name, _ in tf.train.list_variables(path)} >= {"decay/rates/body/.ATTRIBUTES/VARIABLE_VALUE"}
 
 
-@pytest.mark.parametrize("accumulating", [False, True])
+# Only the optimizers of Keras 3 accumulate gradients.
+@pytest.mark.parametrize(
+    ("library", "accumulating"),
+    [(keras, False), (keras, True), (tf_keras, False)],
+    ids=["keras", "keras, accumulating", "tf_keras"],
+)
 def test_restored_after_attach_and_before_fit_it_goes_on_to_the_bit(library, accumulating, tmp_path):
     """What is made by fit alone is restored then: slot variables, graphwd's counter, first weights."""
-    if accumulating and library is tf_keras:
-        pytest.skip("it has no gradient accumulation")
     rules = [{"regex": "kernel", "weight_decay": SCHEDULE, "tunable": "body", "formula": "l2_sp"}, {"weight_decay": 0}]
 
     def trained(epochs, restore=None):

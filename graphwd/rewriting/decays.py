@@ -107,7 +107,6 @@ class DecayWriter:
     def _see(self, seen: Own) -> None:
         """Adds up what the decay takes, ahead of the decay itself."""
         nodes, injection = self._splicer.nodes, self._injection
-        kinds: dict[str, Kind] = {"seen": "resource"}
         edges = {
             "seen": self._brought[seen],
             "rate": self._rate("rate"),
@@ -122,8 +121,8 @@ class DecayWriter:
         elif not isinstance(injection, InGradient) and not self._served and (indices := self._rows()):
             edges |= indices
             options["rows"] = (injection.variable.shape or (None,))[0]
-        kinds |= {name: self._kind(name) for name in edges.keys() - kinds.keys()}
-        self._splicer.splice(fragment(arithmetic.see, {name: kinds[name] for name in edges}, **options), edges)
+        kinds = {name: self._kind(name) for name in edges}
+        self._splicer.splice(fragment(arithmetic.see, kinds, **options), edges)
 
     def _after(self, after: After) -> None:
         """Decays behind the write; where the formula asks what the update subtracts, with a read ahead of that."""
@@ -233,7 +232,7 @@ class DecayWriter:
         match parameter:
             case "handle":
                 return Reference(self._dtype) if self._injection.variable.reference else "resource"
-            case "initial":
+            case "initial" | "seen":
                 return "resource"
             case "rate" | "factor" | "scaled":
                 return arithmetic.wide(self._dtype)

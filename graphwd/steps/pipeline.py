@@ -156,7 +156,12 @@ def emit(prepared: Prepared[Trace], state: State) -> Emitted:
         GraphwdError: the step cannot be rewritten.
     """
     prepared.plan.check()
+    step = prepared.part.step
+    sources = variables_of(step)
     state.count_for(prepared.plan)
+    for injection in prepared.plan.injections:
+        if injection.seen is not None:
+            state.see(injection, sources)
     for note in prepared.plan.notes:
         _LOG.warning("%s", note)
 
@@ -167,8 +172,7 @@ def emit(prepared: Prepared[Trace], state: State) -> Emitted:
             _LOG.warning("%s", note)
         return rewritten
 
-    step = prepared.part.step
-    return Emitted(step, make, lambda own: state.variable(own, variables_of(step)))
+    return Emitted(step, make, lambda own: state.variable(own, sources))
 
 
 def rewrite_concrete(
@@ -215,8 +219,6 @@ def emit_rewritten(
     prepared = prepare(step, policy)
     if summaries:
         prepared = replace(prepared, plan=prepared.plan.watched())
-        for injection in prepared.plan.injections:
-            state.see(injection, variables_of(step))
     return emit(prepared, state), prepared.plan
 
 

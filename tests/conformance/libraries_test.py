@@ -30,7 +30,8 @@ from tests.helpers.lockstep import (
 
 if os.environ.get("TF_USE_LEGACY_KERAS") != "1":
     pytest.skip(
-        "a process chooses what tf.keras is once, and these libraries are written for tf_keras: "
+        "these libraries need tf.keras to be tf_keras, which a process chooses when it imports TensorFlow; tools/test "
+        "does, and runs this file. By hand: "
         "TF_USE_LEGACY_KERAS=1 .venv/bin/python -m pytest tests/conformance/libraries_test.py",
         allow_module_level=True,
     )

@@ -5,12 +5,14 @@ Keras' ``weight_decay`` is reproduced on a real model; PyTorch's on the same gra
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
-import os
+import json
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
@@ -227,6 +229,7 @@ TORCH = {
 }
 DTYPES = ("float32", "float64")
 
+RECORD = Path(__file__).with_name("torch_weights.json")
 PROGRAM = """
 import pickle
 import sys
@@ -254,20 +257,44 @@ pickle.dump(trained, sys.stdout.buffer)
 """
 
 
-@pytest.fixture(scope="module")
-def torch_weights():
-    """What PyTorch trains in each case; in a process of its own, as it and TensorFlow bring OpenMP runtimes each."""
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("PyTorch, 192 MB and more, is no dependency: .venv/bin/pip install -e '.[torch]'")
-    cases = {
+def torch_cases():
+    """What PyTorch is given in each case."""
+    return {
         (name, dtype): (case.kind, case.options, WEIGHT_DECAY, numbers(dtype, case.constant))
         for name, case in TORCH.items()
         for dtype in DTYPES
     }
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", PROGRAM]
-    result = subprocess.run(command, input=pickle.dumps(cases), check=True, env=env, stdout=subprocess.PIPE)
+
+
+def trained_by_torch(python):
+    """What PyTorch trains in each case; in a process of its own, as it and TensorFlow bring OpenMP runtimes each."""
+    command = [python, "-c", PROGRAM]
+    result = subprocess.run(command, input=pickle.dumps(torch_cases()), check=True, stdout=subprocess.PIPE)
     return pickle.loads(result.stdout)
+
+
+def digest(case):
+    """A digest of what PyTorch is given in a case, so that a record of others is noticed."""
+    kind, options, decay, given = case
+    told = repr((kind, sorted(options.items()), decay)).encode()
+    return hashlib.sha256(told + b"".join(given[name].tobytes() for name in sorted(given))).hexdigest()
+
+
+def recorded():
+    """What PyTorch trained when `tests.conformance.record_torch` was run; its wheel is too large for every run."""
+    record = json.loads(RECORD.read_text())
+    weights = {}
+    for (name, dtype), case in torch_cases().items():
+        held = record["cases"][f"{name}, {dtype}"]
+        assert held["given"] == digest(case), "PyTorch was given something else: run tests.conformance.record_torch"
+        weights[name, dtype] = [np.array(weight, dtype) for weight in held["weights"]]
+    return weights
+
+
+@pytest.fixture(scope="module", params=["recorded", *(["installed"] if importlib.util.find_spec("torch") else [])])
+def torch_weights(request):
+    """What PyTorch trains in each case."""
+    return recorded() if request.param == "recorded" else trained_by_torch(sys.executable)
 
 
 # In ulps of the largest element: the libraries order the products of an update differently, and so round otherwise. At

@@ -356,7 +356,10 @@ def tiny(folder: Path, size: str) -> Iterator[None]:
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if done.returncode:
-        pytest.skip(f"a full disk is a small tmpfs, which only root may mount: {done.stderr.strip()}")
+        pytest.skip(
+            "a disk that is full is a small tmpfs, and the kernel lets only root mount one; as root, as in CI, this "
+            f"runs. mount says: {done.stderr.strip()}"
+        )
     try:
         yield
     finally:

@@ -16,33 +16,19 @@ from graphwd.planning.difference import (
     rewritten_account,
 )
 from graphwd.planning.terminal import Detail
+from tests.helpers import records
 
 
 def variable(name, **changes):
-    return {
-        "name": name,
-        "label": name,
-        "shape": [3, 2],
-        "dtype": "float32",
-        "path": None,
+    own = {
         "role": "kernel",
-        "seen": None,
-        "followed_by": None,
-        "outcome": "decay",
         "rule": "p.yaml:3",
         "weight_decay": 0.1,
-        "mode": "decoupled",
         "order": "before",
         "scale": "lr",
-        "tunable": None,
-        "schedule": None,
-        "peak_learning_rate": None,
-        "formula": "l2",
-        "rows": "all",
-        "updates": [{"at": "sub"}],
         "decays": [{"at": "sub", "where": "before", "rate": 0.1, "learning_rate": "adam/lr"}],
-        **changes,
     }
+    return records.variable(name, **{**own, **changes})
 
 
 def exempt(name, **changes):

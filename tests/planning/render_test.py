@@ -15,32 +15,9 @@ from graphwd.planning.planner import Decision, Outcome, Plan
 from graphwd.planning.render import as_json
 from graphwd.policy.rules import PRESETS, Rule
 from graphwd.policy.selectors import Selectors
+from tests.helpers.records import variable
 
 HEAD = ["variable", "shape", "dtype", "decay", "rule", "update"]
-
-
-def variable(name="net/kernel", **changes):
-    return {
-        "name": name,
-        "label": name,
-        "shape": [3, 2],
-        "dtype": "float32",
-        "role": None,
-        "followed_by": None,
-        "outcome": "decay",
-        "rule": "policy.yaml:3",
-        "weight_decay": 5e-4,
-        "mode": "decoupled",
-        "order": "after",
-        "scale": "none",
-        "tunable": None,
-        "schedule": None,
-        "peak_learning_rate": None,
-        "formula": "l2",
-        "rows": "all",
-        "updates": [{"op": "AssignSubVariableOp", "at": "If [then_branch] > sub"}],
-        **changes,
-    }
 
 
 def record(*variables, problems=(), notes=(), fuse="none"):

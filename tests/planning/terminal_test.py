@@ -17,35 +17,12 @@ from graphwd.analysis.updates import VariableWrites
 from graphwd.graph.graph import Variable
 from graphwd.planning.planner import Decision, Outcome, Plan
 from graphwd.planning.terminal import Detail, as_table, decays_as_table, detail_of, overview_as_table, terminal_width
+from tests.helpers import records
 
 
 def variable(name="net/kernel", **changes):
-    return {
-        "name": name,
-        "label": name,
-        "shape": [3, 2],
-        "dtype": "float32",
-        "path": None,
-        "role": "kernel",
-        "seen": "MatMul, net/MatMul",
-        "followed_by": None,
-        "outcome": "decay",
-        "rule": "policy.yaml:3",
-        "weight_decay": 5e-4,
-        "mode": "decoupled",
-        "order": "after",
-        "scale": "none",
-        "tunable": None,
-        "schedule": None,
-        "peak_learning_rate": None,
-        "formula": "l2",
-        "rows": "all",
-        "updates": [{"op": "AssignSubVariableOp", "at": "sub", "evidence": "computed from a gradient scope"}],
-        "decays": [decay()],
-        "native_decays": [],
-        "other_writes": [],
-        **changes,
-    }
+    own = {"role": "kernel", "seen": "MatMul, net/MatMul", "decays": [decay()], "native_decays": [], "other_writes": []}
+    return records.variable(name, **{**own, **changes})
 
 
 def decay(**changes):

@@ -5,19 +5,7 @@ from __future__ import annotations
 import pytest
 
 from graphwd.planning.texts import decay_text, elements, human, parameters_text, shape_text, summary
-
-DECAYED = {
-    "outcome": "decay",
-    "weight_decay": 5e-4,
-    "mode": "decoupled",
-    "order": "after",
-    "scale": "none",
-    "tunable": None,
-    "schedule": None,
-    "peak_learning_rate": None,
-    "formula": "l2",
-    "rows": "all",
-}
+from tests.helpers.records import DECAYED
 
 
 @pytest.mark.parametrize(
