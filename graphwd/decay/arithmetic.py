@@ -119,6 +119,7 @@ def remember_rows(handle: tf.Tensor, indices: tf.Tensor, *, dtype: str) -> tf.Te
 def subtract(
     handle: tf.Tensor,
     rate: tf.Tensor,
+    indices: _Optional = None,
     before: _Optional = None,
     initial: _Optional = None,
     *,
@@ -126,9 +127,16 @@ def subtract(
     formula: Formula,
     decayed: bool = False,
 ) -> None:
-    """Subtracts, w <- w - rate · p(w); where ``decayed``, p is of the weight before the update."""
-    lost = _scaled(_read(handle, dtype), rate, formula, before, _first(initial, dtype), of_before=decayed)
-    if handle.dtype == tf.resource:
+    """Subtracts, w <- w - rate · p(w), or only the rows at some indices; where ``decayed``, p is of what was before.
+
+    An index that repeats writes the same row again. Not once each, by ``Unique``: where the indices are themselves of a
+    size that only the run tells, XLA's counts what lies behind their end.
+    """
+    weight = _read(handle, dtype) if indices is None else _gather(handle, indices, dtype)
+    lost = _scaled(weight, rate, formula, before, _first(initial, dtype, indices), of_before=decayed)
+    if indices is not None:
+        _scatter_update(handle, indices, _narrowed(_RAW.Sub(x=_widened(weight), y=lost, name="left"), dtype))
+    elif handle.dtype == tf.resource:
         _RAW.AssignSubVariableOp(resource=handle, value=_narrowed(lost, dtype), name="decay")
     else:
         _RAW.AssignSub(ref=handle, value=_narrowed(lost, dtype), name="decay")
@@ -140,31 +148,10 @@ def multiply_rows(handle: tf.Tensor, factor: tf.Tensor, indices: tf.Tensor, *, d
     _scatter_update(handle, indices, _narrowed(_RAW.Mul(x=rows, y=factor, name="scaled"), dtype))
 
 
-def subtract_rows(
-    handle: tf.Tensor,
-    rate: tf.Tensor,
-    indices: tf.Tensor,
-    before: _Optional = None,
-    initial: _Optional = None,
-    *,
-    dtype: str,
-    formula: Formula,
-    decayed: bool = False,
-) -> None:
-    """Subtracts rate · p(rows) from the rows of w at some indices; where ``decayed``, of the rows before the update.
-
-    An index that repeats writes the same row again. Not once each, by ``Unique``: where the indices are themselves of a
-    size that only the run tells, XLA's counts what lies behind their end.
-    """
-    rows = _gather(handle, indices, dtype)
-    scaled = _scaled(rows, rate, formula, before, _first(initial, dtype, indices), of_before=decayed)
-    _scatter_update(handle, indices, _narrowed(_RAW.Sub(x=_widened(rows), y=scaled, name="left"), dtype))
-
-
 def subtract_rows_once(
     handle: tf.Tensor, rate: tf.Tensor, indices: tf.Tensor, initial: _Optional = None, *, dtype: str, formula: Formula
 ) -> None:
-    """The same in one subtraction from each row, for variables that others write without waiting.
+    """Subtracts from rows, in one op from each, for variables that others write without waiting.
 
     Each row once, by ``Unique``: on a parameter server nothing is compiled.
     """

@@ -194,7 +194,7 @@ class DecayWriter:
         if self._injection.formula is l2 and rate.is_constant and keeps_rate(rate.number, EPSILON[wide]):
             factor = self._splicer.constant("factor", 1 - rate.number, wide)
             return arithmetic.multiply_rows if rows else arithmetic.multiply, {"factor": factor}
-        return arithmetic.subtract_rows if rows else arithmetic.subtract, {"rate": self._rate("factor")}
+        return arithmetic.subtract, {"rate": self._rate("factor")}
 
     def _rate(self, role: str) -> EdgeText:
         """The rate of this step: a number under the name of a role, or a product of scalars."""

@@ -407,6 +407,21 @@ def test_the_loop_of_a_trainer():
     check_lockstep(case)
 
 
+def test_the_roles_of_a_trainers_model():
+    made = trainer(0.0)
+    case = trainer_case(made, DENSE_KERNELS)
+    plan = graphwd.plan(case.step, policy_for(DENSE_KERNELS), *case.batches[0])
+    roles = {decision.variable.name: decision.purpose.role.value for decision in plan.decisions}
+    assert roles == {
+        "hidden/kernel": "kernel",
+        "hidden/bias": "bias",
+        "norm/gamma": "norm",
+        "norm/beta": "norm",
+        "out/kernel": "kernel",
+        "out/bias": "bias",
+    }
+
+
 def test_the_decay_of_a_trainers_optimizer_is_a_double_decay():
     made = trainer(0.1)
     assert type(made.optimizer) is legacy_adamw.AdamWeightDecay

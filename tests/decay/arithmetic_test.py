@@ -51,7 +51,7 @@ def test_rows_that_repeat_are_decayed_once(dtype, index):
     expected[[0, 2]] *= 1 - RATE
     for decay, strength in [
         (arithmetic.multiply_rows, {"factor": scalar(1 - RATE, dtype)}),
-        (arithmetic.subtract_rows, {"rate": scalar(RATE, dtype), "formula": l2}),
+        (arithmetic.subtract, {"rate": scalar(RATE, dtype), "formula": l2}),
         (arithmetic.subtract_rows_once, {"rate": scalar(RATE, dtype), "formula": l2}),
     ]:
         w = variable(dtype)
