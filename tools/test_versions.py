@@ -2,7 +2,7 @@
 
 Usage: tools/test_versions [--keep FOLDER] [VERSION]... [-- PYTEST ARGUMENT...], for example
 
-    tools/test_versions                                        # all tests on every version, about 15 minutes each
+    tools/test_versions                                        # all tests on every version, about an hour each
     tools/test_versions 2.16 2.20 -- tests/rewriting/inject_test.py -k adam
 
 Each version gets a virtual environment of its own: TensorFlow (some 650 MB), the tf_keras of the same version, and the
@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import collections
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -28,23 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the oldest that pyproject.toml allows to the newest that there is.
 VERSIONS = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
 
-# The extra `test` of pyproject.toml but for what checks the source, and the libraries of tools/libraries.txt, which
-# belong to one version of TensorFlow: tests/conformance/libraries_test.py skips.
-PACKAGES = (
-    "absl-py",
-    "dm-sonnet",
-    "grandalf",
-    "hypothesis",
-    "Jinja2",
-    "keras-hub",
-    "pytest",
-    "PyYAML",
-    "rich",
-    "scikit-learn",
-    "selenium",
-    "setuptools",
-    "wrapt",
-)
+PINNED = ("tensorflow", "tf_keras", "tensorflow-text")
+"""What is of the version that is asked for."""
+
+LINTERS = ("pyright", "ruff")
 
 
 def main(arguments: list[str]) -> int:
@@ -111,17 +100,28 @@ def install(environment: Path, version: str) -> str | None:
         Why that failed; None where it did not.
     """
     stamp = environment / "installed"
-    if stamp.exists():
+    packages = [*(f"{name}=={version}.*" for name in PINNED), *others()]
+    if stamp.exists() and stamp.read_text() == "\n".join(packages):
         return None
     shutil.rmtree(environment, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    pinned = [f"{name}=={version}.*" for name in ("tensorflow", "tf_keras", "tensorflow-text")]
     command = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-cache-dir"]
-    done = subprocess.run([*command, *pinned, *PACKAGES], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *packages], capture_output=True, text=True, check=False)
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-    stamp.touch()
+    stamp.write_text("\n".join(packages))
     return None
+
+
+def others() -> list[str]:
+    """What the package and its tests need besides, but for what checks the source.
+
+    The libraries of tools/libraries.txt are left out, for they belong to one version of TensorFlow: what is tested with
+    them skips.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    return [package for package in packages if re.split(r"[^\w-]", package)[0] not in (*PINNED, *LINTERS)]
 
 
 def installed(python: Path) -> str:

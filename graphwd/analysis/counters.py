@@ -93,19 +93,12 @@ def _adds_one(flow: Flow, site: Site, variable: Variable) -> bool:
         return _is_one(flow, data_input(proto, row.value))
     if row.form is not Form.ASSIGN:
         return False
-    total = flow.producer(_through_casts(flow, data_input(proto, row.value)))
+    total = flow.producer(flow.through_casts(data_input(proto, row.value)))
     if total is None or total.op not in SUM_OPS or total.op == "Sub" or len(total.inputs) != 2:
         return False
-    first, second = (_through_casts(flow, tensor) for tensor in data_inputs(total.proto)[:2])
+    first, second = (flow.through_casts(tensor) for tensor in data_inputs(total.proto)[:2])
     return any(flow.read(old) == variable and _is_one(flow, new) for old, new in ((first, second), (second, first)))
 
 
 def _is_one(flow: Flow, tensor: EdgeText) -> bool:
-    return number(flow.producer(_through_casts(flow, tensor))) == 1
-
-
-def _through_casts(flow: Flow, tensor: EdgeText) -> EdgeText:
-    tensor = flow.origin(tensor)
-    while (node := flow.producer(tensor)) is not None and node.op == "Cast":
-        tensor = flow.origin(data_input(node.proto, 0))
-    return tensor
+    return number(flow.producer(flow.through_casts(tensor))) == 1

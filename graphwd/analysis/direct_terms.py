@@ -7,20 +7,20 @@ so the weight is a term of the sum exactly once, with coefficient 1. An average,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from graphwd.analysis.factors import number
 from graphwd.analysis.flow import Flow
+from graphwd.analysis.postorder import evaluate
 from graphwd.analysis.sites import Write
 from graphwd.analysis.values import NO_VARIABLE, Content
+from graphwd.graph.body import Node
 from graphwd.graph.edge import EdgeText, data_input
 from graphwd.graph.graph import Variable
 from graphwd.graph.ops import Form
 from graphwd.graph.traits import PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SCALING_OPS, SIGNS, Trait, ops_with
-
-_MAX_DEPTH = 100
-"""Sums nested deeper than this are no optimizer's."""
 
 _SELECTS = ops_with(Trait.SELECT)
 
@@ -80,55 +80,79 @@ def terms_after(flow: Flow, write: Write) -> DirectTerms:
             return written
 
 
-def direct_terms(flow: Flow, variable: Variable, tensor: EdgeText, depth: int = 0) -> DirectTerms:
+def direct_terms(flow: Flow, variable: Variable, tensor: EdgeText) -> DirectTerms:
     """Finds which variables are direct terms of a tensor.
 
     Args:
         flow: the body of the tensor.
         variable: the weight.
         tensor: the tensor.
-        depth: how many sums and products lead to it.
 
     Returns:
         Its terms. A gradient holds no variable.
     """
-    tensor = flow.origin(tensor)
-    known = flow.value(tensor)
-    if known.source == NO_VARIABLE or depth > _MAX_DEPTH or flow.is_source(tensor):
+    return evaluate(flow.origin(tensor), partial(_operands, flow), partial(_terms, flow, variable), NO_TERMS)
+
+
+def _operands(flow: Flow, tensor: EdgeText) -> Sequence[EdgeText]:
+    """The tensors whose terms make those of a tensor."""
+    node = flow.producer(tensor)
+    if _is_without_terms(flow, tensor) or node is None or _is_read(flow, tensor):
+        return ()
+    inputs = [flow.origin(text) for _, text in flow.inputs(node)]
+    if node.op in SCALING_OPS:
+        return inputs[:2]
+    if node.op in _SELECTS:
+        return inputs[1:]
+    return inputs if node.op in SIGNS else ()
+
+
+def _is_without_terms(flow: Flow, tensor: EdgeText) -> bool:
+    return flow.value(tensor).source == NO_VARIABLE or flow.is_source(tensor)
+
+
+def _is_read(flow: Flow, tensor: EdgeText) -> bool:
+    """Whether a tensor is the content of a variable."""
+    node = flow.producer(tensor)
+    return flow.value(tensor).content is Content.EXACT and (node is None or node.op in READ_OPS)
+
+
+def _terms(flow: Flow, variable: Variable, tensor: EdgeText, operands: Sequence[DirectTerms]) -> DirectTerms:
+    """The terms of a tensor, from those of its operands."""
+    if _is_without_terms(flow, tensor):
         return NO_TERMS
-    terms = _terms_of_node(flow, variable, tensor, depth)
+    terms = _terms_of_node(flow, variable, tensor, operands)
     if not terms.coefficient and flow.given_to_others(tensor, variable):
         return DirectTerms(of_others=True)  # it is the new content of another variable, whatever it is computed from
     return terms
 
 
-def _terms_of_node(flow: Flow, variable: Variable, tensor: EdgeText, depth: int) -> DirectTerms:
+def _terms_of_node(flow: Flow, variable: Variable, tensor: EdgeText, operands: Sequence[DirectTerms]) -> DirectTerms:
     known, node = flow.value(tensor), flow.producer(tensor)
-    if known.content is Content.EXACT and (node is None or node.op in READ_OPS):
+    if _is_read(flow, tensor):
         return DirectTerms(1.0, (tensor,)) if known.source == variable.id else DirectTerms(of_others=True)
     if node is None:
         return NO_TERMS
-    inputs = [text for _, text in flow.inputs(node)]
     if node.op in SCALING_OPS:
-        return _of_product(flow, variable, node.op, inputs, depth)
+        return _of_product(flow, node, operands)
     if node.op in _SELECTS:
-        return _of_choice(direct_terms(flow, variable, text, depth + 1) for text in inputs[1:])
+        return _of_choice(operands)
     if node.op not in SIGNS:
         return NO_TERMS
     signs = SIGNS[node.op]
     terms = DirectTerms()
-    for position, text in enumerate(inputs):
-        term = direct_terms(flow, variable, text, depth + 1)
+    for position, term in enumerate(operands):
         terms = terms.plus(term.times(signs[min(position, 1)]))
     return terms
 
 
-def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[EdgeText], depth: int) -> DirectTerms:
-    first, second = (direct_terms(flow, variable, text, depth + 1) for text in inputs[:2])
-    if op in QUOTIENT_OPS and second != NO_TERMS:
+def _of_product(flow: Flow, node: Node, operands: Sequence[DirectTerms]) -> DirectTerms:
+    first, second = operands
+    if node.op in QUOTIENT_OPS and second != NO_TERMS:
         return NO_TERMS
     if (first == NO_TERMS) == (second == NO_TERMS):
         return NO_TERMS
+    inputs = [text for _, text in flow.inputs(node)]
     terms, other = (first, inputs[1]) if first != NO_TERMS else (second, inputs[0])
     other = flow.origin(other)
     if flow.value(other).source != NO_VARIABLE or (flow.value(other).taint and flow.is_scalar(other) is False):
@@ -136,18 +160,28 @@ def _of_product(flow: Flow, variable: Variable, op: str, inputs: list[EdgeText],
     factor = _factor(flow, other)
     if factor is None:
         return terms.times(math.nan)
-    return terms.times(1 / factor if op in QUOTIENT_OPS and factor else factor)
+    return terms.times(1 / factor if node.op in QUOTIENT_OPS and factor else factor)
 
 
 def _factor(flow: Flow, tensor: EdgeText) -> float | None:
     """The value of a constant, else None. A product with zero is zero, whatever its other factors are."""
+    tensor = flow.through_casts(tensor)
     node = flow.producer(tensor)
-    factor = number(node)
-    if factor is None and node is not None and node.op == "Cast":
-        return _factor(flow, flow.origin(data_input(node.proto, 0)))
-    if factor is None and node is not None and node.op in PRODUCT_OPS:
-        return 0.0 if 0.0 in [_factor(flow, flow.origin(text)) for _, text in flow.inputs(node)] else None
-    return factor
+    if node is None or node.op not in PRODUCT_OPS:
+        return number(node)
+    seen: set[EdgeText] = set()
+    waiting = [tensor]
+    while waiting:
+        tensor = flow.through_casts(waiting.pop())
+        node = flow.producer(tensor)
+        if tensor in seen or node is None:
+            continue
+        seen.add(tensor)
+        if number(node) == 0:
+            return 0.0
+        if node.op in PRODUCT_OPS:
+            waiting.extend(text for _, text in flow.inputs(node))
+    return None
 
 
 def _of_choice(terms: Iterable[DirectTerms]) -> DirectTerms:

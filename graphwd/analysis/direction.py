@@ -6,14 +6,17 @@ is a weight, whoever else reads it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import partial
+
 from graphwd.analysis.factors import number
 from graphwd.analysis.flow import Flow
+from graphwd.analysis.postorder import evaluate
 from graphwd.analysis.sites import Write
 from graphwd.graph.edge import EdgeText, data_input
 from graphwd.graph.ops import Form
 from graphwd.graph.traits import SCALING_OPS, SIGNS, Trait, ops_with
-
-_MAX_DEPTH = 100
 
 _KEEPING = ops_with(Trait.SAME_SIGN)
 _POSITIVE = ops_with(Trait.MAGNITUDE)
@@ -30,46 +33,46 @@ def direction(flow: Flow, write: Write) -> int:
         1 where the write adds the gradient, -1 where it subtracts it, 0 where that is not known. A factor that is not
         a constant, such as a learning rate, counts as positive.
     """
-    sign = _sign(flow, data_input(flow.nodes[write.site.node].proto, write.op.value), 0)
+    written = flow.origin(data_input(flow.nodes[write.site.node].proto, write.op.value))
+    sign = evaluate(written, partial(_operands, flow), partial(_sign, flow), 0)
     return -sign if write.op.form is Form.SUB else sign
 
 
-def _sign(flow: Flow, tensor: EdgeText, depth: int) -> int:
-    tensor = flow.origin(tensor)
-    if depth > _MAX_DEPTH or not flow.carries(tensor):
+def _operands(flow: Flow, tensor: EdgeText) -> Sequence[EdgeText]:
+    """The tensors whose signs make that of a tensor."""
+    node = flow.producer(tensor)
+    if node is None or not flow.carries(tensor) or flow.is_source(tensor) or node.op in _POSITIVE:
+        return ()
+    inputs = [flow.origin(text) for _, text in flow.inputs(node)]
+    if node.op in _KEEPING:
+        return inputs[:1]
+    if node.op in SIGNS or (node.op in SCALING_OPS and inputs[0] != inputs[-1]):
+        return [operand for operand in inputs if flow.carries(operand)]
+    return ()
+
+
+def _sign(flow: Flow, tensor: EdgeText, signs: Sequence[int]) -> int:
+    """The sign of a tensor, from those of its operands."""
+    node = flow.producer(tensor)
+    if not flow.carries(tensor):
         return 0
     if flow.is_source(tensor):
         return 1
-    node = flow.producer(tensor)
     if node is None:
         return 0
-    inputs = [flow.origin(text) for _, text in flow.inputs(node)]
     if node.op in _POSITIVE:
         return 1
     if node.op in _KEEPING:
-        return _sign(flow, inputs[0], depth + 1)
+        return signs[0]
+    inputs = [flow.origin(text) for _, text in flow.inputs(node)]
     if node.op in SIGNS:
-        terms = [
-            SIGNS[node.op][min(position, 1)] * _sign(flow, operand, depth + 1)
-            for position, operand in enumerate(inputs)
-            if flow.carries(operand)
-        ]
-        return terms[0] if len(set(terms)) == 1 else 0
+        places = [position for position, operand in enumerate(inputs) if flow.carries(operand)]
+        terms = {SIGNS[node.op][min(position, 1)] * sign for position, sign in zip(places, signs, strict=True)}
+        return terms.pop() if len(terms) == 1 else 0
     if node.op in SCALING_OPS:
-        return _of_product(flow, inputs, depth)
+        others = [factor for factor in inputs if not flow.carries(factor)] if inputs[0] != inputs[-1] else []
+        return math.prod(signs) * math.prod(-1 if _is_negative(flow, factor) else 1 for factor in others)
     return 0
-
-
-def _of_product(flow: Flow, factors: list[EdgeText], depth: int) -> int:
-    if factors[0] == factors[-1]:
-        return 1
-    sign = 1
-    for factor in factors:
-        if flow.carries(factor):
-            sign *= _sign(flow, factor, depth + 1)
-        elif _is_negative(flow, factor):
-            sign = -sign
-    return sign
 
 
 def _is_negative(flow: Flow, tensor: EdgeText) -> bool:

@@ -131,13 +131,23 @@ class Flow:
 
     def origin(self, tensor: EdgeText) -> EdgeText:
         """The tensor that this one is a mere alias of; itself where it is none."""
-        if tensor not in self._origins:
+        aliases: dict[EdgeText, None] = {}
+        while tensor not in self._origins and tensor not in aliases:
             node = self.producer(tensor)
-            alias = node is not None and node.op in ALIAS_OPS
-            self._origins[tensor] = (
-                self.origin(data_input(node.proto, parse_edge(tensor).index)) if node is not None and alias else tensor
-            )
-        return self._origins[tensor]
+            if node is None or node.op not in ALIAS_OPS:
+                break
+            aliases[tensor] = None
+            tensor = data_input(node.proto, parse_edge(tensor).index)
+        origin = self._origins.setdefault(tensor, tensor)
+        self._origins.update(dict.fromkeys(aliases, origin))
+        return origin
+
+    def through_casts(self, tensor: EdgeText) -> EdgeText:
+        """The tensor that this one is an alias of, or casts of; itself where it is none."""
+        tensor = self.origin(tensor)
+        while (node := self.producer(tensor)) is not None and node.op == "Cast":
+            tensor = self.origin(data_input(node.proto, 0))
+        return tensor
 
     def guarded(self, uses: Iterable[Use]) -> EdgeText | None:
         """The tensor that some inputs of one origin come from: the last alias that is a guard, else the origin.
@@ -495,19 +505,31 @@ class Flow:
 
     def _unless(self, tensor: EdgeText, without: Collection[EdgeText]) -> Iterator[EdgeText]:
         """A tensor; for a sum that has some tensors among its terms, its other terms."""
-        if tensor in without:
-            return
-        if not without or not self._holds(tensor, without):
-            yield tensor
-            return
-        for _, operand in self.behind(tensor):
-            yield from self._unless(operand, without)
+        seen: set[EdgeText] = set()
+        waiting = [tensor]
+        while waiting:
+            term = waiting.pop()
+            if term in without or term in seen:
+                continue
+            seen.add(term)
+            if without and self._holds(term, without):
+                waiting.extend(operand for _, operand in self.behind(term))
+            else:
+                yield term
 
-    def _holds(self, tensor: EdgeText, terms: Collection[EdgeText], depth: int = 0) -> bool:
-        node = self.producer(tensor)
-        if tensor in terms or node is None or depth > _MAX_DEPTH:
-            return tensor in terms
-        return node.op in _SUMMING and any(self._holds(operand, terms, depth + 1) for _, operand in self.behind(tensor))
+    def _holds(self, tensor: EdgeText, terms: Collection[EdgeText]) -> bool:
+        """Whether a tensor is one of some terms, or a sum that has one among its terms."""
+        seen: set[EdgeText] = set()
+        waiting = [tensor]
+        while waiting:
+            term = waiting.pop()
+            if term in terms:
+                return True
+            node = self.producer(term)
+            if term not in seen and node is not None and node.op in _SUMMING:
+                waiting.extend(operand for _, operand in self.behind(term))
+            seen.add(term)
+        return False
 
     def _reads_behind(self, start: EdgeText) -> int:
         """A bit for each variable that a tensor depends on: bit n + 1 for variable n, bit 0 for unknown ones.
@@ -578,8 +600,16 @@ class Flow:
 
     def _holds_handles(self, callee: Callee) -> bool:
         """Whether a function makes handles itself, or a function that it calls does."""
-        nodes = self._graph.body(callee.function).nodes
-        return any(node.op in HANDLE_OPS or any(map(self._holds_handles, self._graph.callees(node))) for node in nodes)
+        seen: set[str] = set()
+        waiting = [callee.function]
+        while waiting:
+            function = waiting.pop()
+            for node in self._graph.body(function).nodes if function not in seen else ():
+                if node.op in HANDLE_OPS:
+                    return True
+                waiting.extend(called.function for called in self._graph.callees(node))
+            seen.add(function)
+        return False
 
     def gate(self, write: Write) -> str | None:
         """The node that casts a condition to a factor, 0 or 1, of the written value; None where there is none."""

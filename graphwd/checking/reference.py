@@ -86,7 +86,7 @@ class Reference:
                 nest = nest.calls.setdefault(frame, Nest())
             self._watched.setdefault(id(nest), []).append((path, edge))
         self._scheduled: dict[int, dict[Scheduled, None]] = {}  # by the nest of the body where they are computed
-        for rate in (rate for injection in injections for rate in injection.elsewhere if isinstance(rate, Scheduled)):
+        for rate in (rate for injection in injections for rate in injection.schedules):
             nest = self._nest
             for frame in rate.path or ():
                 nest = nest.calls[frame]

@@ -28,7 +28,7 @@ from graphwd.checking.reference import Reference, values_of
 from graphwd.checking.verification import Checked, Kind, RateCheck, Verdict, Verification
 from graphwd.errors import VerifyError
 from graphwd.graph.graph import Variable, all_shown
-from graphwd.planning.injections import Own, OwnKind, Scheduled
+from graphwd.planning.injections import Own, OwnKind
 from graphwd.planning.planner import Outcome, subject
 from graphwd.policy.rules import Mode, Order, Policy, Rule, Sparse
 from graphwd.steps.pipeline import concrete, plan
@@ -196,7 +196,7 @@ class SideBySide:
         self._own = OwnValues(rewritten, self._mine, self._places)
         self._counters: dict[int, set[int]] = {}  # by variable, those that its schedules go by; -1 for graphwd's own
         for injection in self._decided.injections:
-            counters = {rate.variable for rate in injection.elsewhere if isinstance(rate, Scheduled)}
+            counters = {rate.variable for rate in injection.schedules}
             self._counters.setdefault(injection.variable.id, set()).update(counters)
         self._accounts = self._open(policy)
         scaled = {

@@ -50,6 +50,11 @@ def times_variable(rate: tf.Tensor, handle: tf.Tensor, *, dtype: str) -> tf.Tens
     return times(rate, _RAW.ReadVariableOp(resource=handle, dtype=dtype, name="read_factor"))
 
 
+def one_less(rate: tf.Tensor) -> tf.Tensor:
+    """Returns 1 - rate."""
+    return _RAW.Sub(x=tf.constant(1, rate.dtype, name="one"), y=rate, name="kept")
+
+
 def count(handle: tf.Tensor, *, dtype: str) -> tf.Tensor:
     """Returns what a counter holds, in float64, which is exact below 2**53."""
     return _cast(_read(handle, dtype, "counter"), tf.float64, "step")
@@ -62,7 +67,7 @@ def count_up(handle: tf.Tensor, *, dtype: str) -> None:
 
 def scheduled(step: tf.Tensor, *, schedule: Schedule) -> tf.Tensor:
     """Returns the rate of a schedule, by the number of updates before this one."""
-    with tf.name_scope("schedule"):
+    with tf.name_scope(schedule.scope):
         return schedule(step)
 
 

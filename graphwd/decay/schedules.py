@@ -38,6 +38,7 @@ class Schedule:
         options: its options, by name.
         warmup_steps: for how many updates the rate first rises linearly from 0 to its value at t = 0.
         own: whether the function is the user's; it gets the number of updates as an int64.
+        scope: what the names of its nodes begin with, by which drawings know them.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Schedule:
     options: tuple[tuple[str, Option], ...] = ()
     warmup_steps: int = 0
     own: bool = False
+    scope: str = "schedule"
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the rate.

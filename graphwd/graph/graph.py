@@ -29,6 +29,9 @@ MARK = "_graphwd"
 RECORD = "_graphwd_decay"
 """The attribute of each injected read that says, as JSON, which decay it belongs to and how to take that out again."""
 
+NAME = "_graphwd_name"
+"""The attribute of each argument of graphwd's own that says what it is, in words."""
+
 DTYPE_NUMBERS: Mapping[str, int] = {
     "float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int16": 5, "int8": 6, "string": 7, "complex64": 8, "int64": 9,
     "bool": 10, "bfloat16": 14, "uint16": 17, "complex128": 18, "float16": 19, "resource": 20, "variant": 21,

@@ -151,6 +151,7 @@ class Injection:
         rows: whether only the rows are decayed that the write, or the gradient, is of.
         formula: what the rate is multiplied by.
         initial: the first weight, where the formula asks for it.
+        rounding: whether 1 - rate is rounded down or up at a step; None where no factor is made of it as the step runs.
         seen: what the decay tells of itself, where it is watched.
     """
 
@@ -161,6 +162,7 @@ class Injection:
     rows: bool = False
     formula: Formula = l2
     initial: Own | None = None
+    rounding: Scheduled | None = None
     seen: Own | None = None
 
     where: ClassVar[Where]
@@ -185,8 +187,13 @@ class Injection:
     @property
     def elsewhere(self) -> tuple[Elsewhere, ...]:
         """What has to be brought into its body."""
-        kept = (own for own in (self.initial, self.seen) if own is not None)
-        return *(factor.tensor for factor in self.rate.factors), *kept
+        others = (tensor for tensor in (self.initial, self.rounding, self.seen) if tensor is not None)
+        return *(factor.tensor for factor in self.rate.factors), *others
+
+    @property
+    def schedules(self) -> Iterator[Scheduled]:
+        """The schedules that are factors of the rate."""
+        return (factor.tensor for factor in self.rate.factors if isinstance(factor.tensor, Scheduled))
 
     @property
     def own(self) -> Iterator[Own]:

@@ -15,6 +15,9 @@ from graphwd.analysis.readiness import find_readiness, refuse_forward_reads, whe
 from graphwd.analysis.sites import STRONG, Evidence, Site, Write
 from graphwd.analysis.updates import Update, VariableWrites, group_writes, is_whole, may_continue
 from graphwd.decay.arithmetic import wide
+from graphwd.decay.formulas import l2
+from graphwd.decay.rounding import ROUNDING
+from graphwd.decay.schedules import Schedule
 from graphwd.errors import RewriteError, UnclearError
 from graphwd.graph.edge import EdgeText, Use, data_input, node_of
 from graphwd.graph.graph import DTYPE_NUMBERS
@@ -70,9 +73,15 @@ def place_decay(
         _check_own(rule, injections)
         sites = [injection.site for injection in injections]
         counting = [counter for counter in counters if counter.counts(sites)]
-        return tuple(_with_schedule(_with_initial(injection), rule, counting) for injection in injections)
+        injections = [_with_schedule(_with_initial(injection), rule, counting) for injection in injections]
+        return tuple(_with_rounding(injection, counting) for injection in injections)
     except UnclearError as reason:
         raise RefusedError(str(reason)) from None
+    except RecursionError:  # some hundred operations deep, which no optimizer is known to be
+        raise RefusedError(
+            "its update computes so much, each from the last, that graphwd cannot follow where the gradient and the "
+            "learning rate enter it; write 'semantics: decoupled', which needs neither"
+        ) from None
 
 
 def chosen_updates(rule: Rule, writes: VariableWrites) -> Sequence[Update]:
@@ -290,22 +299,35 @@ def _scheduled(injection: Injection, rule: Rule, choice: ScheduleChoice, counter
             )
     text = str(schedule)
     if len(counting) == 1:
-        variable, counted = counting[0].variable, counting[0].site_for(site)
-        assert counted is not None
-        rate = Scheduled(
-            text,
-            "float64",
-            counted.path,
-            schedule=schedule,
-            write=counted.node,
-            counter_dtype=variable.dtype,
-            reference=variable.reference,
-            variable=variable.id,
-            counter=f"'{variable.shown}'",
-        )
-        return Factor(text, "float64", rate)
+        return Factor(text, "float64", _by_counter(schedule, counting[0], site))
     own = Own("the counter of updates", "resource", kind=OwnKind.STEPS)
     return Factor(text, "float64", Scheduled(text, "float64", home(site.path), schedule=schedule, own=own))
+
+
+def _by_counter(schedule: Schedule, counter: Counter, site: Site) -> Scheduled:
+    """What a schedule gives at an update, by a counter of the step that counts it."""
+    variable, counted = counter.variable, counter.site_for(site)
+    assert counted is not None
+    return Scheduled(
+        str(schedule),
+        "float64",
+        counted.path,
+        schedule=schedule,
+        write=counted.node,
+        counter_dtype=variable.dtype,
+        reference=variable.reference,
+        variable=variable.id,
+        counter=f"'{variable.shown}'",
+    )
+
+
+def _with_rounding(injection: Injection, counters: Sequence[Counter]) -> Injection:
+    """With what rounds the factor 1 - rate, where that is known as the step runs only, and something counts steps."""
+    variable, constant = injection.variable, injection.rate.is_constant
+    in_place = isinstance(injection, After | Before)
+    if constant or not counters or not in_place or injection.formula is not l2 or wide(variable.dtype) != "float32":
+        return injection
+    return replace(injection, rounding=_by_counter(ROUNDING, counters[0], injection.site))
 
 
 def _check_own(rule: Rule, injections: Sequence[Injection]) -> None:

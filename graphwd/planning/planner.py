@@ -33,7 +33,7 @@ from graphwd.graph.graph import Graph, Variable
 from graphwd.graph.ops import CALL_OPS, CallKind, Form
 from graphwd.messages import listed
 from graphwd.planning.copied import what_was_meant
-from graphwd.planning.injections import EPSILON, After, InGradient, Injection, Scheduled, watched
+from graphwd.planning.injections import EPSILON, After, InGradient, Injection, watched
 from graphwd.planning.placement import RefusedError, chosen_updates, place_decay
 from graphwd.planning.terminal import as_table, detail_of
 from graphwd.policy.globs import glob_matches
@@ -206,8 +206,8 @@ def make_plan(analysis: Analysis, policy: Policy) -> Plan:
     purposes = Purposes(analysis.graph)
     asked = purposes if policy.by_use else Purposes(None)
     subjects = [subject(writes, asked) for writes in analysis.variables]
-    scheduled = any(rule.schedule is not None for rule in policy.rules)
-    counters = find_counters(analysis, flows) if scheduled and flows is not None else ()
+    counting = any(rule.rate_varies or rule.schedule is not None for rule in policy.rules)
+    counters = find_counters(analysis, flows) if counting and flows is not None else ()
     decided = [
         _decide(writes, policy, seen, flows, counters)
         for writes, seen in zip(analysis.variables, subjects, strict=True)
@@ -335,8 +335,7 @@ def _schedule_record(decision: Decision) -> dict[str, Any] | None:
     if choice.identity:
         return {"name": choice.name, "counter": None, "rates": []}
     schedule = choice.resolved()
-    factors = [rate for injection in decision.injections for rate in injection.elsewhere]
-    counters = sorted({rate.counter for rate in factors if isinstance(rate, Scheduled)})
+    counters = sorted({rate.counter for injection in decision.injections for rate in injection.schedules})
     return {
         "name": str(schedule),
         "counter": ", ".join(counters) or None,
@@ -395,8 +394,8 @@ def _counter_problems(decisions: Sequence[Decision]) -> Iterator[str]:
     counted: dict[Path, dict[int, Injection]] = {}  # by the body that counts, and by variable
     for decision in decisions:
         for injection in decision.injections:
-            for rate in injection.elsewhere:
-                if isinstance(rate, Scheduled) and rate.own is not None and rate.path is not None:
+            for rate in injection.schedules:
+                if rate.own is not None and rate.path is not None:
                     counted.setdefault(rate.path, {})[injection.variable.id] = injection
     for one, other in itertools.combinations(counted.values(), 2):
         first, second = next(iter(one.values())), next(iter(other.values()))

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from graphwd.analysis.sites import SAVED_MODEL, Frame, Path
 from graphwd.graph.edge import data_inputs, is_control, is_data, node_of, source_of, sources_of
-from graphwd.graph.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable
+from graphwd.graph.graph import DTYPE_NAMES, MARK, NAME, RECORD, Graph, Variable
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form
 from graphwd.graph.traits import HANDLE_OPS, READ_OPS
-from graphwd.planning.injections import InGradient, Injection, Scheduled
+from graphwd.planning.injections import InGradient, Injection
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
@@ -200,11 +200,15 @@ class _Pair:
 
     def __init__(self, before: FunctionDef, after: FunctionDef) -> None:
         self.arguments = {argument.name: i for i, argument in enumerate(before.signature.input_arg)}
-        self.brought = {argument.name for argument in after.signature.input_arg} - self.arguments.keys()
+        self.brought = {  # the arguments of graphwd's own, with what they are called
+            argument.name: after.arg_attr[i].attr[NAME].s.decode()
+            for i, argument in enumerate(after.signature.input_arg)
+            if argument.name not in self.arguments
+        }
         self.before: dict[str, NodeDef] = {node.name: node for node in before.node_def}
         self.after: dict[str, NodeDef] = {node.name: node for node in after.node_def}
         self.waiting = _waiting(before), _waiting(after)
-        self._inputs = dict(_of_schedules(after))
+        self._inputs = dict(_folded(after))
         self.decays: dict[str, str] = {}
         for node in after.node_def:
             if RECORD in node.attr:
@@ -216,14 +220,14 @@ class _Pair:
         return self.after.get(name)
 
     def inputs(self, name: str, *, after: bool) -> Sequence[str]:
-        """The inputs of a node in one of the two bodies; all of a schedule is one node, its result."""
+        """The inputs of a node in one of the two bodies; a schedule and a rounding are one node each, the result."""
         node = (self.after if after else self.before).get(name)
         return () if node is None else self._inputs.get(name, node.input)
 
 
-def _of_schedules(function: FunctionDef) -> Iterator[tuple[str, list[str]]]:
-    """For each node that gives the rate of a schedule, what the schedule is computed from."""
-    inside = {node.name: node for node in function.node_def if _is_of_schedule(node)}
+def _folded(function: FunctionDef) -> Iterator[tuple[str, list[str]]]:
+    """For each node that gives the result of a schedule or a rounding, what that is computed from."""
+    inside = {node.name: node for node in function.node_def if _scope(node)}
     results = {source for node in function.node_def if node.name not in inside for source in sources_of(node)}
     for name in inside.keys() & results:
         outside, waiting = dict[str, None](), [name]
@@ -236,8 +240,10 @@ def _of_schedules(function: FunctionDef) -> Iterator[tuple[str, list[str]]]:
         yield name, [text for text in outside if is_data(text)]
 
 
-def _is_of_schedule(node: NodeDef) -> bool:
-    return MARK in node.attr and node.attr[MARK].s.startswith(b"schedule")
+def _scope(node: NodeDef) -> str | None:
+    """The schedule or rounding that an injected node is a part of; None for any other."""
+    role = node.attr[MARK].s.decode() if MARK in node.attr else ""
+    return next((scope for scope in ("schedule", "rounding") if role.startswith(scope)), None)
 
 
 def _waiting(function: FunctionDef) -> Mapping[str, Sequence[str]]:
@@ -363,8 +369,8 @@ class _Search:
             return Box(Kind.ARGUMENT, "argument")
         if node.op == "Const":
             return Box(Kind.CONSTANT, "constant", injected)
-        if _is_of_schedule(node):
-            return Box(Kind.OP, "schedule", injected)
+        if scope := _scope(node):
+            return Box(Kind.OP, scope, injected)
         kind = Kind.WRITE if node.op in WRITE_OPS else Kind.OP
         cut = node.op not in READ_OPS and any(source not in numbers for source in map(node_of, data_inputs(node)))
         return Box(kind, node.op, injected, cut)
@@ -376,9 +382,11 @@ class _Search:
         if name == self._learning_rate and rate.learning_rate is not None:
             return rate.learning_rate.name
         node = self._pair.node(name)
-        if name in self._pair.brought or (node is not None and _is_of_schedule(node)):
-            schedules = (each.schedule for each in self._injection.elsewhere if isinstance(each, Scheduled))
-            return ", ".join(map(str, filter(None, schedules))) or name
+        if name in self._pair.brought:
+            return self._pair.brought[name]
+        if node is not None and (scope := _scope(node)):
+            schedules = ", ".join(str(each.schedule) for each in self._injection.schedules)
+            return "1 - rate, in float32" if scope == "rounding" else schedules or name
         value = _scalar(node) if node is not None and node.op == "Const" else None
         return name if value is None else f"{value:.7g}"
 

@@ -145,6 +145,12 @@ class Rule:
         return self.weight_decay == 0 and self.tunable is None
 
     @property
+    def rate_varies(self) -> bool:
+        """Whether the rate of a decay of the weight itself may be known only as the step runs."""
+        scaled = self.semantics.scale is not Scale.NONE or self.tunable is not None or self.schedule is not None
+        return scaled and self.semantics.mode is Mode.DECOUPLED
+
+    @property
     def stays_below_one(self) -> bool:
         """Whether a rate of 1 would take all of the weight, so that a larger one makes no sense."""
         return _takes_all(self.semantics, self.formula)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from graphwd.errors import RewriteError
 from graphwd.graph.edge import EdgeText, argument_edge, data_inputs, is_control
-from graphwd.graph.graph import DTYPE_NUMBERS, MARK
+from graphwd.graph.graph import DTYPE_NUMBERS, MARK, NAME
 from graphwd.graph.ops import CALL_OPS, CallKind
 from graphwd.planning.injections import Elsewhere
 
@@ -46,6 +46,7 @@ def add_arguments(function: FunctionDef, outside: Sequence[Elsewhere]) -> dict[E
         argument.type = DTYPE_NUMBERS[tensor.dtype]  # pyright: ignore[reportAttributeAccessIssue] - the stubs know no int
         attributes = function.arg_attr[len(function.signature.input_arg) - 1].attr
         attributes[MARK].s = b"argument"
+        attributes[NAME].s = tensor.name.encode()
     return edges
 
 

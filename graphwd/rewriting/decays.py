@@ -7,8 +7,9 @@ After the write that completes an update, on its device, come three nodes::
     decay = AssignVariableOp(handle, scaled)      decay = AssignSubVariableOp(handle, scaled)
 
 and everything that waited for the write waits for the last of them. The left form moves fewer bytes; the right one
-serves where rounding 1 - rate to the variable's dtype would change the rate by more than `MAX_RATE_ERROR`, and where
-the rate is a tensor, ``Mul(learning rate, rate)``, and on a parameter server.
+serves on a parameter server, and where rounding 1 - rate to the variable's dtype would change the rate by more than
+`MAX_RATE_ERROR`. Where the rate is a tensor, ``Mul(learning rate, rate)``, the left form serves in float64, and in
+float32 where the step counts its updates, by which the factor is rounded down or up (`graphwd.decay.rounding`).
 
 Where only the rows are decayed that a sparse update touches, they are ``ResourceGather(handle, indices)``, ``Mul`` and
 ``ResourceScatterUpdate(handle, indices, scaled)``, in the second case with a ``Sub`` between.
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphwd.decay import arithmetic
 from graphwd.decay.formulas import l2
+from graphwd.decay.rounding import rounded_factor
 from graphwd.graph.edge import EdgeText, control_edge, data_input, node_of, output_edge
 from graphwd.graph.fragment import Kind, Reference, fragment
 from graphwd.graph.graph import DTYPE_NAMES
@@ -187,14 +189,26 @@ class DecayWriter:
 
     def _form(self) -> tuple[Callable[..., Any], Mapping[str, EdgeText]]:
         """The cheapest accurate function that decays in place, and the rate as it takes it."""
-        rate, rows = self._injection.rate, self._injection.rows
+        rows = self._injection.rows
         if self._served:
             return arithmetic.subtract_rows_once if rows else arithmetic.subtract, {"rate": self._rate("factor")}
-        wide = arithmetic.wide(self._dtype)
-        if self._injection.formula is l2 and rate.is_constant and keeps_rate(rate.number, EPSILON[wide]):
-            factor = self._splicer.constant("factor", 1 - rate.number, wide)
+        if self._injection.formula is l2 and (factor := self._factor()):
             return arithmetic.multiply_rows if rows else arithmetic.multiply, {"factor": factor}
         return arithmetic.subtract, {"rate": self._rate("factor")}
+
+    def _factor(self) -> EdgeText | None:
+        """1 - rate; None where rounding it would change the rate too much."""
+        rate, rounding, wide = self._injection.rate, self._injection.rounding, arithmetic.wide(self._dtype)
+        if rate.is_constant:
+            keeps = keeps_rate(rate.number, EPSILON[wide])
+            return self._splicer.constant("factor", 1 - rate.number, wide) if keeps else None
+        if wide == "float64":
+            piece = fragment(arithmetic.one_less, {"rate": wide})
+            return self._splicer.shared(piece, {"rate": self._rate("rate")})
+        if rounding is None:
+            return None
+        edges = {"rate": self._rate("rate"), "threshold": self._brought[rounding]}
+        return self._splicer.shared(fragment(rounded_factor, {"rate": wide, "threshold": "float64"}), edges)
 
     def _rate(self, role: str) -> EdgeText:
         """The rate of this step: a number under the name of a role, or a product of scalars."""

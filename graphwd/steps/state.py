@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from graphwd.errors import PlanError, StepError
 from graphwd.messages import listed
-from graphwd.planning.injections import InGradient, Injection, Own, OwnKind, Scheduled
+from graphwd.planning.injections import InGradient, Injection, Own, OwnKind
 from graphwd.planning.planner import Plan, apart
 from graphwd.policy.rules import Policy
 
@@ -212,9 +212,7 @@ class CountedBy:
         """
         assert plan.graph is not None
         for injection in plan.injections:
-            for rate in injection.elsewhere:
-                if not isinstance(rate, Scheduled):
-                    continue
+            for rate in injection.schedules:
                 counter = plan.graph.variables[rate.variable].key if rate.own is None else None
                 weight = injection.variable.key, rate.schedule
                 before = self._counters.setdefault(weight, (counter, rate.counter))

@@ -417,7 +417,8 @@ def test_a_schedule_costs_a_few_scalar_nodes_a_body_and_a_constant_rate_nothing(
     constant = added({"weight_decay": 0.1})
     assert constant == 3 * 20 + 1  # read, product, write of each; and the constant once
     schedule = {"weight_decay": {"schedule": "cosine", **SCHEDULES["cosine"]}}
-    assert added(schedule) - constant <= 26  # of a cosine with a warm-up; scalars all
+    # Of a cosine with a warm-up, and of the rounding of the factor made of its rate; scalars all.
+    assert added(schedule) - constant <= 26 + 10
 
 
 @pytest.mark.parametrize("assigned", [False, True])
