@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from graphwd.errors import StepError
 from graphwd.planning.terminal import Detail, Section, columns_of, laid_out, section_of
@@ -22,6 +22,16 @@ from graphwd.planning.texts import (
 
 VERIFY = "'graphwd verify' compares a rewritten model with a policy"
 """What is said to those who would compare a rewritten model with what it was to become."""
+
+_JSON_KINDS = {
+    list: "a list",
+    str: "a text",
+    bool: "a truth value",
+    type(None): "null",
+    int: "a number",
+    float: "a number",
+}
+"""What a file holds, by what Python reads it as."""
 
 _ALWAYS = ("shape", "dtype", "role", "followed_by", "outcome")
 _IN_GRADIENT = "gradient"  # as of `Where.GRADIENT`, which is not imported: that would take NumPy
@@ -105,16 +115,20 @@ class Difference:
         return any((*self.alone, self.changed, *self.problems, self.fused_otherwise))
 
 
-def account_of(name: str, record: Any) -> Account:
+def account_of(name: str, told: Any) -> Account:
     """Reads the record of a plan.
 
     Args:
         name: what the user calls it.
-        record: what `Plan.record` returns, or what a file of it held.
+        told: what `Plan.record` returns, or what a file of it held.
 
     Raises:
         StepError: it is no such record.
     """
+    advice = "write one with 'graphwd plan --format json'"
+    if not isinstance(told, Mapping):
+        raise StepError(f"{name}: is no plan, but {_JSON_KINDS[type(told)]}; {advice}")
+    record = cast("Mapping[str, Any]", told)
     try:
         if record["version"] != 1:
             raise StepError(f"{name}: is a plan of version {record['version']}, which this graphwd cannot read")
@@ -126,10 +140,10 @@ def account_of(name: str, record: Any) -> Account:
             raise ValueError(f"fuse {fuse!r}")
         entries, problems = map(_entry, record["variables"]), map(str, record["problems"])
         return Account(name, list(entries), list(problems), fuse)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise StepError(
-            f"{name}: is no plan ({type(error).__name__}: {error}); write one with 'graphwd plan --format json'"
-        ) from None
+    except KeyError as error:
+        raise StepError(f"{name}: is no plan, for it has no {error}; {advice}") from None
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise StepError(f"{name}: is no plan, for its values are none of a plan ({error}); {advice}") from None
 
 
 def rewritten_account(name: str, decays: Iterable[Mapping[str, Any]]) -> Account:

@@ -251,6 +251,8 @@ def test_rewritten_models():
         record(variable("w", outcome=[])),
         {**record(), "rewritten": [{}]},
         {**record(), "fuse": "much"},
+        record(variable("w", weight_decay=10**400)),
+        {**record(), "rewritten": [{**rewritten(10**400), "rows": "all"}]},
     ],
 )
 def test_what_is_no_plan(wrong):
