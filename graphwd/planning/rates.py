@@ -89,17 +89,16 @@ def unscaled_notes(rule: Rule) -> Iterator[str]:
     rate = _largest(rule)
     if not _LARGE <= rate < math.inf or (rate >= 1 and rule.stays_below_one):  # which is a problem of the plan
         return
-    most = "up to " if rule.schedule else ""
-    takes = f"is taken at each step times {rule.formula.name}, {most}{rate:g}"
-    then = ""
+    given, most = ("", "up to ") if rule.schedule else (f" {rate:g}", "")
+    takes = f"takes {most}{rate:g} times {rule.formula.name} at each step"
     if rule.formula == L2:
         steps = math.ceil(math.log(0.5) / math.log1p(-rate))
-        takes = f"takes {most}{100 * rate:g} % of the weight at each step"
-        then = f", and half of the weight is gone after {steps} step{'' if steps == 1 else 's'}"
+        half = f"half of it is gone after {steps} step{'' if steps == 1 else 's'}"
+        takes = f"takes {most}{100 * rate:g} % of the weight at each step, and {half}"
     yield (
-        f"{rule.where}: weight_decay {takes}{then}: 'semantics' is not given, and 'decoupled' does not multiply by the "
-        "learning rate; write 'semantics: adamw' for a number that was made for AdamW, or 'semantics: decoupled' if "
-        "this is meant"
+        f"{rule.where}: weight_decay{given} {takes}: 'semantics' is not given, and 'decoupled' does not multiply by "
+        "the learning rate; write 'semantics: adamw' for a number that was made for AdamW, or "
+        "'semantics: decoupled' if this is meant"
     )
 
 

@@ -218,7 +218,7 @@ def step_fn(batch):
 
 
 def test_in_a_terminal_what_is_slow_shows_a_bar_and_leaves_nothing(folder):
-    (folder / "policy.yaml").write_text("version: 1\nrules:\n\n\n  - weight_decay: 0.5\n")
+    (folder / "policy.yaml").write_text("version: 1\nrules:\n\n\n  - weight_decay: 0.5\n    semantics: decoupled\n")
     (folder / "slow.py").write_text(f"import time\nprint('hello')\ntime.sleep(2)\n{BLOCKS}")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "graphwd", "plan", "--policy", "policy.yaml", "slow.py:step_fn"]
@@ -238,7 +238,7 @@ def test_in_a_terminal_what_is_slow_shows_a_bar_and_leaves_nothing(folder):
 
 def test_blocks_are_folded_and_unfolded(folder):
     (folder / "step_fn.py").write_text(BLOCKS)
-    (folder / "policy.yaml").write_text("version: 1\nweight_decay: 0.5\n")
+    (folder / "policy.yaml").write_text("version: 1\nweight_decay: 0.5\ndefaults: {semantics: decoupled}\n")
     done = graphwd("plan", "--policy", "policy.yaml", "step_fn")
     assert done.stdout.splitlines() == [
         "policy.yaml:2: 0.5 after update   11 variables, 44 parameters",

@@ -36,21 +36,21 @@ ADVICE = "; write 'semantics: adamw' for a number that was made for AdamW, or 's
 @pytest.mark.parametrize(
     ("rate", "takes"),
     [
-        (0.1, "takes 10 % of the weight at each step, and half of the weight is gone after 7 steps"),
-        (0.05, "takes 5 % of the weight at each step, and half of the weight is gone after 14 steps"),
-        (1e-3, "takes 0.1 % of the weight at each step, and half of the weight is gone after 693 steps"),
-        (0.5, "takes 50 % of the weight at each step, and half of the weight is gone after 1 step"),
+        (0.1, "takes 10 % of the weight at each step, and half of it is gone after 7 steps"),
+        (0.05, "takes 5 % of the weight at each step, and half of it is gone after 14 steps"),
+        (1e-3, "takes 0.1 % of the weight at each step, and half of it is gone after 693 steps"),
+        (0.5, "takes 50 % of the weight at each step, and half of it is gone after 1 step"),
         (
             {"schedule": "cosine", "from": 0.04, "to": 0.4, "steps": 1000},
-            "takes up to 40 % of the weight at each step, and half of the weight is gone after 2 steps",
+            "takes up to 40 % of the weight at each step, and half of it is gone after 2 steps",
         ),
         (
             {"schedule": "piecewise", "boundaries": [10], "values": [0.01, 0.001]},
-            "takes up to 1 % of the weight at each step, and half of the weight is gone after 69 steps",
+            "takes up to 1 % of the weight at each step, and half of it is gone after 69 steps",
         ),
         (
             lambda step: tf.where(step < 1000, 0.0, 0.25),
-            "takes up to 25 % of the weight at each step, and half of the weight is gone after 3 steps",
+            "takes up to 25 % of the weight at each step, and half of it is gone after 3 steps",
         ),
     ],
     ids=str,
@@ -58,12 +58,13 @@ ADVICE = "; write 'semantics: adamw' for a number that was made for AdamW, or 's
 def test_a_rate_as_of_adamw_without_a_semantics_is_told_once(analysis, rate, takes):
     plan = plan_of(analysis, weight_decay=rate)
     assert len(plan.injections) == 2
-    assert plan.notes == (f"policy: weight_decay: weight_decay {takes}: {TRAP}{ADVICE}",)
+    given = f" {rate:g}" if isinstance(rate, float) else ""
+    assert plan.notes == (f"policy: weight_decay: weight_decay{given} {takes}: {TRAP}{ADVICE}",)
 
 
 def test_of_another_formula_it_is_told_what_the_rate_is_multiplied_by(analysis):
     plan = plan_of(analysis, rules=[{"weight_decay": 0.01, "formula": "l1"}])
-    assert plan.notes == (f"policy: rules[0]: weight_decay is taken at each step times l1, 0.01: {TRAP}{ADVICE}",)
+    assert plan.notes == (f"policy: rules[0]: weight_decay 0.01 takes 0.01 times l1 at each step: {TRAP}{ADVICE}",)
 
 
 @pytest.mark.parametrize(
