@@ -118,12 +118,13 @@ def _comments(members: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows: list[tuple[str, str, str, str]] = []
     for each in fold([member["label"] for member in members], list(map(_alike, members))):
         member, count = members[each.members[0]], len(each.members)
-        # The node is another for each of several.
-        seen = (member["seen"] or "no use seen").partition(", ")[:: 1 if count == 1 else 3]
+        seen = member["seen"] or "no use seen"
+        if count > 1:
+            seen = seen.partition(", ")[0]  # the node is another for each
         normalized = "; normalized next, so that its scale does not matter" if member["followed_by"] else ""
         updated = "" if member["updates"] else "; not updated by this step"
         shape = shape_text(member["shape"])
-        rows.append((each.text, f"×{count}" if count > 1 else "", shape, f"{''.join(seen)}{normalized}{updated}"))
+        rows.append((each.text, f"×{count}" if count > 1 else "", shape, f"{seen}{normalized}{updated}"))
     yield from (f"    # {line}" for line in in_columns(rows))
 
 
