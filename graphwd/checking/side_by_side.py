@@ -129,6 +129,7 @@ class _Account:
             self.reason,
             function,
             self.label,
+            self.variable is None or self.variable.trainable,
         )
 
 

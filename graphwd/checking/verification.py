@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from graphwd.errors import VerifyError
+from graphwd.planning.folding import fold
+from graphwd.planning.terminal import Detail, Line, Section, columns_of, detail_of, laid_out
+from graphwd.planning.texts import variables_text
 
 
 class Verdict(Enum):
@@ -52,6 +52,8 @@ class Checked:
         reason: what else is wrong with it, for a message.
         function: the trace or the function that it belongs to, where several were verified.
         label: what tells it from the others of its name; empty where the name does.
+        counts: whether it has a line of its own where what repeats is folded: slot variables and others that are not
+            trained do not, as long as they are right.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Checked:
     reason: str = ""
     function: str = ""
     label: str = ""
+    counts: bool = True
 
     @property
     def shown(self) -> str:
@@ -141,30 +144,68 @@ class Verification:
             "races": list(self.races),
         }
 
+    def to_text(self, *, all: bool = False, width: int | None = None) -> str:
+        """The findings for a terminal, as ``graphwd verify`` prints them: by verdict and by reference.
+
+        Args:
+            all: whether every variable has a line; else what repeats is folded as in a plan, and variables that are
+                right and not trained, such as slot variables, are counted.
+            width: columns to fit into; None for those of the terminal. Where there is none, folded findings have 100,
+                and others have lines as long as they need.
+        """
+        detail = detail_of(all=all, verbose=False)
+        sections = [
+            *_sections(self.variables, detail, variables_text),
+            *_sections(self.outputs, detail, lambda count: f"{count} output{'' if count == 1 else 's'}"),
+        ]
+        closing = [("", self._summary), *(("race: ", race) for race in self.races)]
+        return laid_out(sections, closing, columns_of(detail) if width is None else width)
+
     def __str__(self) -> str:
-        """The findings as a table."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        every = (*self.variables, *self.outputs)
-        named = any(checked.function for checked in every)
-        rates = any(checked.learning_rate for checked in every)
-        columns = [*(["in"] if named else []), "variable", "decay (ulp)", "error (ulp)", "verdict", "held against"]
-        for column in (*columns, *(["learning rate"] if rates else [])):
-            table.add_column(column, overflow="fold")
-        for checked in every:
-            decay = f"{checked.decay:.4g}" if checked.decayed else "-"
-            row = [checked.shown, decay, f"{checked.error:.4g}", checked.verdict.value, checked.kind.value]
-            rate = checked.learning_rate.value if checked.learning_rate else "-"
-            table.add_row(*([checked.function] if named else []), *row, *([rate] if rates else []))
-        console = Console(width=10_000, color_system=None, force_terminal=False)
-        with console.capture() as capture:
-            console.print(table)
-        lines = [line.rstrip() for line in capture.get().splitlines() if line.strip()]
-        return "\n".join([*lines, self._summary, *(f"race: {race}" for race in self.races)])
+        """The findings for a terminal, folded; `to_text` is more."""
+        return self.to_text()
 
     @property
     def _summary(self) -> str:
         verdict = "right" if self.ok else "WRONG"
         return f"{verdict} in {self.runs} runs; largest error {self.largest_error:.4g} ulp"
+
+
+_NOT_TRAINED = "what is not trained, as slot variables"
+"""The line of all variables of a section that have none of their own."""
+
+
+def _sections(every: Sequence[Checked], detail: Detail, counted: Callable[[int], str]) -> Iterator[Section]:
+    groups: dict[str, list[Checked]] = {}
+    for checked in every:
+        groups.setdefault(_head(checked), []).append(checked)
+    for head, members in groups.items():
+        if detail is not Detail.FOLDED:
+            yield Section(head, counted(len(members)), tuple(_line(checked.shown, [checked]) for checked in members))
+            continue
+        listed = [checked for checked in members if checked.counts or checked.verdict is Verdict.WRONG]
+        rest = [checked for checked in members if not (checked.counts or checked.verdict is Verdict.WRONG)]
+        folds = fold([checked.shown for checked in listed], [()] * len(listed))
+        lines = [_line(each.text, [listed[place] for place in each.members]) for each in folds]
+        lines += [_line(_NOT_TRAINED, rest)] if rest else []
+        yield Section(head, counted(len(members)), tuple(lines))
+
+
+def _head(checked: Checked) -> str:
+    """What is said of several at once."""
+    where = f" in {checked.function}" if checked.function else ""
+    decayed = ", decayed" if checked.decayed else ""
+    rate = f", learning rate {checked.learning_rate.value}" if checked.learning_rate else ""
+    return f"{checked.verdict.value}{where}{decayed}, held against {checked.kind.value}{rate}"
+
+
+def _line(name: str, members: Sequence[Checked]) -> Line:
+    """A line for several, with the smallest and the largest of their decays, and the largest of their errors."""
+    smallest, largest = (f"{pick(checked.decay for checked in members):.4g}" for pick in (min, max))
+    decay = smallest if smallest == largest else f"{smallest} to {largest}"
+    error = f"{max(checked.error for checked in members):.4g}"
+    cells = (f"decay {decay} ulp" if members[0].decayed else "", f"error {error} ulp")
+    return Line(name, len(members), cells)
 
 
 def _problem(checked: Checked) -> str:

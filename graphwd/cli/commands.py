@@ -109,6 +109,7 @@ def _define_plan(values: flags.FlagValues) -> None:
 def _define_verify(values: flags.FlagValues) -> None:
     _define_step(values)
     _define_format(values, ["table", "json"], "how to show the findings")
+    flags.DEFINE_bool("all", False, "a line for every variable, nothing folded", flag_values=values)
     flags.DEFINE_string("rewritten", None, "the SavedModel that rewrite wrote of STEP_FN; required", flag_values=values)
     flags.DEFINE_integer("runs", 5, "how many steps are run", flag_values=values, lower_bound=1)
     flags.DEFINE_float(
@@ -273,6 +274,9 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
     text = _step_fn(positional)
     if value_of(values, "rewritten") is None:
         raise UsageError("--rewritten is missing; write --rewritten DIR with the SavedModel that rewrite wrote")
+    every, as_json = bool(value_of(values, "all")), value_of(values, "format") == "json"
+    if every and as_json:
+        raise UsageError("--format json leaves nothing out; leave --all out")
     policy = read_policy(_policy_path(values))
     import_tensorflow()
     from graphwd.checking.verify import verify_pairs
@@ -282,7 +286,7 @@ def _verify(values: flags.FlagValues, positional: Sequence[str]) -> None:
         verification = verify_pairs(
             pairs, policy, runs=int(value_of(values, "runs") or 1), tolerance=float(value_of(values, "tolerance") or 0)
         )
-    print(json.dumps(verification.record(), indent=2) if value_of(values, "format") == "json" else verification)
+    print(json.dumps(verification.record(), indent=2) if as_json else verification.to_text(all=every))
     verification.check()
 
 
@@ -362,10 +366,11 @@ STEP_COMMANDS: Mapping[str, Command] = {
         _plan,
     ),
     "verify": Command(
-        "verify --policy policy.yaml --rewritten DIR [--format table|json] STEP_FN",
+        "verify --policy policy.yaml --rewritten DIR [--format table|json] [--all] STEP_FN",
         "Runs STEP_FN and what rewrite wrote of it side by side, on made-up inputs: every trace of it, and of a\n"
         "SavedModel every function that trains. Checks each variable against the formula of its rule, and each output\n"
-        f"against the original, and says what each was held against. Exits with 1 where one is wrong.\n\n{_STEP_FN}",
+        "against the original, and says what each was held against. Exits with 1 where one is wrong. What repeats is\n"
+        f"folded, and slot variables that are right are counted; --all lists each.\n\n{_STEP_FN}",
         _define_verify,
         _verify,
     ),

@@ -112,6 +112,13 @@ class Schedule:
         turns = {*warmup, *ends, *(begin + end for begin in warmup for end in ends)}
         return tuple(sorted(turns | {turn + 1 for turn in turns}))
 
+    @property
+    def end(self) -> int | None:
+        """The number of updates from which on the rate stays; None where that is not known."""
+        known = {} if self.own else dict(self.options)
+        ends = [*_counts(known.get("steps")), *(last + 1 for last in _counts(known.get("boundaries")))]
+        return self.warmup_steps + max(ends) if ends else None
+
     def __str__(self) -> str:
         """The schedule as a plan shows it."""
         words = {"first": "from", "last": "to"}

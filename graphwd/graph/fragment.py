@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,45 @@ def fragment(function: Callable[..., Any], kinds: Mapping[str, Kind], **options:
     return _traced(function, tuple(kinds.items()), tuple(options.items()))
 
 
+def digest(traced: Fragment) -> str:
+    """What tells a fragment from others, in this process and in others: equal for equal computations.
+
+    Args:
+        traced: the fragment.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    # TensorFlow numbers the functions of branches and loops through a process, and lists them in no order.
+    library = {function.signature.name: function for function in traced.library}
+    names: dict[str, str] = {}
+    nodes = [op.node for op in traced.ops]
+    for node in nodes:  # which grows by the nodes of each function that is met
+        for callee in _callees(node):
+            if callee not in names:
+                names[callee] = f"function_{len(names)}"
+                nodes += library[callee].node_def
+    told = [_renamed(node, names) for node in nodes]
+    told += [repr((op.inputs, op.waits)).encode() for op in traced.ops]
+    for name in names:
+        outside = FunctionDef()
+        outside.CopyFrom(library[name])
+        outside.signature.name = names[name]
+        del outside.node_def[:]
+        told.append(outside.SerializeToString(deterministic=True))
+    return hashlib.sha256(b"\0".join([*told, repr(traced.result).encode()])).hexdigest()[:16]
+
+
+def _renamed(node: NodeDef, names: Mapping[str, str]) -> bytes:
+    """A node that calls functions by other names, as bytes."""
+    renamed = NodeDef()
+    renamed.CopyFrom(node)
+    for value in renamed.attr.values():
+        for callee in functions_of(value):
+            callee.name = names.get(callee.name, callee.name)
+    return renamed.SerializeToString(deterministic=True)
+
+
 @functools.cache
 def _traced(
     function: Callable[..., Any], kinds: tuple[tuple[str, Kind], ...], options: tuple[tuple[str, Any], ...]
@@ -159,15 +199,19 @@ def _callees_first(functions: Iterable[FunctionDef]) -> tuple[FunctionDef, ...]:
     waiting = {function.signature.name: function for function in functions}
     ordered: dict[str, FunctionDef] = {}
     while waiting:
-        ready = [name for name, function in waiting.items() if not set(_callees(function)) & waiting.keys()]
+        ready = [
+            name
+            for name, function in waiting.items()
+            if not any(callee in waiting for node in function.node_def for callee in _callees(node))
+        ]
         ordered.update((name, waiting.pop(name)) for name in ready)
     return tuple(ordered.values())
 
 
-def _callees(function: FunctionDef) -> Iterator[str]:
-    for node in function.node_def:
-        for value in node.attr.values():
-            yield from (callee.name for callee in functions_of(value))
+def _callees(node: NodeDef) -> Iterator[str]:
+    """The functions that a node runs, in the order of the names of its attributes."""
+    for _, value in sorted(node.attr.items()):
+        yield from (callee.name for callee in functions_of(value))
 
 
 def functions_of(value: AttrValue) -> Sequence[NameAttrList]:

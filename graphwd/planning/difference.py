@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from graphwd.errors import StepError
 from graphwd.planning.terminal import Detail, Section, columns_of, laid_out, section_of
@@ -23,12 +23,23 @@ from graphwd.planning.texts import (
 VERIFY = "'graphwd verify' compares a rewritten model with a policy"
 """What is said to those who would compare a rewritten model with what it was to become."""
 
+_JSON_KINDS = {
+    list: "a list",
+    str: "a text",
+    bool: "a truth value",
+    type(None): "null",
+    int: "a number",
+    float: "a number",
+}
+"""What a file holds, by what Python reads it as."""
+
 _ALWAYS = ("shape", "dtype", "role", "followed_by", "outcome")
 _IN_GRADIENT = "gradient"  # as of `Where.GRADIENT`, which is not imported: that would take NumPy
+_FUSES = frozenset({"none", "xla", None})
 _OUTCOMES = frozenset({"decay", "exempt", "no update", "unmatched", "refused", None})
 _OF_A_DECAY = (
-    *("weight_decay", "formula", "mode", "order", "scale", "rows", "tunable", "peak_learning_rate", "schedule"),
-    *("place", "rate", "learning_rate", "updates", "gradient"),
+    *("weight_decay", "formula", "formula_digest", "mode", "order", "scale", "rows", "tunable", "peak_learning_rate"),
+    *("schedule", "place", "rate", "learning_rate", "updates", "gradient"),
 )
 
 
@@ -63,12 +74,14 @@ class Account:
         name: what the user calls it.
         entries: its variables.
         problems: why its rewrite would be refused.
+        fuse: whether XLA compiles its updates with their decay, as the policy says it; None where that is not known.
         rewritten: whether it is of a model that graphwd has rewritten, rather than of a plan.
     """
 
     name: str
     entries: Sequence[Entry]
     problems: Sequence[str] = ()
+    fuse: str | None = None
     rewritten: bool = False
 
 
@@ -82,6 +95,7 @@ class Difference:
         changed: the others that differ.
         alike: those that do not.
         problems: the problems that only the first has, and those that only the second has.
+        fuse: of both, whether XLA compiles the updates with their decay; None for one that does not know it.
     """
 
     names: tuple[str, str]
@@ -89,22 +103,32 @@ class Difference:
     changed: Sequence[tuple[Entry, Entry]]
     alike: Sequence[tuple[Entry, Entry]]
     problems: tuple[Sequence[str], Sequence[str]]
+    fuse: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def fused_otherwise(self) -> bool:
+        """Whether XLA compiles the updates of one with their decay, and those of the other not."""
+        return None not in self.fuse and self.fuse[0] != self.fuse[1]
 
     def __bool__(self) -> bool:
         """Whether there is any; that a rule has moved to another line, or to another file, is none."""
-        return any((*self.alone, self.changed, *self.problems))
+        return any((*self.alone, self.changed, *self.problems, self.fused_otherwise))
 
 
-def account_of(name: str, record: Any) -> Account:
+def account_of(name: str, told: Any) -> Account:
     """Reads the record of a plan.
 
     Args:
         name: what the user calls it.
-        record: what `Plan.record` returns, or what a file of it held.
+        told: what `Plan.record` returns, or what a file of it held.
 
     Raises:
         StepError: it is no such record.
     """
+    advice = "write one with 'graphwd plan --format json'"
+    if not isinstance(told, Mapping):
+        raise StepError(f"{name}: is no plan, but {_JSON_KINDS[type(told)]}; {advice}")
+    record = cast("Mapping[str, Any]", told)
     try:
         if record["version"] != 1:
             raise StepError(f"{name}: is a plan of version {record['version']}, which this graphwd cannot read")
@@ -112,11 +136,14 @@ def account_of(name: str, record: Any) -> Account:
             return rewritten_account(
                 name, [{**each, "rows": each["rows"] == "touched"} for each in record["rewritten"]]
             )
-        return Account(name, [_entry(each) for each in record["variables"]], [str(each) for each in record["problems"]])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise StepError(
-            f"{name}: is no plan ({type(error).__name__}: {error}); write one with 'graphwd plan --format json'"
-        ) from None
+        if (fuse := record.get("fuse")) not in _FUSES:
+            raise ValueError(f"fuse {fuse!r}")
+        entries, problems = map(_entry, record["variables"]), map(str, record["problems"])
+        return Account(name, list(entries), list(problems), fuse)
+    except KeyError as error:
+        raise StepError(f"{name}: is no plan, for it has no {error}; {advice}") from None
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise StepError(f"{name}: is no plan, for its values are none of a plan ({error}); {advice}") from None
 
 
 def rewritten_account(name: str, decays: Iterable[Mapping[str, Any]]) -> Account:
@@ -167,6 +194,8 @@ def _entry(variable: Mapping[str, Any]) -> Entry:
         "role": role_text(variable),
     }
     if decayed:
+        if variable.get("formula_digest"):
+            words["code of the formula"] = str(variable["formula_digest"])
         if variable["schedule"]:
             words["counter"] = str(variable["schedule"]["counter"])
         rates = [f"{decay['rate']:g}" for decay in decays]
@@ -209,6 +238,7 @@ def compare(first: Account, second: Account) -> Difference:
             [problem for problem in first.problems if problem not in second.problems],
             [problem for problem in second.problems if problem not in first.problems],
         ),
+        (first.fuse, second.fuse),
     )
 
 
@@ -223,8 +253,10 @@ def _by_label(entries: Iterable[Entry]) -> dict[tuple[str, int], Entry]:
 
 
 def _differences(one: Entry, other: Entry) -> dict[str, tuple[Any, Any]]:
-    """The facts that differ; a role does not where one side does not know roles."""
+    """The facts that differ; a role, or the code of a formula, does not where one side does not know it."""
     unknown = {"role", "followed_by"} if None in (one.facts.get("role"), other.facts.get("role")) else set[str]()
+    if None in (one.facts.get("formula_digest"), other.facts.get("formula_digest")):
+        unknown.add("formula_digest")
     keys = dict.fromkeys((*one.facts, *other.facts))
     pairs = {key: (one.facts.get(key), other.facts.get(key)) for key in keys if key not in unknown}
     return {key: pair for key, pair in pairs.items() if json.dumps(pair[0]) != json.dumps(pair[1])}
@@ -233,7 +265,7 @@ def _differences(one: Entry, other: Entry) -> dict[str, tuple[Any, Any]]:
 def _change(one: Entry, other: Entry) -> str:
     """What differs, in words."""
     told = [f"{one.decay} → {other.decay}"] if one.decay != other.decay else []
-    implied = {"place", "rate"} if told else set[str]()
+    implied = {"place", "rate", "code of the formula"} if told else set[str]()
     for key, word in one.words.items():
         if key not in implied and other.words.get(key, word) != word and "" not in (word, other.words[key]):
             told.append(f"{key} {word} → {other.words[key]}")
@@ -257,6 +289,8 @@ def difference_as_table(difference: Difference, detail: Detail = Detail.FOLDED, 
     closing = [("", f"{_moved(*rules)}") for rules in _rules(difference).items()]
     for name, problems in zip(difference.names, difference.problems, strict=True):
         closing += [(f"only in {name}: problem: ", problem) for problem in problems]
+    if difference.fused_otherwise:
+        closing.append(("", f"fuse: {' → '.join(map(str, difference.fuse))}"))
     closing.append(("", _summary(difference)))
     return laid_out(sections, closing, columns_of(detail) if width is None else width)
 
@@ -320,5 +354,6 @@ def difference_as_json(difference: Difference) -> str:
         "alike": len(difference.alike),
         "rules": [{"rule": list(rules), "variables": count} for rules, count in _rules(difference).items()],
         "problems": dict(zip(sides, map(list, difference.problems), strict=True)),
+        "fuse": dict(zip(sides, difference.fuse, strict=True)),
     }
     return json.dumps(value, indent=2)

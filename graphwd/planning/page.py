@@ -21,6 +21,7 @@ from graphwd.planning.texts import (
     decay_text,
     device_lines,
     elements,
+    first_of_each,
     human,
     rewritten_texts,
     role_text,
@@ -147,7 +148,7 @@ def as_html(record: Mapping[str, Any], pictures: Pictures | None = None) -> str:
         )
     variables = record["variables"]
     drawings, details = _drawn(pictures.updates, variables)
-    once = _once(variables)
+    once = first_of_each(variables)
     rules = [_rule(number, pictures, variables, once) for number in range(len(pictures.rules))]
     return _page(
         "plan.html",
@@ -172,7 +173,7 @@ def overview_as_html(record: Mapping[str, Any]) -> str:
         record: what `Plan.record` returns for any policy.
     """
     variables = record["variables"]
-    once = _once(variables)
+    once = first_of_each(variables)
     roles = _present(variables, "role")
     return _page(
         "overview.html",
@@ -239,14 +240,6 @@ def _size(variable: Mapping[str, Any]) -> int | None:
         return None
     size = elements(variable["shape"])
     return size if size is not None and size <= _MAX_SIZE else None
-
-
-def _once(variables: Sequence[Mapping[str, Any]]) -> Sequence[int]:
-    """The numbers of the variables, each once, though several traces may differ in what they do to it."""
-    first: dict[object, int] = {}
-    for number, each in enumerate(variables):
-        first.setdefault((each["label"], each.get("path"), str(each["shape"]), each["dtype"]), number)
-    return list(first.values())
 
 
 def _count(name: str, variables: Sequence[Mapping[str, Any]], whole: int = 0) -> Count:

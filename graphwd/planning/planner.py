@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -25,16 +25,18 @@ from graphwd.analysis.updates import (
     keeps_a_part,
 )
 from graphwd.analysis.values import MANY
-from graphwd.decay.formulas import l2
-from graphwd.decay.schedules import Schedule
+from graphwd.decay.arithmetic import wide
+from graphwd.decay.formulas import Formula, l2
 from graphwd.errors import PlanError, RewriteError
 from graphwd.graph.edge import node_of
+from graphwd.graph.fragment import digest, fragment
 from graphwd.graph.graph import Graph, Variable
 from graphwd.graph.ops import CALL_OPS, CallKind, Form
 from graphwd.messages import listed
 from graphwd.planning.copied import what_was_meant
 from graphwd.planning.injections import EPSILON, After, InGradient, Injection, watched
 from graphwd.planning.placement import RefusedError, chosen_updates, place_decay
+from graphwd.planning.rates import schedule_record, unscaled_notes, wrong_rate
 from graphwd.planning.terminal import as_table, detail_of
 from graphwd.policy.globs import glob_matches
 from graphwd.policy.roles import Role
@@ -141,18 +143,21 @@ class Plan:
         return {
             "version": 1,
             "fuse": "xla" if self.fuse else "none",
-            "steps": [
-                {
-                    "variables": len(part.decisions),
-                    "decayed": sum(bool(decision.injections) for decision in part.decisions),
-                }
-                for part in self.parts or (self,)
-            ],
+            "steps": [part._counts() for part in self.parts or (self,)],
             "variables": [_record(decision, purposes=purposes) for decision in self.decisions],
             "problems": list(self.problems),
             "notes": list(self.notes),
             "rewritten": [],
         }
+
+    def _counts(self) -> dict[str, int]:
+        """How many variables the step has, and how many of them are decayed; those of replicas count once."""
+        decayed: dict[object, bool] = {}
+        for decision in self.decisions:
+            variable = decision.variable
+            same = variable.shown, variable.path, variable.shape, variable.dtype
+            decayed[same] = decayed.get(same, False) or bool(decision.injections)
+        return {"variables": len(decayed), "decayed": sum(decayed.values())}
 
     def to_html(self, record: Mapping[str, Any] | None = None) -> str:
         """The plan as a page of its own, which loads nothing; it takes a trial rewrite, for what that injects.
@@ -306,6 +311,7 @@ def _record(decision: Decision, *, purposes: bool) -> dict[str, Any]:
         "schedule": _schedule_record(decision),
         "peak_learning_rate": rule and rule.peak_learning_rate,
         "formula": rule and str(rule.formula.resolved()),
+        "formula_digest": _formula_digest(decision),
         "rows": "touched" if any(injection.rows for injection in decision.injections) else "all",
         "updates": [
             {
@@ -324,34 +330,34 @@ def _record(decision: Decision, *, purposes: bool) -> dict[str, Any]:
     }
 
 
-_SHOWN_STEPS = (0, 1, 10, 100, 1000, 10**4, 10**5, 10**6)
+def _formula_digest(decision: Decision) -> str | None:
+    """What tells a function of the user's own from others of its name; None for formulas of graphwd's."""
+    if decision.rule is None or not decision.injections or decision.rule.formula.function is None:
+        return None
+    return _digest(decision.rule.formula.resolved(), wide(decision.variable.dtype))
+
+
+@functools.cache
+def _digest(formula: Formula, dtype: str) -> str | None:
+    try:
+        return digest(fragment(_applied, dict.fromkeys(formula.takes, dtype), formula=formula))
+    except RewriteError:  # which is a problem of the plan
+        return None
+
+
+def _applied(formula: Formula, **tensors: Any) -> Any:
+    return formula(**tensors)
 
 
 def _schedule_record(decision: Decision) -> dict[str, Any] | None:
-    """The schedule of a rate: its name, its counter, and the rates at some steps."""
+    """The schedule of a rate; None for a constant, or where no rule decides."""
     choice = decision.rule and decision.rule.schedule
     if not choice:
         return None
     if choice.identity:
-        return {"name": choice.name, "counter": None, "rates": []}
-    schedule = choice.resolved()
-    counters = sorted({rate.counter for injection in decision.injections for rate in injection.schedules})
-    return {
-        "name": str(schedule),
-        "counter": ", ".join(counters) or None,
-        "rates": _shown_rates(schedule),
-    }
-
-
-def _shown_rates(schedule: Schedule) -> list[list[float]]:
-    """The rates at some steps, up to the first that stays."""
-    try:
-        rates = [list(each) for each in zip(_SHOWN_STEPS, schedule.rates(_SHOWN_STEPS), strict=False)]
-    except RewriteError:  # which is a problem of the plan
-        return []
-    while len(rates) > 1 and rates[-1][1] == rates[-2][1]:
-        rates.pop()
-    return rates
+        return {"name": choice.name, "counter": None, "rates": [], "warmup_steps": None, "end": None}
+    counters = {rate.counter for injection in decision.injections for rate in injection.schedules}
+    return schedule_record(choice.resolved(), counters)
 
 
 def _shown_updates(decision: Decision) -> Sequence[Update]:
@@ -417,25 +423,9 @@ def _rate_problems(decisions: Sequence[Decision]) -> Iterator[str]:
     """What the schedules of the user's own give that is no rate; the numbers of others were read with the policy."""
     for rule in {id(decision.rule): decision.rule for decision in decisions if decision.injections}.values():
         choice = rule and rule.schedule
-        reason = _wrong_rate(rule, choice.resolved()) if rule and choice and choice.function else ""
+        reason = wrong_rate(rule, choice.resolved()) if rule and choice and choice.function else ""
         if rule and reason:
             yield f"{rule.where}: {reason}"
-
-
-def _wrong_rate(rule: Rule, schedule: Schedule) -> str:
-    """What a schedule gives that is no rate; empty where all that is tried is one."""
-    steps = sorted({*_SHOWN_STEPS, *schedule.turns})
-    try:
-        rates = schedule.rates(steps)
-    except RewriteError as error:
-        return str(error)
-    for step, rate in zip(steps, rates, strict=False):
-        given = f"the schedule '{schedule.name}' gives {rate:g} at step {step}"
-        if not 0 <= rate < math.inf:
-            return f"{given}; a rate must be a finite number >= 0"
-        if rate >= 1 and rule.stays_below_one:
-            return f"{given}; a rate must be below 1 where it multiplies the weight by 1 - rate"
-    return ""
 
 
 def apart(names: str, places: str) -> str:
@@ -539,6 +529,10 @@ def _notes(
         variables = rule.selectors.variables
         if matches and variables is not None and (missing := variables.without({seen.key for seen in subjects})):
             yield f"{rule.where}: of the variables listed, {listed(missing)} is no trainable variable of this step"
+    decaying = {id(decision.rule) for decision in decisions if decision.outcome is Outcome.DECAY}
+    for rule in policy.rules:
+        if id(rule) in decaying:
+            yield from unscaled_notes(rule)
     yield from _grouped(
         (decision, note)
         for decision in decisions

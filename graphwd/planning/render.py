@@ -21,7 +21,7 @@ def as_json(record: Mapping[str, Any]) -> str:
 
 _OF_A_RULE = (
     *("outcome", "rule", "weight_decay", "mode", "order", "scale", "tunable", "schedule", "peak_learning_rate"),
-    *("formula", "rows"),
+    *("formula", "formula_digest", "rows"),
 )
 """The keys of a variable that say what a policy does with it."""
 

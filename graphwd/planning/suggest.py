@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graphwd.planning.folding import fold
 from graphwd.planning.planner import Plan
+from graphwd.planning.terminal import in_columns
 from graphwd.planning.texts import shape_text
 from graphwd.policy.roles import Role
 from graphwd.policy.rules import Policy
@@ -108,13 +110,29 @@ def _rule(group: _Group, members: Sequence[Mapping[str, Any]], rate: float) -> I
         yield f"  # {line}"
     yield f"  - role: {present[0]}" if len(present) == 1 else f"  - role: [{', '.join(present)}]"
     yield f"    weight_decay: {rate:g}" if group.decayed else "    weight_decay: 0"
-    names = [member["label"] for member in members]
-    width = min(max(map(len, names)), 60)
-    for member in members:
+    yield from _comments(members)
+
+
+def _comments(members: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The variables of a rule, in columns, with what repeats folded as in a plan."""
+    rows: list[tuple[str, str, str, str]] = []
+    for each in fold([member["label"] for member in members], list(map(_alike, members))):
+        member, count = members[each.members[0]], len(each.members)
+        seen = member["seen"] or "no use seen"
+        if count > 1:
+            seen = seen.partition(", ")[0]  # the node is another for each
         normalized = "; normalized next, so that its scale does not matter" if member["followed_by"] else ""
         updated = "" if member["updates"] else "; not updated by this step"
         shape = shape_text(member["shape"])
-        yield f"    # {member['label']:{width}}  {shape}  {member['seen'] or 'no use seen'}{normalized}{updated}"
+        rows.append((each.text, f"×{count}" if count > 1 else "", shape, f"{seen}{normalized}{updated}"))
+    yield from (f"    # {line}" for line in in_columns(rows))
+
+
+def _alike(member: Mapping[str, Any]) -> Hashable:
+    """All that variables have in common which are folded into one line."""
+    op = (member["seen"] or "").partition(", ")[0]
+    shape = shape_text(member["shape"])
+    return shape, member["dtype"], member["role"], op, member["followed_by"], bool(member["updates"])
 
 
 def _counted(members: Sequence[Mapping[str, Any]]) -> str:

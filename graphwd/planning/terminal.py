@@ -20,6 +20,7 @@ from graphwd.planning.texts import (
     decay_text,
     device_lines,
     elements,
+    first_of_each,
     human,
     parameters_text,
     rewritten_label,
@@ -140,8 +141,7 @@ def overview_as_table(record: Mapping[str, Any], detail: Detail = Detail.FOLDED,
         return shape_text(variable["shape"]), *_dtype(variable, dtypes), seen.partition(", ")[0]
 
     sections = [_section(text, each, cells, cells, detail) for text, each in _grouped(variables, head).items()]
-    plural = "" if len(variables) == 1 else "s"
-    count = f"{len(variables)} trainable variable{plural}, {_parameters_of(variables)}"
+    count = _total(variables, "trainable variable")
     advice = f"{_common(dtypes)}; 'graphwd init STEP_FN' writes a first policy for them"
     return laid_out(sections, [("", count + advice)], columns_of(detail) if width is None else width)
 
@@ -201,18 +201,24 @@ def _section(
     alike: Callable[[Mapping[str, Any]], Hashable],
     detail: Detail,
 ) -> Section:
+    same: dict[Hashable, list[Mapping[str, Any]]] = {}  # of replicas and traces, where it makes no difference
+    for member in members:
+        same.setdefault((member["label"], alike(member)), []).append(member)
+    first = [each[0] for each in same.values()]
     lines = _lines(
-        [member["label"] for member in members],
-        list(map(cells, members)),
-        list(map(alike, members)),
-        [tuple(_below(member)) for member in members],
+        [member["label"] for member in first],
+        list(map(cells, first)),
+        list(map(alike, first)),
+        [tuple(dict.fromkeys(line for member in each for line in _below(member))) for each in same.values()],
         detail,
     )
-    return Section(head, f"{variables_text(len(members))}, {_parameters_of(members)}", tuple(lines))
+    return Section(head, _total(members), tuple(lines))
 
 
-def _parameters_of(variables: Iterable[Mapping[str, Any]]) -> str:
-    return parameters_text(elements(variable["shape"]) for variable in variables)
+def _total(variables: Sequence[Mapping[str, Any]], what: str = "variable") -> str:
+    """How many variables there are, and of how many parameters; each counts once."""
+    sizes = [elements(variables[number]["shape"]) for number in first_of_each(variables)]
+    return f"{variables_text(len(sizes), what)}, {parameters_text(sizes)}"
 
 
 def section_of(
@@ -279,12 +285,13 @@ def _common(dtypes: set[str]) -> str:
 
 
 def _parameters(variables: Sequence[Mapping[str, Any]], dtypes: set[str]) -> str:
-    """How many parameters are decayed; nothing where a variable is listed more than once, for several traces."""
-    if not variables or len({variable["label"] for variable in variables}) < len(variables):
+    """How many parameters are decayed; each counts once, as in the first trace that has it."""
+    if not variables:
         return ""
-    sizes = [(elements(variable["shape"]), variable["outcome"] == "decay") for variable in variables]
-    decayed = sum(size or 0 for size, decay in sizes if decay)
-    return f": {human(decayed)} of {_parameters_of(variables)}{_common(dtypes)}"
+    counted = [variables[number] for number in first_of_each(variables)]
+    decayed = sum(elements(variable["shape"]) or 0 for variable in counted if variable["outcome"] == "decay")
+    total = parameters_text(elements(variable["shape"]) for variable in counted)
+    return f": {human(decayed)} of {total}{_common(dtypes)}"
 
 
 def _below(variable: Mapping[str, Any]) -> Iterator[str]:
@@ -330,6 +337,18 @@ def laid_out(sections: Sequence[Section], closing: Iterable[tuple[str, str]], wi
     for label, message in closing:
         text += wrapped(f"{label}{message}", width)
     return "\n".join(line.rstrip() for line in text)
+
+
+def in_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Rows as lines of aligned columns, as wide as they need; a column in which nothing stands has no place.
+
+    Args:
+        rows: the rows, each of as many cells.
+    """
+    shown = [tuple(map(_shown, row)) for row in rows]
+    columns = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        yield "  ".join(_padded(cell, size) for cell, size in zip(row, columns, strict=True) if size).rstrip()
 
 
 def _names(sections: Iterable[Section]) -> Iterator[int]:

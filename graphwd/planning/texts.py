@@ -24,6 +24,18 @@ def elements(shape: Sequence[int | None] | None) -> int | None:
     return math.prod(sizes) if len(sizes) == len(shape) else None
 
 
+def first_of_each(variables: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The numbers of the variables, each once, though replicas and traces may have it several times.
+
+    Args:
+        variables: the variables of a record; of a replica or a later trace, too.
+    """
+    first: dict[object, int] = {}
+    for number, each in enumerate(variables):
+        first.setdefault((each["label"], each.get("path"), str(each["shape"]), each["dtype"]), number)
+    return list(first.values())
+
+
 def human(count: int) -> str:
     """A count in three digits: ``12.3k``, ``110M``."""
     if count < 1000:
@@ -34,9 +46,9 @@ def human(count: int) -> str:
     return "over 1000T"
 
 
-def variables_text(count: int) -> str:
+def variables_text(count: int, what: str = "variable") -> str:
     """A number of variables."""
-    return f"{count} variable{'' if count == 1 else 's'}"
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def parameters_text(sizes: Iterable[int | None]) -> str:
@@ -95,14 +107,23 @@ def summary(record: Mapping[str, Any]) -> str:
 
 
 def schedule_lines(record: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each schedule of a rule: its counter, and the rates at some steps."""
+    """A line for each schedule of a rule: its counter, and the rates at its start, after its warm-up and at its end."""
     lines: dict[str, None] = {}
     for variable in record["variables"]:
         schedule = variable["schedule"] if variable["outcome"] == "decay" else None
         if schedule and schedule["rates"]:
-            rates = ", ".join(f"{rate:.4g} at {step}" for step, rate in schedule["rates"])
+            rates = ", ".join(f"{rate:.4g} {_when(schedule, step)}" for step, rate in schedule["rates"])
             lines[f"{variable['rule']}: {schedule['name']} by {schedule['counter']}: {rates}"] = None
     yield from lines
+
+
+def _when(schedule: Mapping[str, Any], step: int) -> str:
+    """A step of a schedule, and what comes to its end there."""
+    if schedule["end"] is None:
+        return f"at step {step}"
+    if step == schedule["end"]:
+        return f"at the end, from step {step} on"
+    return f"at the end of warm-up, step {step}" if step else "at the start"
 
 
 def device_lines(record: Mapping[str, Any]) -> Iterator[str]:

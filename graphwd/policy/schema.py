@@ -95,8 +95,32 @@ def _right_key(key: str, table: Table) -> str:
     """What is said of a key that a table does not have."""
     if table is POLICY_FIELDS and key in DEFAULT_FIELDS:
         return "a field of all rules stands under 'defaults'"
-    meant = near(key, table)
+    known = _ELSEWHERE.get(key.lower().replace("-", "_"))
+    if table is POLICY_FIELDS and known not in table and known in DEFAULT_FIELDS:
+        return f"did you mean '{known}'? A field of all rules stands under 'defaults'"
+    meant = known if known in table else near(key, table)
     return f"did you mean '{meant}'?" if meant else f"the keys here are {', '.join(sorted(table))}"
+
+
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("layer", "layers", "param", "params", "parameter", "parameters", "variable", "var", "vars"), "name"
+    ),
+    **dict.fromkeys(("weights", "glob", "match", "pattern", "names", "include"), "name"),
+    **dict.fromkeys(("re", "regexp"), "regex"),
+    **dict.fromkeys(("ndim", "ndims", "dim", "dims"), "rank"),
+    **dict.fromkeys(("op", "ops", "op_type"), "used_by"),
+    **dict.fromkeys(("decay", "lambda", "lambda_", "l2", "rate", "strength", "wc", "wd"), "weight_decay"),
+    **dict.fromkeys(("weight_decay_rate", "decay_rate", "kernel_regularizer"), "weight_decay"),
+    **dict.fromkeys(("lr", "eta"), "learning_rate"),
+    **dict.fromkeys(("peak_lr", "max_lr"), "peak_learning_rate"),
+    **dict.fromkeys(("penalty", "regularizer"), "formula"),
+    **dict.fromkeys(("preset", "style", "kind"), "semantics"),
+    **dict.fromkeys(("exclude", "excluded", "exclude_from_weight_decay", "ignore", "skip"), "exempt"),
+    **dict.fromkeys(("no_decay", "no_weight_decay"), "exempt"),
+    **dict.fromkeys(("groups", "param_groups", "parameter_groups"), "rules"),
+}
+"""What other libraries, and people, call keys of a policy: no keys here, but what a message may take for one."""
 
 
 def _role(key: str, item: Located) -> Role:

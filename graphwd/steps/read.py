@@ -52,8 +52,8 @@ def refuse_no_step(step: Any) -> None:
     if fits or is_keras_model(step) or is_keras_model(getattr(step, "python_function", None)):
         raise StepError(
             "a training step must be a function, got a Keras model; graphwd.keras.attach(model, policy) gives its fit "
-            "weight decay, and graphwd.keras has plan and suggest for it; for a loop of your own give the function "
-            "that updates the weights"
+            "weight decay, graphwd.keras.plan(model, policy) says what that will do, and graphwd.keras.suggest(model) "
+            "writes a first policy; for a loop of your own give the function that updates the weights"
         )
     if isinstance(step, type):
         raise StepError(

@@ -55,20 +55,23 @@ def test_a_decay_in_many_paths(update, semantics):
             UPDATES[update](w, gradient_of(w))
 
         start = w.numpy()
+        run = graphwd.with_weight_decay(policy)(step) if policy else step
+        if semantics == "decoupled" or not policy:
+            run()
+            return w.numpy(), start
         try:
-            run = graphwd.with_weight_decay(policy)(step) if policy else step
             run()
         except graphwd.PlanError as error:
-            assert semantics != "decoupled"
-            assert "so much, each from the last" in str(error) or "the weight is a term" in str(error), error
-            return None, start
+            return str(error), start
         return w.numpy(), start
 
     rule = {"weight_decay": 0.5, "semantics": semantics, "learning_rate": "rate"}
     decayed, start = trained({"version": 1, "rules": [rule]})
     plain, _ = trained(None)
     lost = {"decoupled": 0.5 * plain, "adamw": 0.05 * start, "l2": 0.05 * start}[semantics]
-    if decayed is not None:
+    if isinstance(decayed, str):
+        assert "so much, each from the last" in decayed
+    else:
         np.testing.assert_allclose(decayed, plain - lost, rtol=1e-6)
 
 

@@ -186,7 +186,7 @@ def step(batch):
 @pytest.fixture
 def files(tmp_path):
     (tmp_path / "train.py").write_text(STEP)
-    (tmp_path / "policy.yaml").write_text("version: 1\nrules:\n  - weight_decay: 0.5\n")
+    (tmp_path / "policy.yaml").write_text("version: 1\nrules:\n  - weight_decay: 0.5\n    semantics: decoupled\n")
     return SimpleNamespace(step=f"{tmp_path / 'train.py'}:step", policy=str(tmp_path / "policy.yaml"))
 
 

@@ -146,7 +146,8 @@ def wrong(step, semantics, **fields):
     assert not verification.ok
     with pytest.raises(VerifyError):
         verification.check()
-    assert str(verification).splitlines()[-1 - len(verification.races)].startswith("WRONG")
+    lines = verification.to_text(width=10_000).splitlines()
+    assert lines[-1 - len(verification.races)].startswith("WRONG")
     return verification
 
 
@@ -330,7 +331,7 @@ def test_variables_of_one_name_are_told_apart():
     names = {"Variable (path a)", "Variable (path b)", "Variable (path momenta.0)", "Variable (path momenta.1)"}
     assert {checked.label for checked in found.variables} == names
     assert {checked.name for checked in found.variables} == {"Variable"}
-    assert {line.strip().split("  ")[0] for line in str(found).splitlines()} >= names
+    assert {line.strip().split("  ")[0] for line in found.to_text(all=True).splitlines()} >= names
     other = {"version": 1, "rules": [{"path": "b", "weight_decay": 0.25}, {"weight_decay": 0}]}
     with pytest.raises(VerifyError, match=r"'Variable \(path b\)' is .* from what the policy says"):
         verify(module.step, graphwd.rewrite(module.step, rules), other).check()

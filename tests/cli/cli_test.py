@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from graphwd.cli.main import COMMANDS, main
+from tests.helpers import records
 from tests.helpers.terminals import run_in_terminal
 
 STEP = """
@@ -217,7 +218,7 @@ def step_fn(batch):
 
 
 def test_in_a_terminal_what_is_slow_shows_a_bar_and_leaves_nothing(folder):
-    (folder / "policy.yaml").write_text("version: 1\nrules:\n\n\n  - weight_decay: 0.5\n")
+    (folder / "policy.yaml").write_text("version: 1\nrules:\n\n\n  - weight_decay: 0.5\n    semantics: decoupled\n")
     (folder / "slow.py").write_text(f"import time\nprint('hello')\ntime.sleep(2)\n{BLOCKS}")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "graphwd", "plan", "--policy", "policy.yaml", "slow.py:step_fn"]
@@ -237,7 +238,7 @@ def test_in_a_terminal_what_is_slow_shows_a_bar_and_leaves_nothing(folder):
 
 def test_blocks_are_folded_and_unfolded(folder):
     (folder / "step_fn.py").write_text(BLOCKS)
-    (folder / "policy.yaml").write_text("version: 1\nweight_decay: 0.5\n")
+    (folder / "policy.yaml").write_text("version: 1\nweight_decay: 0.5\ndefaults: {semantics: decoupled}\n")
     done = graphwd("plan", "--policy", "policy.yaml", "step_fn")
     assert done.stdout.splitlines() == [
         "policy.yaml:2: 0.5 after update   11 variables, 44 parameters",
@@ -500,7 +501,13 @@ def test_a_difference_of_rewritten_models():
         (["--format", "json", "--all", "old.json", "new.json"], 2, "--format json leaves nothing out; leave --all out"),
         (["--policy", "nowhere.yaml", "a", "b"], 2, "nowhere.yaml: cannot be read"),
         (["old.json", "new.json"], 1, "old.json: cannot be read: No such file"),
-        (["list.json", "list.json"], 1, "list.json: is no plan (TypeError: "),
+        (
+            ["list.json", "list.json"],
+            1,
+            "list.json: is no plan, but a list; write one with 'graphwd plan --format json'",
+        ),
+        (["other.json", "list.json"], 1, "other.json: is no plan, for it has no 'rewritten'; write one with"),
+        (["huge.json", "list.json"], 1, "huge.json: is no plan, for its values are none of a plan (int too large"),
         (["cut.json", "cut.json"], 1, "cut.json: is no JSON (Expecting"),
         (["deep.json", "deep.json"], 1, "deep.json: is no JSON (maximum recursion"),
         (["binary.json", "binary.json"], 1, "binary.json: is no JSON ('utf-8' codec"),
@@ -508,6 +515,14 @@ def test_a_difference_of_rewritten_models():
 )
 def test_what_cannot_be_compared(folder, capsys, arguments, status, message):
     (folder / "list.json").write_text("[]")
+    (folder / "other.json").write_text('{"version": 1}')
+    huge = {
+        "version": 1,
+        "rewritten": [],
+        "problems": [],
+        "variables": [records.variable(weight_decay=10**400, decays=[])],
+    }
+    (folder / "huge.json").write_text(json.dumps(huge))
     (folder / "cut.json").write_text('{"version": ')
     (folder / "deep.json").write_text("[" * 100_000)
     (folder / "binary.json").write_bytes(b"\xff\xfe")

@@ -254,7 +254,9 @@ def test_paths_through_slots_and_objects_that_are_called():
 
 def test_a_listed_variable_that_the_step_does_not_train_is_noted():
     variables = [tf.Variable([2.0], name=name) for name in ("first", "second", "third")]
-    plan = graphwd.plan(training(variables[:2]), policy_of(decaying(variables=variables[1:])), tf.constant(0.0))
+    plan = graphwd.plan(
+        training(variables[:2]), policy_of(decaying(variables=variables[1:], semantics="decoupled")), tf.constant(0.0)
+    )
     assert plan.notes == ("policy: rules[0]: of the variables listed, 'third' is no trainable variable of this step",)
     assert [bool(decision.injections) for decision in plan.decisions] == [False, True]
 

@@ -58,6 +58,8 @@ def test_the_plan_names_the_primary(strategy):
     plan = graphwd.plan(step, POLICY, *steps.batches(1)[0])
     names = sorted(decision.variable.name for decision in plan.decisions)
     assert names == sorted([variable.name.removesuffix(":0") for variable in model.trainable_variables] * 2)
+    assert plan.record()["steps"] == [{"variables": 4, "decayed": 2}], "each counts once, and so it does in the table"
+    assert "2 of 4 trainable variables decayed: " in str(plan)
 
 
 @pytest.mark.parametrize("semantics", ["tfa", "adamw", "l2"])

@@ -158,11 +158,33 @@ def test_new_problems_are_a_difference():
     assert difference_as_table(found).splitlines()[:2] == ["only in old: problem: a", "only in new: problem: c"]
 
 
+def test_fuse_is_compared():
+    one, other = ({**record(variable("w")), "fuse": fuse} for fuse in ("none", "xla"))
+    assert difference(one, other)
+    assert told(one, other)[-2:] == ["fuse: none → xla", "1 variable alike"]
+    found = json.loads(difference_as_json(difference(one, other)))
+    assert (found["differ"], found["fuse"]) == (True, {"first": "none", "second": "xla"})
+    assert not difference(one, copy.deepcopy(one))
+    assert not difference(one, {**one, "fuse": None}), "of steps without a policy it is not known"
+
+
+def test_two_functions_of_one_name_differ():
+    def with_code(digest):
+        return record(*(variable(f"layer_{number}/w", formula="mine", formula_digest=digest) for number in range(3)))
+
+    assert told(with_code("aa"), with_code("bb"))[:2] == [
+        "code of the formula aa → bb   3 variables, 18 parameters",
+        "  layer_{0…2}/w  ×3  3×2  kernel",
+    ]
+    assert not difference(with_code("aa"), with_code("aa"))
+    assert not difference(with_code("aa"), with_code(None)), "a plan of before does not know it"
+
+
 def test_json():
     found = difference(record(BLOCKS[0], exempt("b"), exempt("gone")), record(exempt(BLOCKS[0]["label"]), exempt("b")))
     value = json.loads(difference_as_json(found))
     assert list(value) == [
-        *("version", "first", "second", "differ", "only_in", "changed", "alike", "rules", "problems")
+        *("version", "first", "second", "differ", "only_in", "changed", "alike", "rules", "problems", "fuse")
     ]
     assert (value["version"], value["first"], value["second"], value["differ"]) == (1, "old", "new", True)
     assert value["only_in"]["first"][0]["label"] == "gone"
@@ -228,6 +250,9 @@ def test_rewritten_models():
         record(variable("w", schedule="cosine")),
         record(variable("w", outcome=[])),
         {**record(), "rewritten": [{}]},
+        {**record(), "fuse": "much"},
+        record(variable("w", weight_decay=10**400)),
+        {**record(), "rewritten": [{**rewritten(10**400), "rows": "all"}]},
     ],
 )
 def test_what_is_no_plan(wrong):

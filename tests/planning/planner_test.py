@@ -40,8 +40,38 @@ def net():
     return step
 
 
+def scaled(by):
+    def mine(weight):
+        return by * weight
+
+    return mine
+
+
+def branching(by):
+    def mine(weight):
+        return tf.cond(tf.reduce_sum(weight) > 0, lambda: by * weight, lambda: weight)
+
+    return mine
+
+
+@pytest.mark.parametrize("make", [scaled, branching])
+def test_functions_of_one_name_are_told_by_what_they_compute(make):
+    weight = variable("w", [1.0])
+
+    def digest_of(formula):
+        plan = plan_of(lambda: weight.assign_sub(gradient_of(weight)), [{"weight_decay": 1e-4, "formula": formula}])
+        (told,) = plan.record()["variables"]
+        assert told["outcome"] == "decay"
+        return told["formula_digest"]
+
+    assert len(digest_of(make(2.0))) == 16
+    assert digest_of(make(2.0)) == digest_of(make(2.0))
+    assert digest_of(make(2.0)) != digest_of(make(3.0))
+    assert digest_of("l1") is None
+
+
 def test_every_trainable_variable_is_there_once(net):
-    plan = plan_of(net, [{"name": "*/bias", "weight_decay": 0}, {"weight_decay": 0.1}])
+    plan = plan_of(net, [{"name": "*/bias", "weight_decay": 0}, {"weight_decay": 0.1, "semantics": "decoupled"}])
     assert outcomes(plan) == {
         "net/kernel": Outcome.DECAY,
         "net/bias": Outcome.EXEMPT,
@@ -237,6 +267,7 @@ def test_the_record_has_the_documented_keys(net):
         "schedule": None,
         "peak_learning_rate": None,
         "formula": "l2",
+        "formula_digest": None,
         "rows": "all",
         "updates": [
             {
@@ -367,11 +398,12 @@ def test_what_the_update_says_of_the_decay_is_noted():
         master.assign_sub(gradient_of(w))
         w.assign(master)
 
-    plan = plan_of(recomputed, [{"weight_decay": 0.1}])
+    rule = {"weight_decay": 0.1, "semantics": "decoupled"}
+    plan = plan_of(recomputed, [rule])
     assert "a decay lasts for one step and does not compound" in plan.notes[0]
-    plan = plan_of(lambda: w.assign_sub(0.1 * (gradient_of(w) + 0.01 * w)), [{"weight_decay": 0.1}])
+    plan = plan_of(lambda: w.assign_sub(0.1 * (gradient_of(w) + 0.01 * w)), [rule])
     assert "it holds a decay already, and now two" in plan.notes[0]
-    plan = plan_of(lambda: w.assign_sub(0.1 * gradient_of(w) * tf.norm(w)), [{"weight_decay": 0.1}])
+    plan = plan_of(lambda: w.assign_sub(0.1 * gradient_of(w) * tf.norm(w)), [rule])
     assert "perhaps it holds a decay already" in plan.notes[0]
 
 
@@ -403,7 +435,7 @@ def test_a_layer_parameter_file(tmp_path):
 
 
 def test_notes_of_the_policy_come_first(net):
-    policy = Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.1}]})
+    policy = Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.1, "semantics": "decoupled"}]})
     traced = tf.function(net).get_concrete_function()
     plan = make_plan(find_updates(read(traced)), dataclasses.replace(policy, notes=("first", "second")))
     assert plan.notes[:2] == ("first", "second")

@@ -105,6 +105,7 @@ def test_record_of_a_plan_round_trips_with_exactly_these_keys():
                 "schedule": None,
                 "peak_learning_rate": None,
                 "formula": "l2",
+                "formula_digest": None,
                 "rows": "all",
                 "updates": [
                     {
@@ -148,6 +149,7 @@ def test_record_of_a_plan_round_trips_with_exactly_these_keys():
                 "schedule": None,
                 "peak_learning_rate": None,
                 "formula": None,
+                "formula_digest": None,
                 "rows": "all",
                 "updates": [],
                 "decays": [],

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import graphwd
+from graphwd.planning.terminal import in_columns
 from graphwd.policy.roles import Role
 
 
@@ -79,3 +80,28 @@ def test_a_step_that_updates_nothing():
     w = tf.Variable(tf.ones([6, 2]))
     step = tf.function(lambda x: tf.matmul(x, w), input_signature=[tf.TensorSpec([4, 6])])
     assert graphwd.suggest(step).startswith("# A plan refuses: this is not a training step")
+
+
+def test_blocks_are_folded_and_columns_aligned():
+    held = weights(**{f"block_{number}/{name}": [6, 6] for number in range(12) for name in ("kernel", "w")}, out=[6, 2])
+
+    def forward(x):
+        for weight in held.values():
+            x = tf.matmul(x, weight)
+        return x
+
+    text = graphwd.suggest(step_of(held, forward))
+    assert [line for line in text.splitlines() if line.startswith("    #")] == [
+        "    # block_{0…11}/kernel  ×12  6×6  MatMul",
+        "    # block_{0…11}/w       ×12  6×6  MatMul",
+        "    # out                       6×2  MatMul, MatMul_24",
+    ]
+    assert "# 25 variables, 876 weights. " in text
+
+
+def test_a_name_cannot_leave_its_comment():
+    held = weights(w=[6, 2])
+    text = graphwd.suggest(step_of(held, lambda x: tf.matmul(x, held["w"])))
+    assert "    # w  6×2  MatMul, MatMul" in text
+    line = next(in_columns([("a\nrules: []", "6×2")]))
+    assert line == r"a\nrules: []  6×2"

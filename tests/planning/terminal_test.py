@@ -103,7 +103,7 @@ def test_names_that_are_too_long_share_what_they_begin_with():
         {"scale": "lr"},
         {"rows": "touched"},
         {"tunable": "body"},
-        {"schedule": {"name": "cosine(from=1, to=0)", "counter": "t", "rates": [[0, 1.0]]}},
+        {"schedule": {"name": "cosine(from=1, to=0)", "counter": "t", "rates": [[0, 1.0]], "end": None}},
         {"scale": "relative", "peak_learning_rate": 0.1},
         {"decays": [decay(rate=5e-5)]},
         {"decays": [decay(learning_rate="adam_1/learning_rate")]},
@@ -179,8 +179,37 @@ def test_what_has_no_rule_comes_last_and_dtypes_have_a_column_where_they_differ(
 def test_a_variable_that_two_traces_treat_differently_is_not_counted_twice():
     twice = record(variable("w"), variable("w", outcome="unmatched", rule=None, decays=[]))
     twice["steps"] = [{"variables": 1, "decayed": 1}, {"variables": 1, "decayed": 0}]
-    last = as_table(twice).splitlines()[-1]
-    assert last == "1 of 1 or 0 of 1 trainable variable decayed in some of 2 traces or graphs"
+    last = as_table(twice, width=200).splitlines()[-1]
+    counts = "1 of 1 or 0 of 1 trainable variable decayed in some of 2 traces or graphs"
+    assert last == f"{counts}: 6 of 6 parameters, all float32", "as the first trace has it, and as the page says"
+
+
+def test_a_variable_of_several_replicas_or_traces_counts_once_and_has_one_line():
+    replicas = [variable(decays=[decay(at=f"replica_{number}/sub")]) for number in range(2)]
+    twice = record(*replicas, exempt("net/bias", shape=[2]), exempt("net/bias", shape=[2]))
+    twice["steps"] = [{"variables": 2, "decayed": 1}] * 2
+    assert as_table(twice, width=100).splitlines() == [
+        "policy.yaml:3: 0.0005 after update   1 variable, 6 parameters",
+        "  net/kernel  3×2  kernel",
+        "",
+        "policy.yaml:5: exempt                1 variable, 2 parameters",
+        "  net/bias    2    kernel",
+        "",
+        "1 of 2 trainable variables decayed in each of 2 traces or graphs: 6 of 8 parameters, all float32",
+    ]
+    assert as_table(twice, Detail.ALL).splitlines()[1:3] == ["  net/kernel  3×2  kernel", ""]
+    verbose = as_table(twice, Detail.VERBOSE)
+    assert verbose.count("  net/kernel ") == 1
+    assert [line.strip() for line in verbose.splitlines() if "decay of" in line] == [
+        "decay of 0.0005 after, at replica_0/sub",
+        "decay of 0.0005 after, at replica_1/sub",
+    ]
+    assert "2 trainable variables, 8 parameters" in overview_as_table(twice, width=100)
+
+
+def test_variables_that_share_a_name_count_each():
+    twins = record(variable("w", path="a.w"), variable("w", path="b.w", shape=[4]))
+    assert as_table(twins).splitlines()[0].endswith("2 variables, 10 parameters")
 
 
 NAMES = ["a[then_branch]", "a[bold]b[/bold]", "[red", "a\\", r"a\[bold]b", "a:cat:b", "[link=x]a", "x" * 300, "層/重み"]

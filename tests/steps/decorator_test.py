@@ -20,7 +20,7 @@ from tensorflow.python.eager import context
 import graphwd
 from tests.helpers.lockstep import assert_bit_equal, policy_for
 
-HALVED = {"version": 1, "rules": [{"weight_decay": 0.5}]}
+HALVED = {"version": 1, "rules": [{"weight_decay": 0.5, "semantics": "decoupled"}]}
 
 
 def sgd(kernel, batch, rate=1.0):
@@ -37,8 +37,9 @@ def model():
 
 
 NO_MODEL = (
-    "got a Keras model; graphwd.keras.attach(model, policy) gives its fit weight decay, and graphwd.keras has plan and "
-    "suggest for it; for a loop of your own give the function that updates the weights"
+    "got a Keras model; graphwd.keras.attach(model, policy) gives its fit weight decay, "
+    "graphwd.keras.plan(model, policy) says what that will do, and graphwd.keras.suggest(model) writes a first policy; "
+    "for a loop of your own give the function that updates the weights"
 )
 
 

@@ -161,7 +161,8 @@ def test_a_plan_is_of_every_trace_that_the_step_holds():
 
 def test_a_plan_is_shown_in_a_few_words():
     step, _variables = training_or_not()
-    plan = graphwd.plan(step, policy_for({"kernel": 0.5, "other": 0.25}), tf.constant([1.0]), True)
+    policy = policy_for({"kernel": 0.5, "other": 0.25}, semantics="decoupled")
+    plan = graphwd.plan(step, policy, tf.constant([1.0]), True)
     assert repr(plan) == "<Plan: 2 decisions, 0 problems, 0 notes; print it for the table>"
     assert re.fullmatch("<Decision 'kernel': decay, .{1,40}>", repr(plan.decisions[0]))
     assert repr(plan.decisions[0].writes) == "<VariableWrites 'kernel': 1 updates, 0 native decays, 0 others>"

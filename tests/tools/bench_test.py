@@ -212,6 +212,31 @@ def test_planning_by_roles_beside_planning_by_names():
     assert 0 < row["least"] <= row["ratio"] <= row["most"]
 
 
+def test_the_memory_of_a_step_beside_the_undecayed_one():
+    only = "1 x 20k floats, keras.Adam"
+    ran = run("--quick", "--steps", "3", "--only", only, "--json", program=[str(BENCH / "memory.py")])
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads(ran.stdout)
+    assert [row["contender"] for row in rows] == [
+        "undecayed", "graphwd decoupled", "graphwd adamw", "graphwd adamw, fuse: xla", "the optimizer's own",
+    ]  # fmt: skip
+    for row in rows:
+        assert row["case"] == only
+        assert 0 <= row["from"] <= row["peak"] <= row["to"]
+        assert row["more"] == row["peak"] - rows[0]["peak"] == row["in variables"] * 80_000
+
+
+def test_the_effective_rate_of_many_steps():
+    """Of 1e-3 all weights lose as much as asked for, whoever decays; what is measured is the weights."""
+    ran = run("--steps", "3000", "--rates", "1e-3", "--json", program=[str(BENCH / "effective_rate.py")])
+    assert ran.returncode == 0, ran.stderr
+    ours, native = json.loads(ran.stdout)
+    assert (ours["decay"], native["decay"]) == ("graphwd adamw", "Keras's own")
+    for row in (ours, native):
+        assert (row["rate"], row["steps"]) == (1e-3, 3000)
+        assert 0 < abs(row["mean"]) <= abs(row["worst"]) < 1e-5
+
+
 @pytest.mark.parametrize("form", ["meta", "v1", "v2"])
 def test_files_hold_the_graph_of_the_python_step(form, rewriter):
     step, handles = rewriter.build(120, 10)

@@ -67,6 +67,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for workload in workloads(options.quick):
         for optimizer in DENSE if workload.kind == "dense" else ():
+            if options.only not in f"{workload.name}, {optimizer}":
+                continue
             undecayed = 0.0
             for contender in CONTENDERS:
                 if contender == OWN and not optimizer.startswith("keras"):
@@ -92,6 +94,7 @@ def main() -> None:
     """Prints a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds it")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
