@@ -239,6 +239,27 @@ class Flow:
             return flow.content_of(given)
         return variable
 
+    def first_read(self, tensor: EdgeText) -> EdgeText:
+        """The first read of the variable that a tensor was read from, if all reads give the same; else the tensor."""
+        node = self.producer(tensor)
+        variable = self.read_by(node) if node is not None and node.op == "ReadVariableOp" else None
+        return tensor if variable is None else self._first_reads.get(variable.id, tensor)
+
+    @functools.cached_property
+    def _first_reads(self) -> Mapping[int, EdgeText]:
+        """The first read of each variable that the body neither writes nor gives to a function, by number."""
+        given = (
+            self._value(edge).handle for node in self.nodes.values() if node.op in CALL_OPS for edge in node.inputs
+        )
+        changed = {*self._writes, *(handle for handle in given if handle != NO_VARIABLE)}
+        if changed & {MANY, NO_VARIABLE}:
+            return {}
+        first: dict[int, EdgeText] = {}
+        for node in sorted(self.nodes.values(), key=lambda node: self._places[node.index]):
+            if node.op == "ReadVariableOp" and (variable := self.read_by(node)) and variable.id not in changed:
+                first.setdefault(variable.id, output_edge(node.name, "value"))
+        return first
+
     def names(self, tensor: EdgeText) -> list[str]:
         """The names of a tensor: its node, and where it comes from. The name that a user knows comes last."""
         names = [node_of(tensor)]

@@ -241,6 +241,8 @@ def _rate(rule: Rule, flow: Flow, names: Sequence[str]) -> Rate:
         return unscaled
     unscaled = 1 / (rule.peak_learning_rate or 1.0) * unscaled
     learning_rate = find_learning_rate(flow, names, rule.learning_rate)
+    # Keras reads it anew for each variable. From one read, what follows from it is computed once for all of them.
+    learning_rate = replace(learning_rate, tensor=flow.first_read(learning_rate.tensor))
     if learning_rate.number is None:
         return replace(unscaled, learning_rate=learning_rate, power=scale.power)
     scaled = unscaled.number * learning_rate.number**scale.power

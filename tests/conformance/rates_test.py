@@ -421,6 +421,48 @@ def test_a_schedule_costs_a_few_scalar_nodes_a_body_and_a_constant_rate_nothing(
     assert added(schedule) - constant <= 26 + 10
 
 
+def test_the_rate_of_adamw_is_computed_once_for_all_variables():
+    weights = [keras.Variable(START.astype("float32"), name=f"w{i}") for i in range(20)]
+    optimizer = keras.optimizers.Adam(0.25)  # reads its learning rate anew for each
+    optimizer.build(weights)
+
+    @tf.function(input_signature=[])
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([tf.reduce_sum(w.value**2) for w in weights])
+        optimizer.apply_gradients(list(zip(tape.gradient(loss, [w.value for w in weights]), weights, strict=True)))
+
+    original = step.get_concrete_function()
+    policy = {"version": 1, "rules": [{"weight_decay": 0.1, "semantics": "adamw"}]}
+    decayed = graphwd.rewrite(original, policy)
+    added = len(decayed.function_def.node_def) - len(original.function_def.node_def)
+    assert added == 3 * 20 + 17  # read, product, write of each; the scalars once
+
+
+@pytest.mark.parametrize("where", ["body", "function"])
+def test_a_learning_rate_that_is_set_between_two_updates_is_read_for_each(where):
+    rate = tf.Variable(0.25, trainable=False, name="rate")
+    first, second = (tf.Variable([1.0, 2.0], name=name) for name in ("first", "second"))
+
+    def halve():
+        rate.assign(0.5 * rate)
+
+    change = tf.function(halve) if where == "function" else halve
+
+    @tf.function
+    def step():
+        with tf.GradientTape(persistent=True) as tape:
+            losses = [tf.reduce_sum(weight) for weight in (first, second)]
+        first.assign_sub(rate * tape.gradient(losses[0], first))
+        change()
+        second.assign_sub(rate * tape.gradient(losses[1], second))
+
+    rule = {"weight_decay": 0.5, "semantics": "adamw", "learning_rate": "rate"}
+    graphwd.with_weight_decay({"version": 1, "rules": [rule]})(step)()
+    np.testing.assert_allclose(first, np.array([1.0, 2.0]) * (1 - 0.25 * 0.5) - 0.25, rtol=1e-6)
+    np.testing.assert_allclose(second, np.array([1.0, 2.0]) * (1 - 0.125 * 0.5) - 0.125, rtol=1e-6)
+
+
 @pytest.mark.parametrize("assigned", [False, True])
 @pytest.mark.parametrize("order", ["after", "before"])
 def test_a_formula_that_does_not_use_the_weight_loses_no_update(order, assigned):
