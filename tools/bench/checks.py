@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from contenders import FLOOR, LEARNING_RATE, OWN, Case, Step
+from contenders import AT_ONCE, FLOOR, LEARNING_RATE, OWN, Case, Step
 from workloads import tensor_of
 
 EXACT, CLOSE, FUSED = 2, 4, 64
@@ -43,6 +43,7 @@ def _pairs(case: Case) -> list[tuple[str, str, float]]:
     pairs = [
         ("graphwd decoupled", by_hand, EXACT),
         ("graphwd decoupled, fuse: xla", by_hand, FUSED),
+        (AT_ONCE, by_hand, EXACT),
         ("graphwd adamw", OWN, CLOSE),
         ("graphwd adamw, fuse: xla", OWN, FUSED),
     ]
