@@ -71,7 +71,8 @@ class Trained:
         """
         left = np.zeros(WEIGHTS)
         start = self._start
-        for _ in track(range(steps // block), say, transient=True):
+        console = Console(stderr=True)
+        for _ in track(range(steps // block), say, transient=True, console=console, disable=not console.is_terminal):
             self._block(tf.constant(block))
             end = self._weight.numpy()
             left += np.log(end.astype(np.float64) / start)
