@@ -5,11 +5,11 @@ Multiplying a weight by 1 - rate moves fewer bytes than subtracting its product 
 below 1 are 2^-24 apart, so that a factor rounded to nearest would stand for a rate that is wrong by up to 2^-25: by 3 %
 of a rate of 1e-6, and at each step by the same. Here the factor is rounded down at some steps and up at the others.
 
-Each step has a threshold in [0, 1), and rate / 2^-24 is rounded up where its fraction is above 1 - threshold. At step t
-the threshold is the fraction of t times a number near the golden ratio. These are spread over [0, 1) as evenly as any
-numbers can be for any count of steps: the mean of T steps is within about log(T) / T of the fraction (H. Weyl, Über die
-Gleichverteilung von Zahlen mod. Eins, 1916). So the sum of the rates that were taken stays within a few times 2^-24 of
-the sum of those asked for, however many steps there are: within 6 times for up to 4 million steps.
+Each step has a threshold in [0, 1), and rate / 2^-24 is rounded up where its fraction and the threshold make 1 or more.
+At step t the threshold is the fraction of 1/2 and t times a number near the golden ratio. These are spread over [0, 1)
+as evenly as any numbers can be for any count of steps: the mean of T steps is within about log(T) / T of the fraction
+(H. Weyl, Über die Gleichverteilung von Zahlen mod. Eins, 1916). So the sum of the rates that were taken stays within a
+few times 2^-24 of the sum of those asked for, however many steps there are: within 6 times for up to 4 million steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _GOLDEN = 10368889 / 2**24
 def threshold(t: tf.Tensor) -> tf.Tensor:
     """Returns the threshold of a step, in [0, 1).
 
-    Up to 2^29 steps float64 holds the product exactly, so that it does not matter whether it is fused with the sum.
+    The first is 1/2, so that a counter that somebody sets back at each step makes for rounding to nearest. Up to 2^28
+    steps float64 holds all that is computed exactly, so that it does not matter what XLA fuses.
 
     Args:
         t: the number of updates before this one, a scalar of float64.
@@ -36,7 +37,7 @@ def threshold(t: tf.Tensor) -> tf.Tensor:
     Returns:
         A scalar of float64.
     """
-    multiple = t * _GOLDEN
+    multiple = t * _GOLDEN + 0.5
     return multiple - tf.floor(multiple)
 
 

@@ -16,7 +16,7 @@ RATES = [float(np.float32(rate)) for rate in (0.9, 0.5, 0.1, 1e-2, 1e-3, 3e-5, 1
 
 def exact_threshold(step):
     """By whole numbers."""
-    return Fraction(step * GOLDEN % SPACES, SPACES)
+    return Fraction((step * GOLDEN + SPACES // 2) % SPACES, SPACES)
 
 
 def exact_factor(rate, step):
@@ -31,10 +31,15 @@ def factor(rate, step):
 def test_every_factor_is_the_exact_one(jit_compile):
     traced = tf.function(factor, jit_compile=jit_compile)
     for rate in RATES:
-        for step in (0, 1, 2, 3, 1000, 2**24 - 1, 2**24 + 5, 2**29 - 1):
+        for step in (0, 1, 2, 3, 1000, 2**24 - 1, 2**24 + 5, 2**28 - 1):
             result = traced(tf.constant(rate), tf.constant(step, tf.int64))
             assert Fraction(float(result)) == exact_factor(rate, step), (rate, step)
             assert abs(Fraction(float(result)) - (1 - Fraction(rate))) < Fraction(1, SPACES), (rate, step)
+
+
+def test_a_counter_that_stays_at_its_start_rounds_to_nearest():
+    for rate in RATES:
+        assert float(factor(rate, 0)) == float(np.float32(1 - rate))
 
 
 def test_what_float32_holds_is_not_rounded():
@@ -44,8 +49,8 @@ def test_what_float32_holds_is_not_rounded():
 
 
 def test_the_thresholds_of_many_steps_are_exact():
-    steps = np.arange(2**29 - 2**16, 2**29)
-    expected = (steps * GOLDEN % SPACES) / SPACES
+    steps = np.arange(2**28 - 2**16, 2**28)
+    expected = (steps * GOLDEN + SPACES // 2) % SPACES / SPACES
     np.testing.assert_array_equal(ROUNDING(tf.constant(steps, tf.float64)), expected)
 
 
