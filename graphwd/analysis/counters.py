@@ -71,7 +71,8 @@ def _counters(analysis: Analysis, flows: Flows) -> Iterator[Counter]:
         sites = [site for site in written if not _is_apart(analysis, flows, site)]
         # Of a body that no weight is written in or below nothing is known, and nothing need be.
         apart = all(one.excludes(other) for one, other in itertools.combinations(sites, 2))
-        known = all(site.path in analysis.values for site in sites)
+        # What counts in a branch of TensorFlow 1 cannot be read where another branch is taken.
+        known = all(site.path in analysis.values and not flows.at(site.path).in_v1_branch(site.node) for site in sites)
         if sites and apart and known and all(_adds_one(flows.at(site.path), site, variable) for site in sites):
             yield Counter(variable, tuple(sites))
 

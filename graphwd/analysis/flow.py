@@ -24,6 +24,7 @@ from graphwd.graph.traits import (
     READ_OPS,
     SHAPE_OPS,
     SUM_OPS,
+    SWITCH_OPS,
     Trait,
     ops_with,
 )
@@ -248,9 +249,10 @@ class Flow:
     @functools.cached_property
     def _first_reads(self) -> Mapping[int, EdgeText]:
         """The first read of each variable that the body neither writes nor gives to a function, by number."""
-        given = (
-            self._value(edge).handle for node in self.nodes.values() if node.op in CALL_OPS for edge in node.inputs
-        )
+        if self.has_v1_branches:
+            return {}  # the first may lie in a branch that a run does not take
+        calls = (node for node in self.nodes.values() if node.op in CALL_OPS)
+        given = (self._value(edge).handle for node in calls for edge in node.inputs)
         changed = {*self._writes, *(handle for handle in given if handle != NO_VARIABLE)}
         if changed & {MANY, NO_VARIABLE}:
             return {}
@@ -259,6 +261,15 @@ class Flow:
             if node.op == "ReadVariableOp" and (variable := self.read_by(node)) and variable.id not in changed:
                 first.setdefault(variable.id, output_edge(node.name, "value"))
         return first
+
+    @functools.cached_property
+    def has_v1_branches(self) -> bool:
+        """Whether a run may leave out nodes of the body: whether it has branches of TensorFlow 1."""
+        return any(node.op in SWITCH_OPS for node in self.nodes.values())
+
+    def in_v1_branch(self, name: str) -> bool:
+        """Whether a node depends, by data, on a branch of TensorFlow 1."""
+        return self.has_v1_branches and any(self.nodes[node].op in SWITCH_OPS for node in self.upstream([name]))
 
     def names(self, tensor: EdgeText) -> list[str]:
         """The names of a tensor: its node, and where it comes from. The name that a user knows comes last."""

@@ -267,6 +267,7 @@ SHAPE_OPS = ops_with(Trait.SHAPE)
 ALIAS_OPS = ops_with(Trait.ALIAS)
 PASS_THROUGH_OPS = ops_with(Trait.ALIAS, Trait.PASS_THROUGH)
 MERGE_OPS = ops_with(Trait.MERGE)
+SWITCH_OPS = ops_with(Trait.SWITCH)
 
 PRODUCT_OPS = ops_with(Trait.PRODUCT)
 QUOTIENT_OPS = ops_with(Trait.QUOTIENT)

@@ -74,7 +74,7 @@ def place_decay(
         sites = [injection.site for injection in injections]
         counting = [counter for counter in counters if counter.counts(sites)]
         injections = [_with_schedule(_with_initial(injection), rule, counting) for injection in injections]
-        return tuple(_with_rounding(injection, counting) for injection in injections)
+        return tuple(_with_rounding(injection, counting, flows) for injection in injections)
     except UnclearError as reason:
         raise RefusedError(str(reason)) from None
     except RecursionError:  # some hundred operations deep, which no optimizer is known to be
@@ -323,11 +323,13 @@ def _by_counter(schedule: Schedule, counter: Counter, site: Site) -> Scheduled:
     )
 
 
-def _with_rounding(injection: Injection, counters: Sequence[Counter]) -> Injection:
+def _with_rounding(injection: Injection, counters: Sequence[Counter], flows: Flows) -> Injection:
     """With what rounds the factor 1 - rate, where that is known as the step runs only, and something counts steps."""
     variable, constant = injection.variable, injection.rate.is_constant
     in_place = isinstance(injection, After | Before)
     if constant or not counters or not in_place or injection.formula is not l2 or wide(variable.dtype) != "float32":
+        return injection
+    if flows.at(injection.site.path).has_v1_branches:  # where what is computed once may not be computed at all
         return injection
     return replace(injection, rounding=_by_counter(ROUNDING, counters[0], injection.site))
 

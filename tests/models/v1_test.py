@@ -92,6 +92,45 @@ def test_an_update_in_a_branch_of_v1_control_flow(tmp_path, resource):
     assert any(batch.sum() <= 0 for batch in v1_models.batches())
 
 
+@pytest.mark.parametrize("semantics", ["adamw", "decoupled"])
+def test_branches_of_v1_that_share_a_learning_rate(tmp_path, semantics):
+    """What is read in one branch, such as the counter that is counted up there, is not there in the other."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.disable_control_flow_v2()
+        first, second = (v1.get_variable(name, initializer=[1.0, 2.0], use_resource=True) for name in ("a", "b"))
+        rate = v1.get_variable("rate", initializer=0.25, use_resource=True, trainable=False)
+        count = v1.get_variable("count", initializer=0, use_resource=True, trainable=False, dtype=tf.int32)
+        chosen = v1.placeholder(tf.bool, [], "chosen")
+
+        def update(w):
+            move = w.assign_sub(rate * tf.gradients(w * 2.0, [w])[0], read_value=False)
+            counted = [count.assign_add(1, read_value=False)] if w is first else []
+            with tf.control_dependencies([move, *counted]):
+                return tf.constant(0)
+
+        done = tf.cond(chosen, lambda: update(first), lambda: update(second))
+        session.run(v1.global_variables_initializer())
+        tensors = {"chosen": v1.saved_model.build_tensor_info(chosen)}
+        results = {"done": v1.saved_model.build_tensor_info(done)}
+        signature = v1.saved_model.build_signature_def(tensors, results, "train")
+        builder = v1.saved_model.Builder(str(tmp_path / "model"))
+        builder.add_meta_graph_and_variables(session, ["train"], {"train": signature})
+        builder.save()
+    rules = [{"weight_decay": 0.5, "semantics": semantics, "learning_rate": "rate"}]
+    rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", {"version": 1, "rules": rules})
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.saved_model.load(session, ["train"], str(tmp_path / "decayed"))
+        by_name = {variable.op.name: variable for variable in v1.global_variables()}
+        expected = {"a": np.array([1.0, 2.0]), "b": np.array([1.0, 2.0])}
+        for name in "abb":
+            session.run(done.name, {"chosen:0": name == "a"})
+            old = expected[name]
+            expected[name] = old * (1 - 0.125) - 0.5 if semantics == "adamw" else (old - 0.5) * 0.5
+            for each, value in expected.items():
+                np.testing.assert_allclose(session.run(by_name[each]), value, rtol=1e-6)
+        assert session.run(by_name["count"]) == 1
+
+
 def test_an_update_in_a_while_loop_is_refused(tmp_path):
     with tf.Graph().as_default(), v1.Session() as session:
         v1.disable_control_flow_v2()
