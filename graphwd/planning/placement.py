@@ -329,6 +329,8 @@ def _with_rounding(injection: Injection, counters: Sequence[Counter], flows: Flo
     in_place = isinstance(injection, After | Before)
     if constant or not counters or not in_place or injection.formula is not l2 or wide(variable.dtype) != "float32":
         return injection
+    if "/job:ps/" in variable.device:
+        return injection  # there a decay only subtracts
     if flows.at(injection.site.path).has_v1_branches:  # where what is computed once may not be computed at all
         return injection
     return replace(injection, rounding=_by_counter(ROUNDING, counters[0], injection.site))

@@ -20,6 +20,7 @@ import tf_keras
 import graphwd
 from graphwd.models.saved_model import open_model
 from graphwd.models.target import plan as plan_target
+from graphwd.planning.folding import unfold
 from graphwd.planning.suggest import OVERVIEW, suggestion
 from graphwd.steps.read import variables_of
 from tests.helpers.scramble import scramble
@@ -346,7 +347,9 @@ def test_the_first_policy_plans_without_a_problem(name):
     for decision in plan.decisions:
         decays = model.truth[decision.variable.key] == KERNEL
         assert (decision.outcome.value == "decay") == decays or name in EXPLAINED
-        assert f"# {decision.variable.shown} " in text
+    comments = [line.removeprefix("    # ") for line in text.splitlines() if line.startswith("    # ")]
+    told = [variable for comment in comments for variable in unfold(comment.split("  ")[0])]
+    assert sorted(told) == sorted(decision.variable.shown for decision in plan.decisions)
     assert (
         suggestion("the step", lambda policy: graphwd.plan(model.step, policy)).splitlines()[1:]
         == (text.splitlines()[1:])
