@@ -17,6 +17,7 @@ import tf_keras
 
 import graphwd
 from tests.helpers.agreement import ulps_of_elements
+from tests.helpers.by_hand import skip_by_hand
 from tests.helpers.lockstep import (
     Case,
     assert_bit_equal,
@@ -29,11 +30,9 @@ from tests.helpers.lockstep import (
 )
 
 if os.environ.get("TF_USE_LEGACY_KERAS") != "1":
-    pytest.skip(
-        "these libraries need tf.keras to be tf_keras, which a process chooses when it imports TensorFlow; tools/test "
-        "does, and runs this file. By hand: "
-        "TF_USE_LEGACY_KERAS=1 .venv/bin/python -m pytest tests/conformance/libraries_test.py",
-        allow_module_level=True,
+    skip_by_hand(
+        "these libraries need tf.keras to be tf_keras, which a process chooses when it imports TensorFlow; run "
+        "TF_USE_LEGACY_KERAS=1 .venv/bin/python -m pytest tests/conformance/libraries_test.py"
     )
 
 with warnings.catch_warnings():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import tensorflow as tf
+
+from tests.helpers.by_hand import skip_by_hand
 
 
 def split_cpu() -> None:
@@ -13,7 +14,7 @@ def split_cpu() -> None:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     except RuntimeError:
         if len(tf.config.list_logical_devices("CPU")) == 1:
-            pytest.skip(
+            skip_by_hand(
                 "TensorFlow can split the CPU in two only before it starts, and another test file has started it in "
-                "this process; tools/test gives each file a process of its own, and runs this one"
+                "this process; run this file alone"
             )
