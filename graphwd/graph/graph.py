@@ -89,6 +89,16 @@ class Variable:
         """Its number of dimensions."""
         return None if self.shape is None else len(self.shape)
 
+    @property
+    def on_server(self) -> bool:
+        """Whether it lies on a parameter server, where several workers write without waiting for each other."""
+        return on_server(self.device)
+
+
+def on_server(device: str) -> bool:
+    """Whether a device is of a parameter server."""
+    return "/job:ps/" in device
+
 
 def labels(named: Sequence[tuple[str, str | None]]) -> list[str]:
     """Makes labels that distinguish variables of one name.

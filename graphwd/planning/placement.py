@@ -74,7 +74,7 @@ def place_decay(
         sites = [injection.site for injection in injections]
         counting = [counter for counter in counters if counter.counts(sites)]
         injections = [_with_schedule(_with_initial(injection), rule, counting) for injection in injections]
-        return tuple(_with_rounding(injection, counting, flows) for injection in injections)
+        return tuple(_with_rounding(injection, counting) for injection in injections)
     except UnclearError as reason:
         raise RefusedError(str(reason)) from None
     except RecursionError:  # some hundred operations deep, which no optimizer is known to be
@@ -323,16 +323,14 @@ def _by_counter(schedule: Schedule, counter: Counter, site: Site) -> Scheduled:
     )
 
 
-def _with_rounding(injection: Injection, counters: Sequence[Counter], flows: Flows) -> Injection:
+def _with_rounding(injection: Injection, counters: Sequence[Counter]) -> Injection:
     """With what rounds the factor 1 - rate, where that is known as the step runs only, and something counts steps."""
     variable, constant = injection.variable, injection.rate.is_constant
     in_place = isinstance(injection, After | Before)
     if constant or not counters or not in_place or injection.formula is not l2 or wide(variable.dtype) != "float32":
         return injection
-    if "/job:ps/" in variable.device:
+    if variable.on_server:
         return injection  # there a decay only subtracts
-    if flows.at(injection.site.path).has_v1_branches:  # where what is computed once may not be computed at all
-        return injection
     return replace(injection, rounding=_by_counter(ROUNDING, counters[0], injection.site))
 
 
@@ -369,7 +367,7 @@ def _after_remembering(rule: Rule, update: Update, flows: Flows, rate: Rate) -> 
             f"its update ({first.site}) does not add to the weight, and the formula {formula.name} is of what an "
             "update adds; write 'order: after'"
         )
-    if variable.reference or "/job:ps/" in variable.device:
+    if variable.reference or variable.on_server:
         where = "a v1 reference variable" if variable.reference else "on a parameter server"
         raise RefusedError(
             f"it is {where}, of which the formula {formula.name} cannot tell what the update subtracts; write another "

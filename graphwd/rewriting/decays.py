@@ -32,7 +32,7 @@ from graphwd.decay.formulas import l2
 from graphwd.decay.rounding import rounded_factor
 from graphwd.graph.edge import EdgeText, control_edge, data_input, node_of, output_edge
 from graphwd.graph.fragment import Kind, Reference, fragment
-from graphwd.graph.graph import DTYPE_NAMES
+from graphwd.graph.graph import DTYPE_NAMES, on_server
 from graphwd.graph.ops import WRITE_OPS
 from graphwd.planning.injections import EPSILON, After, Before, Elsewhere, InGradient, Injection, InValue, Own
 from graphwd.rewriting.splice import Added, Splicer
@@ -42,12 +42,6 @@ if TYPE_CHECKING:
 
 MAX_RATE_ERROR = 0.01
 """By how much, relatively, rounding the factor may change the rate (design: 1 %)."""
-
-_SERVER = "/job:ps/"
-"""In the device of what lies on a parameter server, where several workers write without waiting for each other.
-
-There a decay only subtracts: an update that comes between its read and its write is then not lost.
-"""
 
 
 class DecayWriter:
@@ -72,7 +66,8 @@ class DecayWriter:
         self._injection = injection
         self._brought = brought
         self._dtype = injection.variable.dtype
-        self._served = _SERVER in place or _SERVER in injection.variable.device
+        # There a decay only subtracts: an update that comes between its read and its write is then not lost.
+        self._served = on_server(place) or injection.variable.on_server
         self._multiplies = False
         self._splicer = Splicer(added, write, place, with_write=with_write)
 

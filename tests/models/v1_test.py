@@ -92,8 +92,9 @@ def test_an_update_in_a_branch_of_v1_control_flow(tmp_path, resource):
     assert any(batch.sum() <= 0 for batch in v1_models.batches())
 
 
+@pytest.mark.parametrize("counting", ["in a branch", "always"])
 @pytest.mark.parametrize("semantics", ["adamw", "decoupled"])
-def test_branches_of_v1_that_share_a_learning_rate(tmp_path, semantics):
+def test_branches_of_v1_that_share_a_learning_rate(tmp_path, semantics, counting):
     """What is read in one branch, such as the counter that is counted up there, is not there in the other."""
     with tf.Graph().as_default(), v1.Session() as session:
         v1.disable_control_flow_v2()
@@ -104,11 +105,14 @@ def test_branches_of_v1_that_share_a_learning_rate(tmp_path, semantics):
 
         def update(w):
             move = w.assign_sub(rate * tf.gradients(w * 2.0, [w])[0], read_value=False)
-            counted = [count.assign_add(1, read_value=False)] if w is first else []
+            counted = [count.assign_add(1, read_value=False)] if w is first and counting == "in a branch" else []
             with tf.control_dependencies([move, *counted]):
                 return tf.constant(0)
 
-        done = tf.cond(chosen, lambda: update(first), lambda: update(second))
+        always = [count.assign_add(1, read_value=False)] if counting == "always" else []
+        updated = tf.cond(chosen, lambda: update(first), lambda: update(second))
+        with tf.control_dependencies(always):
+            done = tf.identity(updated)
         session.run(v1.global_variables_initializer())
         tensors = {"chosen": v1.saved_model.build_tensor_info(chosen)}
         results = {"done": v1.saved_model.build_tensor_info(done)}
@@ -118,6 +122,8 @@ def test_branches_of_v1_that_share_a_learning_rate(tmp_path, semantics):
         builder.save()
     rules = [{"weight_decay": 0.5, "semantics": semantics, "learning_rate": "rate"}]
     rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", {"version": 1, "rules": rules})
+    nodes = read_model(tmp_path / "decayed").meta_graphs[0].graph_def.node
+    assert any("graphwd/rounding" in node.name for node in nodes) == (semantics == "adamw" and counting == "always")
     with tf.Graph().as_default(), v1.Session() as session:
         v1.saved_model.load(session, ["train"], str(tmp_path / "decayed"))
         by_name = {variable.op.name: variable for variable in v1.global_variables()}
@@ -128,7 +134,7 @@ def test_branches_of_v1_that_share_a_learning_rate(tmp_path, semantics):
             expected[name] = old * (1 - 0.125) - 0.5 if semantics == "adamw" else (old - 0.5) * 0.5
             for each, value in expected.items():
                 np.testing.assert_allclose(session.run(by_name[each]), value, rtol=1e-6)
-        assert session.run(by_name["count"]) == 1
+        assert session.run(by_name["count"]) == (3 if counting == "always" else 1)
 
 
 def test_an_update_in_a_while_loop_is_refused(tmp_path):
