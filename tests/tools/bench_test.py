@@ -226,8 +226,10 @@ def test_the_memory_of_a_step_beside_the_undecayed_one():
     ]  # fmt: skip
     for row in rows:
         assert row["case"] == only
-        assert 0 <= row["from"] <= row["peak"] <= row["to"]
-        assert row["more"] == row["peak"] - rows[0]["peak"] == row["in variables"] * 80_000
+        # Not of 0 and more: Linux counts in batches, so that what is resident can be above what it was at its peak.
+        assert row["from"] <= row["peak"] <= row["to"]
+        assert row["more"] == row["peak"] - rows[0]["peak"]
+        assert row["in variables"] == row["more"] / 80_000
 
 
 def test_the_effective_rate_of_many_steps():
