@@ -26,7 +26,6 @@ from graphwd.steps.read import variables_of
 from tests.helpers.scramble import scramble
 
 keras_hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed: run tools/setup")
-gpflow = pytest.importorskip("gpflow", reason="gpflow is not installed: run tools/setup")
 
 # T5 of keras_hub masks what its attention does not.
 pytestmark = pytest.mark.filterwarnings("ignore:Layer '.*(does not support masking|unbuilt state)")
@@ -245,6 +244,7 @@ def backbone(name: str, x: Any, **options: Any) -> Model:
 
 
 def gaussian_process() -> Model:
+    gpflow = pytest.importorskip("gpflow", reason="gpflow is not installed: run tools/setup")
     random = np.random.default_rng(0)
     inputs, outputs = random.normal(size=(20, 2)), random.normal(size=(20, 1))
     model = gpflow.models.GPR((inputs, outputs), gpflow.kernels.RBF())
