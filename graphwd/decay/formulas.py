@@ -159,7 +159,7 @@ def cautious(before: tf.Tensor, update: tf.Tensor) -> tf.Tensor:
 
     By signs: the product of two small numbers may be 0.
     """
-    return tf.where(tf.sign(before) * tf.sign(update) >= 0, before, tf.zeros_like(before))
+    return tf.where(tf.sign(before) * tf.sign(update) >= 0, before, tf.zeros([], before.dtype))
 
 
 @formula("norm", by_rows=False)

@@ -19,6 +19,8 @@ from graphwd.planning.injections import InGradient, Injection, Own, OwnKind
 from graphwd.planning.planner import Plan, apart
 from graphwd.policy.rules import Policy
 
+dtensor: Any = tf.experimental.dtensor  # whose classes its stubs do not describe
+
 STATE = "graphwd_state"
 """Of a rewritten step, and of a model that a policy is attached to."""
 
@@ -92,7 +94,7 @@ class State(tf.Module):
                     return self.rates[str(own.key)]
                 case OwnKind.STEPS:
                     if self.steps is None:
-                        self.steps = _apart(lambda: _variable(0, tf.int64, "steps"))
+                        self.steps = _apart(lambda: _variable(0, tf.int64, "steps", _mesh(sources)))
                     return self.steps
                 case OwnKind.GIVEN:
                     given = self._kept.given[own.key]
@@ -104,12 +106,15 @@ class State(tf.Module):
                 case other:
                     raise AssertionError(f"{other} is no kind of variable")
 
-    @property
-    def watched_runs(self) -> tf.Variable:
-        """Counts the runs in which anything is measured; a scalar of float64."""
+    def watched_runs(self, sources: Iterable[tf.Variable] = ()) -> tf.Variable:
+        """Counts the runs in which anything is measured; a scalar of float64.
+
+        Args:
+            sources: the variables of the step, for the first time that this is asked for.
+        """
         with _GUARD, tf.init_scope():
             if self._kept.runs is None:
-                self._kept.runs = _apart(lambda: _variable(0.0, tf.float64, "runs"))
+                self._kept.runs = _apart(lambda: _variable(0.0, tf.float64, "runs", _mesh(sources)))
         return self._kept.runs
 
     @property
@@ -131,7 +136,7 @@ class State(tf.Module):
 
                 def zeros(size: int) -> tf.Variable:
                     with tf.device(source.device):
-                        return _variable(tf.zeros(size, tf.float64), tf.float64, "seen")
+                        return _variable(tf.zeros(size, tf.float64), tf.float64, "seen", _mesh([source]))
 
                 made = [_apart(functools.partial(zeros, size)) for size in (4, 3)]
                 seen[weight.key] = Seen(weight.shown, isinstance(injection, InGradient), *made)
@@ -174,7 +179,7 @@ class State(tf.Module):
 
             def copy() -> tf.Variable:
                 with tf.device(source.device):
-                    return _variable(source.read_value(), source.dtype, "initial")
+                    return _variable(source.read_value(), source.dtype, "initial", _mesh([source]))
 
             self.initial[name] = _apart(copy)
             self._kept.names[own.key] = name
@@ -190,8 +195,19 @@ def _apart(make: Callable[[], tf.Variable]) -> tf.Variable:
         return pool.submit(make).result()
 
 
-def _variable(value: Any, dtype: tf.DType, name: str) -> tf.Variable:
-    return tf.Variable(value, trainable=False, dtype=dtype, name=name)
+def _mesh(variables: Iterable[tf.Variable]) -> Any:
+    """The mesh that variables of DTensor are laid out on; None where there are none of these."""
+    return next((variable.layout.mesh for variable in variables if isinstance(variable, dtensor.DVariable)), None)
+
+
+def _variable(value: Any, dtype: tf.DType, name: str, mesh: Any = None) -> tf.Variable:
+    """Makes a variable; on a mesh, one of DTensor, for every device of it would write to any other."""
+    if mesh is None:
+        return tf.Variable(value, trainable=False, dtype=dtype, name=name)
+    if not dtensor.is_dtensor(value):
+        value = tf.constant(value, dtype)
+        value = dtensor.copy_to_mesh(value, dtensor.Layout.replicated(mesh, value.shape.rank))
+    return dtensor.DVariable(value, trainable=False, name=name)
 
 
 class CountedBy:

@@ -93,7 +93,7 @@ def measures(step_or_model: Any) -> Mapping[str, Measures]:
             "its decay is not watched: give 'summaries=True' to graphwd.rewrite, with_weight_decay or "
             "graphwd.keras.attach"
         )
-    last = float(held.watched_runs.numpy())
+    last = float(held.watched_runs().numpy())
     # Of replicas, which are alike, the last counts.
     measured = {seen.name: _measures(seen) for seen in held.seen if float(seen.moved.numpy()[2]) == last}
     return {name: measure for name, measure in measured.items() if measure is not None}
@@ -114,8 +114,8 @@ class Watch:
         Args:
             step: the trace.
         """
-        run = self._state.watched_runs.assign_add(1.0)
         sources = variables_of(step)
+        run = self._state.watched_runs(sources).assign_add(1.0)
         weights: dict[int | None, tf.Variable] = {id(variable.handle): variable for variable in sources}
         watched: list[tuple[Seen, tf.Variable, tf.Tensor]] = []
         for key, injection in self._injections.items():
