@@ -35,6 +35,9 @@ PINNED = ("tensorflow", "tf_keras", "tensorflow-text")
 
 LINTERS = ("pyright", "ruff")
 
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTEROP_THREADS": "16"}
+"""Of the tests; the last is what tests/conformance/BUILD gives those that nest many calls."""
+
 
 def main(arguments: list[str]) -> int:
     """Tests every version asked for.
@@ -81,7 +84,7 @@ def test(version: str, keep: Path | None, pytest_arguments: list[str]) -> bool:
         status = subprocess.run(
             [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *pytest_arguments],
             cwd=ROOT,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env=os.environ | ENVIRONMENT,
             stdout=sys.stderr,
             check=False,
         ).returncode
