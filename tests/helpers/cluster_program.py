@@ -27,6 +27,7 @@ POLICY = {
 }
 FEATURES = 5
 CLASSES = 3
+STEPS_OF_FIT = 6
 
 
 def task() -> int:
@@ -111,14 +112,19 @@ def in_lockstep(
     return seen
 
 
+def ring_of_workers() -> tf.distribute.Strategy:
+    """The strategy of workers that train together."""
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=tf.distribute.experimental.CommunicationImplementation.RING
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
 class MultiWorker:
     """A model under MultiWorkerMirroredStrategy and the undecayed step of a custom loop."""
 
     def __init__(self) -> None:
-        options = tf.distribute.experimental.CommunicationOptions(
-            implementation=tf.distribute.experimental.CommunicationImplementation.RING
-        )
-        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        strategy = ring_of_workers()
         self.model, self.optimizer, replica = small_model(strategy)
         self.step = tf.function(lambda *batch: strategy.run(replica, batch))
         every = [*self.model.trainable_variables, *self.optimizer.variables]
@@ -159,6 +165,98 @@ def multi_worker_training(folder: Path, steps: str, every: str, hold_after: str)
         if str(done.numpy()) == hold_after:
             time.sleep(3600)
     np.savez(folder / f"worker{task()}.npz", **{name: variable.numpy() for name, variable in worker.variables.items()})
+
+
+FIT_POLICIES: Mapping[str, Any] = {
+    "constant": POLICY,
+    "adamw": {
+        "version": 1,
+        "rules": [
+            {"regex": "kernel$", "weight_decay": RATE, "semantics": "adamw"},
+            {"regex": "bias$", "weight_decay": 0},
+        ],
+    },
+}
+
+
+def trained_by_fit(strategy: tf.distribute.Strategy, how: str, data: Any) -> dict[str, np.ndarray]:
+    """Trains a model of tf_keras by ``fit``, from the same weights at every call, one step an epoch.
+
+    Args:
+        strategy: what distributes the training.
+        how: ``attach POLICY`` or ``callback POLICY``, with a name in `FIT_POLICIES`; ``by hand``, which multiplies the
+            kernels by 1 - RATE after each epoch; ``AdamW``, which is the optimizer of tf_keras; ``undecayed``.
+        data: what ``fit`` is given; each epoch takes one batch of it.
+
+    Returns:
+        The weights and the variables of the optimizer after the training, by ``HOW/NAME``.
+    """
+    import tf_keras  # it asks TensorFlow for devices, which the strategy must set up first
+
+    class ByHand(tf_keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            model: Any = self.model
+            for weight in model.weights:
+                if "kernel" in weight.name:
+                    weight.assign(weight * (1 - RATE))
+
+    tf_keras.utils.set_random_seed(3)
+    layers = tf_keras.layers
+    with strategy.scope():
+        model = tf_keras.Sequential(
+            [
+                layers.Input((FEATURES,)),
+                layers.Dense(4, activation="tanh", name="hidden"),
+                layers.Dense(CLASSES, name="out"),
+            ],
+            name="net",
+        )
+        if how == "AdamW":
+            optimizer = tf_keras.optimizers.AdamW(0.125, weight_decay=RATE)
+            optimizer.exclude_from_weight_decay(var_names=["bias"])
+        else:
+            optimizer = tf_keras.optimizers.Adam(0.125)
+        model.compile(optimizer, "mse")
+    random = np.random.default_rng(11)
+    for weight in model.weights:
+        weight.assign(random.normal(size=weight.shape))
+    way, _, policy = how.partition(" ")
+    callbacks: list[Any] = [ByHand()] if how == "by hand" else []
+    if way == "attach":
+        graphwd.keras.attach(model, FIT_POLICIES[policy])
+    if way == "callback":
+        callbacks.append(graphwd.keras.WeightDecay(FIT_POLICIES[policy]))
+    model.fit(data, epochs=STEPS_OF_FIT, steps_per_epoch=1, callbacks=callbacks, verbose=0)
+    variables = [*model.weights, *optimizer.variables]
+    return {f"{how}/{number} {variable.name}": variable.numpy() for number, variable in enumerate(variables)}
+
+
+def dataset_of(worker: int, batches: int) -> tf.data.Dataset:
+    """Batches of a worker, over and over again, which are not dealt out to others."""
+    every = [batch_of(number, worker) for number in range(batches)]
+    inputs, targets = (tf.stack(each) for each in zip(*every, strict=True))
+    data = tf.data.Dataset.from_tensor_slices((inputs, targets))
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return data.repeat().with_options(options)
+
+
+def multi_worker_fit(folder: Path, *ways: str) -> None:
+    """Trains by ``fit`` in each of these ways."""
+    strategy = ring_of_workers()
+    data = dataset_of(task(), STEPS_OF_FIT)
+    seen = [trained_by_fit(strategy, how, data) for how in ways]
+    np.savez(folder / f"worker{task()}.npz", **{name: value for each in seen for name, value in each.items()})
+
+
+def parameter_server_fit(folder: Path, *ways: str) -> None:
+    """Trains by ``fit`` in each of these ways, each step on whichever worker: they all have the same data."""
+    import tf_keras
+
+    server = ParameterServer()
+    data = tf_keras.utils.experimental.DatasetCreator(lambda _: dataset_of(0, 1))
+    seen = [trained_by_fit(server.strategy, how, data) for how in ways]
+    np.savez(folder / "coordinator.npz", **{name: value for each in seen for name, value in each.items()})
 
 
 def serve(_: Path) -> None:
@@ -269,8 +367,10 @@ def parameter_server_held(folder: Path, *groups: str) -> None:
 JOBS = {
     job.__name__: job
     for job in (
+        multi_worker_fit,
         multi_worker_lockstep,
         multi_worker_training,
+        parameter_server_fit,
         parameter_server_lockstep,
         parameter_server_asynchronous,
         parameter_server_held,
