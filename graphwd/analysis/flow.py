@@ -15,7 +15,7 @@ from graphwd.analysis.sites import Frame, Path, Site, Write
 from graphwd.analysis.values import MANY, NO_VARIABLE, NOTHING, Value
 from graphwd.graph.body import Body, Node
 from graphwd.graph.edge import Edge, EdgeText, Use, data_input, data_inputs, node_of, output_edge, parse_edge
-from graphwd.graph.graph import DTYPE_NUMBERS, Callee, Graph, Variable, state_count
+from graphwd.graph.graph import DTYPE_NUMBERS, Callee, Graph, Variable, is_compiled, state_count
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form, WriteOp
 from graphwd.graph.traits import (
     ALIAS_OPS,
@@ -806,6 +806,11 @@ class Flows:
             is_kept = functools.partial(self._is_kept_elsewhere, path)
             self._flows[path] = Flow(self._graph, body, self._values[path], outside, is_kept)
         return self._flows[path]
+
+    def is_compiled(self, path: Path) -> bool:
+        """Whether XLA compiles the body that some calls lead to, by itself or in another."""
+        functions = (self._graph.library[frame.callee.function] for frame in path)
+        return any(map(is_compiled, (self._graph.root_function, *functions)))
 
     def _is_kept_elsewhere(self, path: Path, variable: Variable) -> bool:
         here = Site(path, "", "")

@@ -144,7 +144,7 @@ def subtract(
     elif handle.dtype == tf.resource:
         _RAW.AssignSubVariableOp(resource=handle, value=_narrowed(lost, dtype), name="decay")
     else:
-        _RAW.AssignSub(ref=handle, value=_narrowed(lost, dtype), name="decay")
+        _RAW.AssignSub(ref=handle, value=_narrowed(lost, dtype), use_locking=True, name="decay")
 
 
 def multiply_rows(handle: tf.Tensor, factor: tf.Tensor, indices: tf.Tensor, *, dtype: str) -> None:
@@ -158,7 +158,7 @@ def subtract_rows_once(
 ) -> None:
     """Subtracts from rows, in one op from each, for variables that others write without waiting.
 
-    Each row once, by ``Unique``: on a parameter server nothing is compiled.
+    Each row once, by ``Unique``: none of this is compiled by XLA.
     """
     rows, _ = _unique(indices)
     lost = _scaled(_gather(handle, rows, dtype), rate, formula, None, _first(initial, dtype, rows))
@@ -166,7 +166,7 @@ def subtract_rows_once(
     if handle.dtype == tf.resource:
         _RAW.ResourceScatterSub(resource=handle, indices=rows, updates=lost, name="decay")
     else:
-        _RAW.ScatterSub(ref=handle, indices=rows, updates=lost, name="decay")
+        _RAW.ScatterSub(ref=handle, indices=rows, updates=lost, use_locking=True, name="decay")
 
 
 def in_value(

@@ -6,10 +6,13 @@ below 1 are 2^-24 apart, so that a factor rounded to nearest would stand for a r
 of a rate of 1e-6, and at each step by the same. Here the factor is rounded down at some steps and up at the others.
 
 Each step has a threshold in [0, 1), and rate / 2^-24 is rounded up where its fraction and the threshold make 1 or more.
-At step t the threshold is the fraction of 1/2 and t times a number near the golden ratio. These are spread over [0, 1)
-as evenly as any numbers can be for any count of steps: the mean of T steps is within about log(T) / T of the fraction
-(H. Weyl, Über die Gleichverteilung von Zahlen mod. Eins, 1916). So the sum of the rates that were taken stays within a
-few times 2^-24 of the sum of those asked for, however many steps there are: within 6 times for up to 4 million steps.
+The thresholds come from the cubes of multiples of the step's number modulo a prime (H. Niederreiter, Random Number
+Generation and Quasi-Monte Carlo Methods, 1992, chapter 8, on nonlinear congruential generators). Each is met once in as
+many steps as the prime says, and they look as random to one who counts all steps as to one who counts every 987th: a
+row of an embedding may be touched only then. So T steps take together what T steps rounded at random would: within the
+root of T times 2^-24 of what was asked for, whether the rate stays or changes. (With multiples of the golden ratio a
+rate that stays is kept within 6 times 2^-24. But a row that is touched at intervals of a Fibonacci number loses up to
+half a spacing each time, and so does a rate that falls by a multiple of that ratio.)
 """
 
 from __future__ import annotations
@@ -21,24 +24,38 @@ from graphwd.decay.schedules import Schedule
 SPACING = 2.0**-24
 """The distance of float32 numbers just below 1."""
 
-_GOLDEN = 10368889 / 2**24
-"""Next to the golden ratio 0.618, with an odd numerator: the thresholds repeat after 2^24 steps, each met once."""
+PRIME = 16777199
+"""The greatest prime below 2^24 that leaves 2 when divided by 3: so no two numbers below it have the same cube."""
+
+MULTIPLIER = 10368879
+"""Next to 0.618 times the prime: the cubes of small numbers, which are small, come late."""
 
 
 def threshold(t: tf.Tensor) -> tf.Tensor:
     """Returns the threshold of a step, in [0, 1).
 
-    The first is 1/2, so that a counter that somebody sets back at each step makes for rounding to nearest. Up to 2^28
+    The first is 1/2, so that a counter that somebody sets back at each step makes for rounding to nearest. Up to 2^48
     steps float64 holds all that is computed exactly, so that it does not matter what XLA fuses.
 
     Args:
         t: the number of updates before this one, a scalar of float64.
 
     Returns:
-        A scalar of float64.
+        A scalar of float64, a multiple of 2^-24.
     """
-    multiple = t * _GOLDEN + 0.5
-    return multiple - tf.floor(multiple)
+    base = _residue(_residue(t) * MULTIPLIER)
+    cube = _residue(_residue(base * base) * base)
+    shifted = cube * SPACING + 0.5
+    return shifted - tf.floor(shifted)
+
+
+def _residue(number: tf.Tensor) -> tf.Tensor:
+    """Returns what is left of a whole number below 2^48 when it is divided by the prime.
+
+    The quotient is below 2^25, and off by less than 2^-26, while it is at least 2^-24 away from a whole number that it
+    is not: so it is rounded down to the right one, also if XLA multiplies by 1 / `PRIME` instead.
+    """
+    return number - tf.floor(number / PRIME) * PRIME
 
 
 ROUNDING = Schedule("rounding", threshold, scope="rounding")

@@ -297,6 +297,11 @@ def state_count(node: Node) -> int:
     return len(node.proto.attr["Tstate"].list.type)
 
 
+def is_compiled(function: FunctionDef) -> bool:
+    """Whether XLA compiles a function, with all that it calls."""
+    return "_XlaMustCompile" in function.attr and function.attr["_XlaMustCompile"].b
+
+
 def call_kind(node: Node) -> CallKind:
     """How a node runs the functions that it calls."""
     return CALL_OPS[node.op].kind

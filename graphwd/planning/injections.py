@@ -152,6 +152,7 @@ class Injection:
         formula: what the rate is multiplied by.
         initial: the first weight, where the formula asks for it.
         rounding: whether 1 - rate is rounded down or up at a step; None where no factor is made of it as the step runs.
+        shared: whether others may write the variable at the same time, so that a decay has to subtract.
         seen: what the decay tells of itself, where it is watched.
     """
 
@@ -163,6 +164,7 @@ class Injection:
     formula: Formula = l2
     initial: Own | None = None
     rounding: Scheduled | None = None
+    shared: bool = False
     seen: Own | None = None
 
     where: ClassVar[Where]

@@ -47,7 +47,13 @@ class RefusedError(Exception):
 
 
 def place_decay(
-    rule: Rule, writes: VariableWrites, flows: Flows, *, leaves: bool = False, counters: Sequence[Counter] = ()
+    rule: Rule,
+    writes: VariableWrites,
+    flows: Flows,
+    *,
+    leaves: bool = False,
+    several_writers: bool = False,
+    counters: Sequence[Counter] = (),
 ) -> tuple[Injection, ...]:
     """Decides where the decay of a variable goes.
 
@@ -57,6 +63,7 @@ def place_decay(
         flows: the flow of data in the bodies of the updates.
         counters: the variables in which the step counts; needed for a schedule.
         leaves: whether the policy leaves alone variables whose writes are certainly no updates.
+        several_writers: whether the policy says that several threads or sessions write the variable at once.
 
     Returns:
         One injection for each update that carries the decay.
@@ -69,6 +76,8 @@ def place_decay(
         _check_supported(rule, writes, updates)
         every = [write.site for update in updates for write in update.writes]
         injections = [_injection(rule, update, writes, flows, every) for update in _choose(rule, updates)]
+        injections = [_with_others(injection, flows, several_writers=several_writers) for injection in injections]
+        _refuse_shared(rule, injections)
         _refuse_rows(rule, injections)
         _check_own(rule, injections)
         sites = [injection.site for injection in injections]
@@ -323,14 +332,22 @@ def _by_counter(schedule: Schedule, counter: Counter, site: Site) -> Scheduled:
     )
 
 
+def _with_others(injection: Injection, flows: Flows, *, several_writers: bool) -> Injection:
+    """With the word that others write the variable at the same time.
+
+    Not in what XLA compiles: TensorFlow locks the variables of that as long as it runs.
+    """
+    shared = injection.variable.on_server or (several_writers and not flows.is_compiled(injection.site.path))
+    return replace(injection, shared=True) if shared else injection
+
+
 def _with_rounding(injection: Injection, counters: Sequence[Counter]) -> Injection:
     """With what rounds the factor 1 - rate, where that is known as the step runs only, and something counts steps."""
     variable, constant = injection.variable, injection.rate.is_constant
     in_place = isinstance(injection, After | Before)
-    if constant or not counters or not in_place or injection.formula is not l2 or wide(variable.dtype) != "float32":
+    multiplies = in_place and injection.formula is l2 and not injection.shared
+    if constant or not counters or not multiplies or wide(variable.dtype) != "float32":
         return injection
-    if variable.on_server:
-        return injection  # there a decay only subtracts
     return replace(injection, rounding=_by_counter(ROUNDING, counters[0], injection.site))
 
 
@@ -343,6 +360,17 @@ def _check_own(rule: Rule, injections: Sequence[Injection]) -> None:
             formula.check((None, *shape[1:]) if shape and injection.rows else shape, wide(dtype))
         except RewriteError as reason:
             raise RefusedError(str(reason)) from reason
+
+
+def _refuse_shared(rule: Rule, injections: Sequence[Injection]) -> None:
+    """Refuses a formula of what an update subtracts where others write the variable as well."""
+    for injection in injections:
+        if injection.shared and isinstance(injection, After) and injection.early is not None:
+            where = "on a parameter server" if injection.variable.on_server else "one of several writers"
+            raise RefusedError(
+                f"it is {where}, where the formula {rule.formula.resolved().name} cannot tell what the update "
+                "subtracts; write another formula"
+            )
 
 
 def _refuse_rows(rule: Rule, injections: Sequence[Injection]) -> None:
@@ -367,11 +395,10 @@ def _after_remembering(rule: Rule, update: Update, flows: Flows, rate: Rate) -> 
             f"its update ({first.site}) does not add to the weight, and the formula {formula.name} is of what an "
             "update adds; write 'order: after'"
         )
-    if variable.reference or variable.on_server:
-        where = "a v1 reference variable" if variable.reference else "on a parameter server"
+    if variable.reference:
         raise RefusedError(
-            f"it is {where}, of which the formula {formula.name} cannot tell what the update subtracts; write another "
-            "formula"
+            f"it is a v1 reference variable, of which the formula {formula.name} cannot tell what the update subtracts"
+            "; write another formula"
         )
     if (first.op.rows is None) != (last.op.rows is None):
         raise RefusedError(f"its update writes rows and the whole weight; write another formula than {formula.name}")

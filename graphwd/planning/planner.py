@@ -273,7 +273,14 @@ def _decide(
     if policy.leave_not_updated and not chosen_updates(rule, writes) and is_no_weight(writes, flows):
         return Decision(variable, Outcome.NO_UPDATE, rule, writes), ""
     try:
-        injections = place_decay(rule, writes, flows, leaves=policy.leave_not_updated, counters=counters)
+        injections = place_decay(
+            rule,
+            writes,
+            flows,
+            leaves=policy.leave_not_updated,
+            several_writers=policy.several_writers,
+            counters=counters,
+        )
     except RefusedError as reason:
         return Decision(variable, Outcome.REFUSED, rule, writes), f"{reason}{_namesake_advice(variable)}"
     return Decision(variable, Outcome.DECAY, rule, writes, injections), ""

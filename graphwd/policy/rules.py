@@ -175,6 +175,8 @@ class Policy:
         fuse: whether XLA compiles the optimizer's arithmetic of the decayed variables together with their decay.
         leave_not_updated: whether a variable that a rule would decay, but that the step writes otherwise than from a
             gradient, is left alone (true) or an error (false).
+        several_writers: whether several threads or sessions may run the step on the same variables at once. A decay
+            then only subtracts, so that no update is lost that comes between its read and its write.
     """
 
     rules: tuple[Rule, ...]
@@ -183,6 +185,7 @@ class Policy:
     notes: tuple[str, ...] = ()
     fuse: bool = False
     leave_not_updated: bool = False
+    several_writers: bool = False
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, object]) -> Policy:
@@ -319,13 +322,18 @@ def _policy(read: Source, source: str, notes: tuple[str, ...] = ()) -> Policy:
     if not mistakes and _places(document).keys().isdisjoint(("rules", "weight_decay")):
         mistakes.add(document.error("there is neither 'weight_decay' nor 'rules'; write 'weight_decay: 0.05'"))
     rules = tuple(_rules(document, fields, mistakes))
+    fused, several_writers = fields.get("fuse") == "xla", fields.get("writers") == "several"
+    if fused and several_writers:
+        what = "'fuse: xla' writes variables as a whole, which loses what others of 'writers: several' add meanwhile"
+        mistakes.add(_places(document)["fuse"].error(what))
     read.tell(mistakes)
     mistakes.check()
     return Policy(
         rules,
         skip_unmatched=fields.get("unmatched", "error") == "skip",
-        fuse=fields.get("fuse", "none") == "xla",
+        fuse=fused,
         leave_not_updated=fields.get("not_updated", "error") == "leave",
+        several_writers=several_writers,
         where=source,
         notes=notes,
     )

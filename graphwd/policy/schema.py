@@ -252,4 +252,8 @@ POLICY_FIELDS: Table = {
         one_of("none", "xla"),
         "Whether XLA compiles the optimizer's arithmetic of the decayed variables with the decay.",
     ),
+    "writers": Field(
+        one_of("one", "several"),
+        "Whether several threads or sessions update the variables at once; a decay then only subtracts.",
+    ),
 }

@@ -66,8 +66,8 @@ class DecayWriter:
         self._injection = injection
         self._brought = brought
         self._dtype = injection.variable.dtype
-        # There a decay only subtracts: an update that comes between its read and its write is then not lost.
-        self._served = on_server(place) or injection.variable.on_server
+        # Then a decay only subtracts: an update that comes between its read and its write is not lost.
+        self._shared = on_server(place) or injection.shared
         self._multiplies = False
         self._splicer = Splicer(added, write, place, with_write=with_write)
 
@@ -115,7 +115,7 @@ class DecayWriter:
         options: dict[str, Any] = {}
         if isinstance(injection, InGradient) and injection.entry.indices is None:
             edges["gradient"] = injection.entry.tensor
-        elif not isinstance(injection, InGradient) and not self._served and (indices := self._rows()):
+        elif not isinstance(injection, InGradient) and not self._shared and (indices := self._rows()):
             edges |= indices
             options["rows"] = (injection.variable.shape or (None,))[0]
         kinds = {name: self._kind(name) for name in edges}
@@ -185,7 +185,7 @@ class DecayWriter:
     def _form(self) -> tuple[Callable[..., Any], Mapping[str, EdgeText]]:
         """The cheapest accurate function that decays in place, and the rate as it takes it."""
         rows = self._injection.rows
-        if self._served:
+        if self._shared:
             return arithmetic.subtract_rows_once if rows else arithmetic.subtract, {"rate": self._rate("factor")}
         if self._injection.formula is l2 and (factor := self._factor()):
             return arithmetic.multiply_rows if rows else arithmetic.multiply, {"factor": factor}

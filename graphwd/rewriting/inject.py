@@ -19,7 +19,7 @@ from graphwd.errors import RewriteError
 from graphwd.graph.body import Body, Layout
 from graphwd.graph.edge import EdgeText, is_control
 from graphwd.graph.fragment import Fragment
-from graphwd.graph.graph import MARK, RECORD, Callee, Graph
+from graphwd.graph.graph import MARK, RECORD, Callee, Graph, is_compiled
 from graphwd.graph.ops import CALL_OPS, CallKind
 from graphwd.planning.injections import After, Before, Elsewhere, Injection, Nest, Where, nested
 from graphwd.rewriting.bring import add_arguments, pass_on, return_arguments, take_back
@@ -167,7 +167,7 @@ class _Writer:
             check_rewritten(original, function, layout, nest.here, retargeted, delayed)
         for node, edges in passed:
             pass_on(node, edges)
-        if decays and self._fuse and not _is_compiled(function):
+        if decays and self._fuse and not is_compiled(function):
             self._outline(function, nest.here, decays)
         return function
 
@@ -213,10 +213,6 @@ class _Writer:
             self._names[key] = function.signature.name
             self.functions.append(function)
         return self._names[key]
-
-
-def _is_compiled(function: FunctionDef) -> bool:
-    return "_XlaMustCompile" in function.attr and function.attr["_XlaMustCompile"].b
 
 
 def _set_callee(node: NodeDef, callee: Callee, function: str) -> None:

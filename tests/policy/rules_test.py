@@ -167,6 +167,17 @@ def test_malformed_short_forms(text, message):
     assert len(told.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("writers", "several"), [("one", False), ("several", True)])
+def test_writers(writers, several):
+    assert load(f"version: 1\nrules: []\nwriters: {writers}\n").several_writers is several
+    assert not load("version: 1\nrules: []\n").several_writers
+
+
+def test_several_writers_are_not_fused():
+    text = "version: 1\nweight_decay: 0.1\nfuse: xla\nwriters: several\n"
+    assert error_of(load, text).startswith("policy.yaml:3: 'fuse: xla' writes variables as a whole")
+
+
 @pytest.mark.parametrize(("unmatched", "skip"), [("error", False), ("skip", True)])
 def test_unmatched(unmatched, skip):
     assert load(f"version: 1\nrules: []\nunmatched: {unmatched}\n").skip_unmatched is skip

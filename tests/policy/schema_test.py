@@ -42,6 +42,7 @@ def test_keys():
         "unmatched",
         "fuse",
         "not_updated",
+        "writers",
     }
     assert set(SELECTOR_FIELDS) == {
         "name",
