@@ -2,7 +2,7 @@
 
 A counter is an integer that the step only adds 1 to, at one place, or at several of which a run meets one. It counts
 the updates of a weight if each of them has such a place beside it, and each place such an update: both lie in one body,
-or plain calls lead from one to the other.
+or plain calls lead from one to the other. In a main graph a session must run both or neither, too.
 """
 
 from __future__ import annotations
@@ -40,9 +40,17 @@ class Counter:
                 return site
         return None
 
-    def counts(self, updates: Sequence[Site]) -> bool:
-        """Whether it counts up whenever one of the updates of a variable is done, and at no other time."""
-        return {self.site_for(update) for update in updates} == set(self.sites)
+    def counts(self, updates: Sequence[Site], flows: Flows) -> bool:
+        """Whether it counts up whenever one of the updates of a variable is done, and at no other time.
+
+        Args:
+            updates: the updates.
+            flows: the flow of data in the bodies of the step.
+        """
+        sites = {update: self.site_for(update) for update in updates}
+        return set(sites.values()) == set(self.sites) and all(
+            flows.run_together(site, update) for update, site in sites.items() if site is not None
+        )
 
 
 def home(path: Path) -> Path:
@@ -80,8 +88,7 @@ def _counters(analysis: Analysis, flows: Flows) -> Iterator[Counter]:
 def _is_apart(analysis: Analysis, flows: Flows, site: Site) -> bool:
     """Whether a write is an initializer or a restore of a main graph, of which a session runs what it is asked for."""
     assert analysis.graph is not None
-    root = analysis.graph.root_function
-    if site.path or root.signature.output_arg or root.control_ret or WRITE_OPS[site.op].form is not Form.ASSIGN:
+    if site.path or not analysis.graph.is_main or WRITE_OPS[site.op].form is not Form.ASSIGN:
         return False
     flow = flows.at(())
     value = data_input(flow.nodes[site.node].proto, WRITE_OPS[site.op].value)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from graphwd.analysis.interpreter import BodyValues
+from graphwd.analysis.postorder import evaluate
 from graphwd.analysis.sites import Frame, Path, Site, Write
 from graphwd.analysis.values import MANY, NO_VARIABLE, NOTHING, Value
 from graphwd.graph.body import Body, Node
@@ -89,6 +90,7 @@ class Flow:
         self._sources: dict[EdgeText, bool] = {}
         self._carrying: dict[EdgeText, bool] = {}
         self._provenance: dict[EdgeText, int] = {}
+        self._ends: dict[str, frozenset[str]] = {}
         self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
         self._indices: dict[EdgeText, int] = {}
         for node in body.nodes:
@@ -695,10 +697,12 @@ class Flow:
         return self._uses.get(name, ())
 
     def dtype(self, tensor: EdgeText) -> int | None:
-        """The dtype of a tensor, as a number; None where neither its node nor the body says it."""
+        """The dtype of a tensor, or of what a v1 reference refers to, as a number; None where nothing says it."""
         node = self.producer(tensor)
         if node is None:
-            return self._types.get(tensor)
+            handle = self.value(tensor).handle
+            reference = handle >= 0 and self.variables[handle].reference
+            return DTYPE_NUMBERS.get(self.variables[handle].dtype) if reference else self._types.get(tensor)
         for key in ("Tout", "T") if node.op in CALL_OPS else ():
             types = node.proto.attr[key].list.type if key in node.proto.attr else ()
             index = parse_edge(tensor).index
@@ -725,6 +729,19 @@ class Flow:
                 downstream.add(name)
                 waiting.extend(self._users.get(name, ()))
         return downstream
+
+    def ends(self, name: str) -> frozenset[str]:
+        """The nodes at the end of all that waits for a node, which no other waits for."""
+
+        def users(each: str) -> Sequence[str]:
+            return () if each in self._ends else self._users.get(each, ())
+
+        def ends(each: str, behind: Sequence[frozenset[str]]) -> frozenset[str]:
+            if each not in self._ends:
+                self._ends[each] = frozenset().union(*behind) if behind else frozenset([each])
+            return self._ends[each]
+
+        return evaluate(name, users, ends, frozenset())
 
     def precedes(self, name: str, last: str) -> bool:
         """Whether a node must run before another, or is that node."""
@@ -811,6 +828,25 @@ class Flows:
         """Whether XLA compiles the body that some calls lead to, by itself or in another."""
         functions = (self._graph.library[frame.callee.function] for frame in path)
         return any(map(is_compiled, (self._graph.root_function, *functions)))
+
+    def run_together(self, first: Site, second: Site) -> bool:
+        """Whether nothing is run for one of two places without the other, as far as a main graph is concerned.
+
+        A session is taken to be asked for nodes that no other waits for: all that waits for one place has to wait for
+        the other. But it is not asked for reads of other variables, as of the powers of beta, which Adam of TensorFlow
+        1 reads for nobody when it has written them.
+        """
+        if not self._graph.is_main:
+            return True
+        flow = self.at(())
+        nodes = [flow.nodes[site.path[0].node if site.path else site.node] for site in (first, second)]
+        own = {flow.value(data_input(node.proto, 0)).handle for node in nodes if node.op in WRITE_OPS}
+
+        def ends(node: Node) -> set[str]:
+            read = {end: flow.read_by(flow.nodes[end]) for end in flow.ends(node.name)}
+            return {end for end, variable in read.items() if variable is None or variable.id in own}
+
+        return ends(nodes[0]) == ends(nodes[1])
 
     def _is_kept_elsewhere(self, path: Path, variable: Variable) -> bool:
         here = Site(path, "", "")

@@ -208,6 +208,11 @@ class Graph:
         view.handles = {name: view.variables[variable.id] for name, variable in self.handles.items()}
         return view
 
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the main graph of a session, which runs what it is asked for, and not all of it."""
+        return not self.root_function.signature.output_arg and not self.root_function.control_ret
+
     @functools.cached_property
     def is_rewritten(self) -> bool:
         """Whether it, or any function of the library, holds nodes that graphwd injected."""

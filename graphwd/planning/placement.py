@@ -81,7 +81,7 @@ def place_decay(
         _refuse_rows(rule, injections)
         _check_own(rule, injections)
         sites = [injection.site for injection in injections]
-        counting = [counter for counter in counters if counter.counts(sites)]
+        counting = [counter for counter in counters if counter.counts(sites, flows)]
         injections = [_with_schedule(_with_initial(injection), rule, counting) for injection in injections]
         return tuple(_with_rounding(injection, counting) for injection in injections)
     except UnclearError as reason:

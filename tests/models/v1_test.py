@@ -92,6 +92,27 @@ def test_an_update_in_a_branch_of_v1_control_flow(tmp_path, resource):
     assert any(batch.sum() <= 0 for batch in v1_models.batches())
 
 
+@pytest.mark.parametrize("resource", [False, True], ids=["reference", "resource"])
+@pytest.mark.parametrize("semantics", ["adamw", "tfa", "l2"])
+def test_a_learning_rate_in_a_variable(tmp_path, semantics, resource):
+    """As with the same number in the graph, but for the rounding of 1 - rate, which then goes by the steps."""
+
+    def momentum(learning_rate):
+        return lambda: v1.train.MomentumOptimizer(learning_rate(), 0.9)
+
+    def variable():
+        return v1.get_variable("learning_rate", initializer=0.1, trainable=False, use_resource=resource)
+
+    trained = []
+    for kind, learning_rate in (("number", lambda: 0.1), ("variable", variable)):
+        v1_models.save(tmp_path / kind, momentum(learning_rate), resource=resource)
+        rewrite_saved_model(tmp_path / kind, tmp_path / f"decayed_{kind}", policy(semantics))
+        trained.append(v1_models.run(v1_models.from_saved_model(tmp_path / f"decayed_{kind}")))
+    for number, held in zip(*(each.kernels for each in trained), strict=True):
+        assert np.abs(number - v1_models.START).max() > 0.01
+        assert_within_ulps(held, number.astype(np.float64), 8, "kernel")
+
+
 @pytest.mark.parametrize("counting", ["in a branch", "always"])
 @pytest.mark.parametrize("semantics", ["adamw", "decoupled"])
 def test_branches_of_v1_that_share_a_learning_rate(tmp_path, semantics, counting):
@@ -135,6 +156,43 @@ def test_branches_of_v1_that_share_a_learning_rate(tmp_path, semantics, counting
             for each, value in expected.items():
                 np.testing.assert_allclose(session.run(by_name[each]), value, rtol=1e-6)
         assert session.run(by_name["count"]) == (3 if counting == "always" else 1)
+
+
+@pytest.mark.parametrize("trained", ["together", "apart"])
+@pytest.mark.parametrize("schedule", [True, False], ids=["schedule", "rounding"])
+def test_a_counter_of_another_train_op(tmp_path, schedule, trained):
+    """A session runs what it is asked for: what counts up with one train op knows nothing of what the other updates."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        with v1.variable_scope("net", use_resource=True):
+            weights = [v1.get_variable(name, initializer=tf.ones([4])) for name in ("uncounted", "counted")]
+            learning_rate = v1.get_variable("learning_rate", initializer=0.5, trainable=False)
+        counters = [None, v1.train.get_or_create_global_step()]
+        optimizer = v1.train.GradientDescentOptimizer(learning_rate)
+        train = [
+            optimizer.minimize(tf.reduce_sum(weight), var_list=[weight], global_step=counter)
+            for weight, counter in zip(weights, counters, strict=True)
+        ]
+        ops = [tf.group(*train)] * 2 if trained == "together" else train
+        signatures = {}
+        for weight, op in zip(weights, ops, strict=True):
+            with tf.control_dependencies([op]):
+                results = {"done": v1.saved_model.build_tensor_info(tf.identity(weight))}
+            signatures[weight.op.name] = v1.saved_model.build_signature_def({}, results, "train")
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(str(tmp_path / "model"))
+        builder.add_meta_graph_and_variables(session, ["train"], signatures)
+        builder.save()
+    rate = {"schedule": "linear", "from": 0.5, "to": 0, "steps": 4} if schedule else 0.5
+    rules = {"version": 1, "rules": [{"weight_decay": rate, "semantics": "adamw"}]}
+    plan = plan_saved_model(tmp_path / "model", rules)
+    injections = {decision.variable.name: decision.injections[0] for decision in plan.decisions}
+    by_counter = {
+        name: next(injection.schedules).own is None if schedule else injection.rounding is not None
+        for name, injection in injections.items()
+    }
+    assert by_counter == {"net/counted": True, "net/uncounted": trained == "together"}
+    # A file gets no counter that the model does not have.
+    assert bool(plan.problems) == (schedule and trained == "apart")
 
 
 def test_an_update_in_a_while_loop_is_refused(tmp_path):
