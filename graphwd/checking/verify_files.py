@@ -10,6 +10,7 @@ from typing import Any
 from graphwd.analysis.updates import find_updates
 from graphwd.checking.verify import Pair
 from graphwd.errors import StepError, UsageError
+from graphwd.graph.traits import HANDLE_OPS
 from graphwd.models.entry_points import Exports
 from graphwd.models.export import concrete_functions, load_exported, load_function, load_model
 from graphwd.models.saved_model import is_v2, read_model
@@ -57,13 +58,20 @@ def model_pairs(source: str, name: str | None, rewritten: str | os.PathLike[str]
         A pair for each trace.
 
     Raises:
-        StepError: a directory holds no SavedModel, or the two do not match.
+        StepError: a directory holds no SavedModel, or the two do not match, or the variables are v1 references.
         UsageError: a TensorFlow 1 SavedModel without a name.
     """
     model = read_model(Path(source))
     if not is_v2(model):
         if name is None:
             raise UsageError(f"{source}: name one signature of a TensorFlow 1 model to verify, as {source}:train")
+        nodes = [node for meta_graph in model.meta_graphs for node in meta_graph.graph_def.node]
+        references = (node.name for node in nodes if node.op in HANDLE_OPS and node.op != "VarHandleOp")
+        if (reference := next(references, None)) is not None:
+            raise StepError(
+                f"{source}: TensorFlow 2, in which 'verify' runs a step, does not train the reference variables of "
+                f"TensorFlow 1, such as '{reference}'; compare the two models in a session"
+            )
         decayed, variables = load_function(rewritten, name)
         return [Pair(load_function(source, name)[0], decayed, variables)]
     entries, _, _ = Exports(model.meta_graphs[0]).choose(None if name is None else [name])

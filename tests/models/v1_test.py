@@ -8,6 +8,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 import graphwd
+from graphwd.checking.verify_files import model_pairs
 from graphwd.models.saved_model import (
     describe_saved_model,
     plan_saved_model,
@@ -111,6 +112,15 @@ def test_a_learning_rate_in_a_variable(tmp_path, semantics, resource):
     for number, held in zip(*(each.kernels for each in trained), strict=True):
         assert np.abs(number - v1_models.START).max() > 0.01
         assert_within_ulps(held, number.astype(np.float64), 8, "kernel")
+
+
+def test_verify_refuses_reference_variables(tmp_path):
+    for name, resource in (("reference", False), ("resource", True)):
+        v1_models.save(tmp_path / name, OPTIMIZERS["SGD"], resource=resource)
+        rewrite_saved_model(tmp_path / name, tmp_path / f"decayed_{name}", policy())
+    with pytest.raises(graphwd.StepError, match="reference variables of TensorFlow 1, such as 'net/kernel'"):
+        model_pairs(str(tmp_path / "reference"), "train", tmp_path / "decayed_reference")
+    assert len(model_pairs(str(tmp_path / "resource"), "train", tmp_path / "decayed_resource")) == 1
 
 
 @pytest.mark.parametrize("counting", ["in a branch", "always"])
