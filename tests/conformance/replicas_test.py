@@ -207,6 +207,33 @@ def test_fit_decays_replicas_alike(strategy, library):
     np.testing.assert_allclose(model.layers[1].kernel.numpy(), start * 0.75**7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [17, 21], ids=["one replica gets nothing", "one replica gets less"])
+@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
+def test_fit_of_shards_that_are_uneven(strategy, library, size):
+    """The last batch of each epoch; against decay by hand after each batch, to the bit."""
+
+    class ByHand(library.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):  # noqa: ARG002
+            for layer in self.model.layers:
+                layer.kernel.assign(layer.kernel * 0.75)
+
+    ((inputs, targets),) = steps.batches(1, size=size)
+    data = tf.data.Dataset.from_tensor_slices((inputs, targets)).batch(8)
+    trained = []
+    for callback in (ByHand(), graphwd.keras.WeightDecay(POLICY)):
+        with strategy.scope():
+            library.utils.set_random_seed(3)
+            layers = [library.layers.Dense(4, activation="tanh"), library.layers.Dense(steps.CLASSES)]
+            model = library.Sequential([library.layers.Input((steps.FEATURES,)), *layers])
+            model.compile(library.optimizers.Adam(0.1), "mse", jit_compile=False)
+        start = model.layers[0].bias.numpy()
+        model.fit(data, epochs=2, shuffle=False, verbose=0, callbacks=[callback])
+        trained.append([*model.get_weights(), *(variable.numpy() for variable in model.optimizer.variables)])
+        assert np.abs(model.layers[0].bias.numpy() - start).max() > 0.01
+    for by_hand, decayed in zip(*trained, strict=True):
+        assert_bit_equal(decayed, by_hand)
+
+
 @pytest.mark.parametrize("counted", [True, False])
 def test_rates_that_change(strategy, counted):
     """A schedule, a tunable, and the first weight, which each copy has.
