@@ -91,6 +91,7 @@ class Flow:
         self._carrying: dict[EdgeText, bool] = {}
         self._provenance: dict[EdgeText, int] = {}
         self._ends: dict[str, frozenset[str]] = {}
+        self._known_scalars: dict[EdgeText, bool | None] = {}
         self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
         self._indices: dict[EdgeText, int] = {}
         for node in body.nodes:
@@ -184,6 +185,16 @@ class Flow:
 
     def is_scalar(self, tensor: EdgeText) -> bool | None:
         """Whether a tensor holds one number: true or false where that is certain, else None."""
+        return evaluate(tensor, self._numbers_behind, self._is_scalar, None, self._known_scalars)
+
+    def _numbers_behind(self, tensor: EdgeText) -> Sequence[EdgeText]:
+        """The operands that tell whether a tensor holds one number."""
+        node = self.producer(tensor)
+        if node is None or node.op not in _OF_NUMBERS or self.read(tensor) is not None:
+            return ()
+        return [text for _, text in self.inputs(node)]
+
+    def _is_scalar(self, tensor: EdgeText, behind: Sequence[bool | None]) -> bool | None:
         node = self.producer(tensor)
         if node is None:
             if (outside := self.outside(tensor)) is not None:
@@ -200,8 +211,7 @@ class Flow:
             return False
         if node.op not in _OF_NUMBERS:
             return None
-        known = {self.is_scalar(text) for _, text in self.inputs(node)}
-        return False if False in known else None if None in known else True
+        return False if False in behind else None if None in behind else True
 
     def inputs(self, node: Node) -> Iterator[tuple[int, EdgeText]]:
         """The data inputs of a node that are not handles of variables: position and tensor."""
@@ -251,8 +261,8 @@ class Flow:
     @functools.cached_property
     def _first_reads(self) -> Mapping[int, EdgeText]:
         """The first read of each variable that the body neither writes nor gives to a function, by number."""
-        if self.has_v1_branches:
-            return {}  # the first may lie in a branch that a run does not take
+        if self.has_v1_branches or self._graph.is_main:
+            return {}  # the first may lie in a branch that a run does not take, or that a session is not asked for
         calls = (node for node in self.nodes.values() if node.op in CALL_OPS)
         given = (self._value(edge).handle for node in calls for edge in node.inputs)
         changed = {*self._writes, *(handle for handle in given if handle != NO_VARIABLE)}
@@ -733,15 +743,10 @@ class Flow:
     def ends(self, name: str) -> frozenset[str]:
         """The nodes at the end of all that waits for a node, which no other waits for."""
 
-        def users(each: str) -> Sequence[str]:
-            return () if each in self._ends else self._users.get(each, ())
-
         def ends(each: str, behind: Sequence[frozenset[str]]) -> frozenset[str]:
-            if each not in self._ends:
-                self._ends[each] = frozenset().union(*behind) if behind else frozenset([each])
-            return self._ends[each]
+            return frozenset().union(*behind) if behind else frozenset([each])
 
-        return evaluate(name, users, ends, frozenset())
+        return evaluate(name, lambda each: self._users.get(each, ()), ends, frozenset(), self._ends)
 
     def precedes(self, name: str, last: str) -> bool:
         """Whether a node must run before another, or is that node."""

@@ -375,10 +375,18 @@ class _Entrance:
 
     def _is_sum(self, tensor: EdgeText) -> bool:
         """Whether a tensor is a gradient, or nothing but a sum of gradients."""
-        node = self._flow.producer(tensor)
-        if node is None or self._flow.is_source(tensor):
-            return True
-        return node.op in _SUMS and all(self._is_sum(operand) for _, operand in self._flow.behind(tensor))
+        seen: set[EdgeText] = set()
+        waiting = [tensor]
+        while waiting:
+            term = waiting.pop()
+            node = self._flow.producer(term)
+            if term in seen or node is None or self._flow.is_source(term):
+                continue
+            if node.op not in _SUMS:
+                return False
+            seen.add(term)
+            waiting.extend(operand for _, operand in self._flow.behind(term))
+        return True
 
     def _step_back(self, tensor: EdgeText) -> Iterator[EdgeText]:
         for use, operand in self._flow.behind(tensor):

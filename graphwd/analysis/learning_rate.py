@@ -398,20 +398,23 @@ class _Search:
         return all(self._flow.nodes[name].op in _OF_CONSTANTS for name in self._flow.upstream([node.name]))
 
     def _leaves(self, tensor: EdgeText) -> Iterator[EdgeText]:
-        """The factors of a product; no edge stands for a divisor that is not a constant."""
-        node = self._flow.producer(tensor)
-        operands = [self._flow.origin(operand) for _, operand in self._flow.inputs(node)] if node is not None else []
-        if node is not None and node.op in PRODUCT_OPS:
-            for operand in operands:
-                yield from self._leaves(operand)
-        elif node is not None and node.op in QUOTIENT_OPS:
-            yield from self._leaves(operands[0])
-            if not self._is_constant(operands[1]):
+        """The factors of a product; no edge stands for a divisor that is not a constant, and for a power."""
+        seen: set[EdgeText] = set()
+        waiting = [tensor]
+        while waiting:
+            factor = waiting.pop()
+            node = self._flow.producer(factor)
+            if node is None or node.op not in (*PRODUCT_OPS, *QUOTIENT_OPS, *_SIGNED):
+                yield factor
+                continue
+            if factor in seen:
                 yield NO_EDGE
-        elif node is not None and node.op in _SIGNED:
-            yield from self._leaves(operands[0])
-        else:
-            yield tensor
+                continue
+            seen.add(factor)
+            first, *others = [self._flow.origin(operand) for _, operand in self._flow.inputs(node)]
+            waiting += [*others, first] if node.op in PRODUCT_OPS else [first]
+            if node.op in QUOTIENT_OPS and not self._is_constant(others[0]):
+                yield NO_EDGE
 
     def _uncorrected(self, tensor: EdgeText) -> EdgeText:
         """A factor without Adam's bias correction."""

@@ -12,7 +12,13 @@ T = TypeVar("T", bound=Hashable)
 V = TypeVar("V")
 
 
-def evaluate(start: T, operands: Callable[[T], Sequence[T]], value: Callable[[T, Sequence[V]], V], cyclic: V) -> V:
+def evaluate(
+    start: T,
+    operands: Callable[[T], Sequence[T]],
+    value: Callable[[T, Sequence[V]], V],
+    cyclic: V,
+    known: dict[T, V] | None = None,
+) -> V:
     """Works out the value of a node of a directed graph.
 
     Args:
@@ -20,11 +26,13 @@ def evaluate(start: T, operands: Callable[[T], Sequence[T]], value: Callable[[T,
         operands: the nodes that the value of a node depends on.
         value: makes the value of a node from those of its operands, in their order.
         cyclic: what stands for the value of an operand that depends on the node itself.
+        known: values of nodes from other calls with the same functions, to which this one adds; for graphs without
+            cycles, since within one a value depends on where it was entered.
 
     Returns:
         The value.
     """
-    values: dict[T, V] = {}
+    values: dict[T, V] = {} if known is None else known
     entered: dict[T, Sequence[T]] = {}
     path: list[tuple[T, Iterator[T]]] = []
 
@@ -32,10 +40,13 @@ def evaluate(start: T, operands: Callable[[T], Sequence[T]], value: Callable[[T,
         entered[node] = operands(node)
         path.append((node, iter(entered[node])))
 
-    enter(start)
+    if start not in values:
+        enter(start)
     while path:
         node, further = path[-1]
-        if (operand := next((each for each in further if each not in entered), None)) is not None:
+        if (
+            operand := next((each for each in further if each not in entered and each not in values), None)
+        ) is not None:
             enter(operand)
         else:
             path.pop()

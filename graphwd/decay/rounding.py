@@ -24,18 +24,18 @@ from graphwd.decay.schedules import Schedule
 SPACING = 2.0**-24
 """The distance of float32 numbers just below 1."""
 
-PRIME = 16777199
+PRIME = 16777199.0
 """The greatest prime below 2^24 that leaves 2 when divided by 3: so no two numbers below it have the same cube."""
 
-MULTIPLIER = 10368879
+MULTIPLIER = 10368879.0
 """Next to 0.618 times the prime: the cubes of small numbers, which are small, come late."""
 
 
 def threshold(t: tf.Tensor) -> tf.Tensor:
     """Returns the threshold of a step, in [0, 1).
 
-    The first is 1/2, so that a counter that somebody sets back at each step makes for rounding to nearest. Up to 2^48
-    steps float64 holds all that is computed exactly, so that it does not matter what XLA fuses.
+    The first is 1/2, so that a counter that somebody sets back at each step makes for rounding to nearest. All that is
+    computed are multiples of 2^-24 below 2^48, which float64 holds exactly, so that it does not matter what XLA fuses.
 
     Args:
         t: the number of updates before this one, a scalar of float64.
@@ -43,19 +43,9 @@ def threshold(t: tf.Tensor) -> tf.Tensor:
     Returns:
         A scalar of float64, a multiple of 2^-24.
     """
-    base = _residue(_residue(t) * MULTIPLIER)
-    cube = _residue(_residue(base * base) * base)
-    shifted = cube * SPACING + 0.5
-    return shifted - tf.floor(shifted)
-
-
-def _residue(number: tf.Tensor) -> tf.Tensor:
-    """Returns what is left of a whole number below 2^48 when it is divided by the prime.
-
-    The quotient is below 2^25, and off by less than 2^-26, while it is at least 2^-24 away from a whole number that it
-    is not: so it is rounded down to the right one, also if XLA multiplies by 1 / `PRIME` instead.
-    """
-    return number - tf.floor(number / PRIME) * PRIME
+    base = tf.math.floormod(tf.math.floormod(t, PRIME) * MULTIPLIER, PRIME)
+    cube = tf.math.floormod(tf.math.floormod(base * base, PRIME) * base, PRIME)
+    return tf.math.floormod(cube * SPACING + 0.5, 1.0)
 
 
 ROUNDING = Schedule("rounding", threshold, scope="rounding")

@@ -31,6 +31,9 @@ def aliased(tensor):
 UPDATES = {
     "gradient": lambda w, g: w.assign_sub(RATE * doubled(g)),
     "difference": lambda w, g: w.assign_sub(RATE * doubled(g, lambda t: 2.0 * t - t)),
+    "sum without a rate": lambda w, g: w.assign_sub(doubled(g)),
+    "rate": lambda w, g: w.assign_sub(doubled(tf.convert_to_tensor(RATE)) * g),
+    "sign of the rate": lambda w, g: w.assign_add(doubled(-RATE, lambda t: -(-t * 1.0)) * g),
     "product": lambda w, g: w.assign_sub(doubled(RATE + 0 * SLOT, lambda t: t * tf.ones([])) * g),
     "weight": lambda w, g: w.assign(doubled(tf.convert_to_tensor(w)) - RATE * g),
     "weight, chosen": lambda w, g: w.assign(
@@ -73,6 +76,13 @@ def test_a_decay_in_many_paths(update, semantics):
         assert "so much, each from the last" in decayed
     else:
         np.testing.assert_allclose(decayed, plain - lost, rtol=1e-6)
+
+
+def test_a_power_is_no_learning_rate():
+    w = variable()
+    step = tf.function(lambda: w.assign_sub(doubled(tf.convert_to_tensor(RATE), lambda t: t * t) * gradient_of(w)))
+    plan = graphwd.plan(step, {"version": 1, "rules": [{"weight_decay": 0.5, "semantics": "adamw"}]})
+    assert "its learning rate is not found" in plan.problems[0]
 
 
 def test_each_node_is_evaluated_once_and_after_its_operands():
