@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -744,7 +745,7 @@ class Flow:
         """The nodes at the end of all that waits for a node, which no other waits for."""
 
         def ends(each: str, behind: Sequence[frozenset[str]]) -> frozenset[str]:
-            return frozenset().union(*behind) if behind else frozenset([each])
+            return frozenset(itertools.chain(*behind)) if behind else frozenset([each])
 
         return evaluate(name, lambda each: self._users.get(each, ()), ends, frozenset(), self._ends)
 
