@@ -20,7 +20,7 @@ from graphwd.decay.rounding import ROUNDING
 from graphwd.decay.schedules import Schedule
 from graphwd.errors import RewriteError, UnclearError
 from graphwd.graph.edge import EdgeText, Use, data_input, node_of
-from graphwd.graph.graph import DTYPE_NUMBERS
+from graphwd.graph.graph import DTYPE_NUMBERS, on_server
 from graphwd.graph.ops import Form
 from graphwd.messages import listed
 from graphwd.planning.injections import (
@@ -337,7 +337,9 @@ def _with_others(injection: Injection, flows: Flows, *, several_writers: bool) -
 
     Not in what XLA compiles: TensorFlow locks the variables of that as long as it runs.
     """
-    shared = injection.variable.on_server or (several_writers and not flows.is_compiled(injection.site.path))
+    site = injection.site
+    served = injection.variable.on_server or on_server(flows.at(site.path).nodes[site.node].proto.device)
+    shared = served or (several_writers and not flows.is_compiled(site.path))
     return replace(injection, shared=True) if shared else injection
 
 

@@ -32,7 +32,7 @@ from graphwd.decay.formulas import l2
 from graphwd.decay.rounding import rounded_factor
 from graphwd.graph.edge import EdgeText, control_edge, data_input, node_of, output_edge
 from graphwd.graph.fragment import Kind, Reference, fragment
-from graphwd.graph.graph import DTYPE_NAMES, on_server
+from graphwd.graph.graph import DTYPE_NAMES
 from graphwd.graph.ops import WRITE_OPS
 from graphwd.planning.injections import EPSILON, After, Before, Elsewhere, InGradient, Injection, InValue, Own
 from graphwd.rewriting.splice import Added, Splicer
@@ -66,8 +66,6 @@ class DecayWriter:
         self._injection = injection
         self._brought = brought
         self._dtype = injection.variable.dtype
-        # Then a decay only subtracts: an update that comes between its read and its write is not lost.
-        self._shared = on_server(place) or injection.shared
         self._multiplies = False
         self._splicer = Splicer(added, write, place, with_write=with_write)
 
@@ -115,7 +113,7 @@ class DecayWriter:
         options: dict[str, Any] = {}
         if isinstance(injection, InGradient) and injection.entry.indices is None:
             edges["gradient"] = injection.entry.tensor
-        elif not isinstance(injection, InGradient) and not self._shared and (indices := self._rows()):
+        elif not isinstance(injection, InGradient) and not injection.shared and (indices := self._rows()):
             edges |= indices
             options["rows"] = (injection.variable.shape or (None,))[0]
         kinds = {name: self._kind(name) for name in edges}
@@ -185,7 +183,7 @@ class DecayWriter:
     def _form(self) -> tuple[Callable[..., Any], Mapping[str, EdgeText]]:
         """The cheapest accurate function that decays in place, and the rate as it takes it."""
         rows = self._injection.rows
-        if self._shared:
+        if self._injection.shared:  # an update that comes between the read and the write must not be lost
             return arithmetic.subtract_rows_once if rows else arithmetic.subtract, {"rate": self._rate("factor")}
         if self._injection.formula is l2 and (factor := self._factor()):
             return arithmetic.multiply_rows if rows else arithmetic.multiply, {"factor": factor}

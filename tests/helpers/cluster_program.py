@@ -6,6 +6,7 @@ test. A process ends when its standard input does, so that none outlives the tes
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import sys
@@ -243,10 +244,9 @@ def dataset_of(worker: int, batches: int) -> tf.data.Dataset:
 
 def multi_worker_fit(folder: Path, *ways: str) -> None:
     """Trains by ``fit`` in each of these ways."""
-    strategy = ring_of_workers()
-    data = dataset_of(task(), STEPS_OF_FIT)
-    seen = [trained_by_fit(strategy, how, data) for how in ways]
-    np.savez(folder / f"worker{task()}.npz", **{name: value for each in seen for name, value in each.items()})
+    strategy, data = ring_of_workers(), dataset_of(task(), STEPS_OF_FIT)
+    seen = collections.ChainMap(*(trained_by_fit(strategy, how, data) for how in ways))
+    np.savez(folder / f"worker{task()}.npz", **seen)
 
 
 def parameter_server_fit(folder: Path, *ways: str) -> None:
@@ -255,8 +255,8 @@ def parameter_server_fit(folder: Path, *ways: str) -> None:
 
     server = ParameterServer()
     data = tf_keras.utils.experimental.DatasetCreator(lambda _: dataset_of(0, 1))
-    seen = [trained_by_fit(server.strategy, how, data) for how in ways]
-    np.savez(folder / "coordinator.npz", **{name: value for each in seen for name, value in each.items()})
+    seen = collections.ChainMap(*(trained_by_fit(server.strategy, how, data) for how in ways))
+    np.savez(folder / "coordinator.npz", **seen)
 
 
 def serve(_: Path) -> None:
