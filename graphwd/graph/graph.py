@@ -97,7 +97,7 @@ class Variable:
 
 def on_server(device: str) -> bool:
     """Whether a device is of a parameter server."""
-    return "/job:ps/" in device
+    return "job:ps" in device.split("/")
 
 
 def labels(named: Sequence[tuple[str, str | None]]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from types import SimpleNamespace
@@ -89,17 +88,18 @@ def test_every_injected_node_has_a_kernel_on_both_devices_and_adds_no_copy():
     assert count == len(DTYPES) * 7 * 2 * 2
 
 
-def test_on_a_parameter_server_a_decay_only_subtracts():
+@pytest.mark.parametrize("device", ["/job:ps", "/job:ps/task:0", "/job:ps/replica:0/task:0/device:CPU:0"])
+@pytest.mark.parametrize("resource", [False, True], ids=["reference", "resource"])
+def test_on_a_parameter_server_a_decay_only_subtracts(device, resource):
     """Each row once, then: another worker may write between the read and the write of a decay."""
-    plan = graphwd.plan(sgd_step("float32", "int32"), {"version": 1, "rules": [{"weight_decay": 0.25}]})
-    served = [
-        dataclasses.replace(each, variable=dataclasses.replace(each.variable, device="/job:ps/replica:0/task:0"))
-        for each in plan.injections
-    ]
-    functions = inject(plan.graph, served, lambda name: f"{name}_rewritten")
-    ops = [node.op for f in (functions.root, *functions.functions) for node in f.node_def if MARK in node.attr]
-    assert {op for op in ops if "Scatter" in op or "Assign" in op} == {"ResourceScatterSub", "AssignSubVariableOp"}
-    assert ops.count("Unique") == 1
+    for sparse, write in {False: "AssignSub", True: "ScatterSub"}.items():
+        plan = v1_plan("float32", "decoupled", sparse=sparse, resource=resource, device=device)
+        ops = [node.op for node in injected(plan)]
+        expected = (
+            {"AssignSub": "AssignSubVariableOp", "ScatterSub": "ResourceScatterSub"}[write] if resource else write
+        )
+        assert [op for op in ops if "Scatter" in op or "Assign" in op] == [expected]
+        assert ops.count("Unique") == sparse
 
 
 def body_of(*nodes):
@@ -143,11 +143,11 @@ def test_a_copy_is_named_and_one_that_is_there_already_is_not():
     assert list(kernels._problems(body, "GPU")) == []
 
 
-def reference_plan(dtype, semantics, *, sparse):
-    """A plan for a TensorFlow 1 graph on a reference variable."""
+def v1_plan(dtype, semantics, *, sparse, resource=False, device=None):
+    """A plan for a TensorFlow 1 graph."""
     v1 = tf.compat.v1
-    with tf.Graph().as_default() as graph:
-        kernel = v1.get_variable("kernel", initializer=tf.ones([6, 2], dtype), use_resource=False)
+    with tf.Graph().as_default() as graph, tf.device(device):
+        kernel = v1.get_variable("kernel", initializer=tf.ones([6, 2], dtype), use_resource=resource)
         ids = v1.placeholder(tf.int32, [None])
         used = v1.nn.embedding_lookup(kernel, ids) if sparse else kernel * tf.cast(ids[0], dtype)
         v1.add_to_collection("train_op", v1.train.GradientDescentOptimizer(0.5).minimize(tf.reduce_sum(used)))
@@ -161,7 +161,7 @@ def test_reference_variables_of_tensorflow_1():
     dense = itertools.product(DTYPES, MEANINGS, [False])
     # ScatterSub is plain arithmetic, for which a v1 graph takes one meaning only.
     for dtype, semantics, sparse in (*dense, *itertools.product(DTYPES, ["decoupled"], [True])):
-        plan = reference_plan(dtype, semantics, sparse=sparse)
+        plan = v1_plan(dtype, semantics, sparse=sparse)
         plan.check()
         for device in ("CPU", "GPU"):
             assert kernels.check_device(plan, device).problems == (), (dtype, semantics, sparse)
