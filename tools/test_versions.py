@@ -1,14 +1,14 @@
-"""Runs the tests on several versions of TensorFlow and prints one line for each.
+"""Runs the tests on several versions of TensorFlow, by Bazel, and prints for each what passed, failed and was skipped.
 
-Usage: tools/test_versions [--keep FOLDER] [VERSION]... [-- PYTEST ARGUMENT...], for example
+Usage: tools/test_versions [--keep FOLDER] [VERSION]... [-- BAZEL OPTION OR TARGET...], for example
 
-    tools/test_versions                                        # all tests on every version, about an hour each
-    tools/test_versions 2.16 2.20 -- tests/rewriting/inject_test.py -k adam
+    tools/test_versions                                          # all tests on every version, about an hour each
+    tools/test_versions 2.16 2.20 -- //tests/rewriting:inject_test --test_filter=adam
 
 Each version gets a virtual environment of its own: TensorFlow (some 650 MB), the tf_keras of the same version, and the
 newest of what else pip lets stand beside it. It is removed afterwards, unless --keep names a folder for all of them,
-where it is also looked for. Needs python3 of at least 3.11 and what TensorFlow has a wheel for, and PyPI. Exit status 1
-if a test failed, or a version could not be installed.
+where it is also looked for. Needs python3 of at least 3.11 and what TensorFlow has a wheel for, PyPI, and the programs
+that tools/test installs. Exit status 1 if a test failed, or a version could not be installed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ import sys
 import tempfile
 import tomllib
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from count_tests import reports
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,9 +38,6 @@ PINNED = ("tensorflow", "tf_keras", "tensorflow-text")
 
 LINTERS = ("pyright", "ruff")
 
-ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTEROP_THREADS": "16"}
-"""Of the tests; the last is what tests/conformance/BUILD gives those that nest many calls."""
-
 
 def main(arguments: list[str]) -> int:
     """Tests every version asked for.
@@ -48,12 +48,12 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status.
     """
-    ours, pytest_arguments = _split(arguments)
+    ours, bazel_arguments = _split(arguments)
     parser = argparse.ArgumentParser(prog="tools/test_versions", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("versions", nargs="*", metavar="VERSION", default=list(VERSIONS), help="such as 2.16")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the environments are kept")
     options = parser.parse_args(ours)
-    good = [test(version, options.keep, pytest_arguments) for version in options.versions]
+    good = [test(version, options.keep, bazel_arguments) for version in options.versions]
     return 0 if all(good) else 1
 
 
@@ -63,32 +63,37 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:where], arguments[where + 1 :]
 
 
-def test(version: str, keep: Path | None, pytest_arguments: list[str]) -> bool:
-    """Tests one version and prints its line.
+def test(version: str, keep: Path | None, bazel_arguments: list[str]) -> bool:
+    """Tests one version and prints what came of it.
 
     Args:
         version: the minor version, such as 2.16.
         keep: the folder where its environment stays; None to remove it.
-        pytest_arguments: what to run.
+        bazel_arguments: options and targets of ``bazel test``; without a target, all.
 
     Returns:
         Whether all went well.
     """
     with tempfile.TemporaryDirectory(prefix="graphwd_versions_") as scratch:
-        environment = (keep or Path(scratch)) / version
+        environment = (keep or Path(scratch)).absolute() / version
         python = environment / "bin" / "python"
         if (reason := install(environment, version)) is not None:
             print(f"{version}: not installed: {reason}", flush=True)
             return False
-        report = Path(scratch) / "report.xml"
+        events = Path(scratch) / "events"
+        targets = [] if any(not each.startswith("-") for each in bazel_arguments) else ["//..."]
         status = subprocess.run(
-            [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *pytest_arguments],
+            ["bazel", "test", f"--build_event_json_file={events}", *bazel_arguments, *targets],
             cwd=ROOT,
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | {"GRAPHWD_PYTHON": str(python)},
             stdout=sys.stderr,
             check=False,
         ).returncode
-        print(f"{installed(python)}: {summary(report, status)}", flush=True)
+        subprocess.run(["bazel", "shutdown"], cwd=ROOT, check=False)  # what is installed is looked at when it starts
+        lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
+        print("\n    ".join([installed(python), *summary(reports(lines))]), flush=True)
+        if status:
+            print(f"    bazel ended with exit status {status}", flush=True)
         return status == 0
 
 
@@ -137,18 +142,27 @@ def installed(python: Path) -> str:
     return subprocess.run([str(python), "-c", program], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def summary(report: Path, status: int) -> str:
-    """What pytest found: counts, and what failed, by file."""
-    if not report.exists():
-        return f"pytest did not run (exit status {status})"
-    cases = list(ElementTree.parse(report).iter("testcase"))
-    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    line = f"{len(cases) - len(failed) - skipped} passed, {len(failed)} failed, {skipped} skipped"
-    by_file: dict[str, list[str]] = collections.defaultdict(list)
-    for case in failed:
-        by_file[case.get("classname", "")].append(case.get("name", ""))
-    return "".join([line, *(f"\n    {file}: {', '.join(names)}" for file, names in by_file.items())])
+def summary(results: Iterable[Path]) -> Iterator[str]:
+    """What the tests came to: counts, then what failed, by file, and why tests were skipped.
+
+    Args:
+        results: JUnit reports.
+
+    Yields:
+        Lines.
+    """
+    cases = [case for report in results for case in ElementTree.parse(report).iter("testcase")]
+    failed: dict[str, list[str]] = collections.defaultdict(list)
+    reasons: collections.Counter[str] = collections.Counter()
+    for case in cases:
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed[case.get("classname", "")].append(case.get("name", ""))
+        elif (skipped := case.find("skipped")) is not None:
+            reasons[skipped.get("message", "")] += 1
+    failures, skips = sum(map(len, failed.values())), reasons.total()
+    yield f"{len(cases) - failures - skips} passed, {failures} failed, {skips} skipped"
+    yield from (f"failed in {file}: {', '.join(names)}" for file, names in failed.items())
+    yield from (f"skipped {count}: {reason}" for reason, count in reasons.most_common())
 
 
 if __name__ == "__main__":
