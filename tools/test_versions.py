@@ -36,6 +36,9 @@ VERSIONS = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
 PINNED = ("tensorflow", "tf_keras", "tensorflow-text")
 """What is of the version that is asked for."""
 
+BESIDE = ("setuptools<81",)
+"""TensorBoard before 2.21 takes pkg_resources from it."""
+
 LINTERS = ("pyright", "ruff")
 
 
@@ -108,7 +111,7 @@ def install(environment: Path, version: str) -> str | None:
         Why that failed; None where it did not.
     """
     stamp = environment / "installed"
-    packages = [*(f"{name}=={version}.*" for name in PINNED), *others()]
+    packages = [*(f"{name}=={version}.*" for name in PINNED), *BESIDE, *others()]
     if stamp.exists() and stamp.read_text() == "\n".join(packages):
         return None
     shutil.rmtree(environment, ignore_errors=True)
