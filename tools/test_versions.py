@@ -39,6 +39,11 @@ PINNED = ("tensorflow", "tf_keras", "tensorflow-text")
 BESIDE = ("setuptools<81",)
 """TensorBoard before 2.21 takes pkg_resources from it."""
 
+WITH_LIBRARIES = ("2.20", "2.21")
+"""The versions that the libraries of tools/libraries.txt go with."""
+
+OF_LIBRARIES = "//tests/conformance:libraries_test"
+
 LINTERS = ("pyright", "ruff")
 
 
@@ -84,9 +89,12 @@ def test(version: str, keep: Path | None, bazel_arguments: list[str]) -> bool:
             print(f"{version}: not installed: {reason}", flush=True)
             return False
         events = Path(scratch) / "events"
-        targets = [] if any(not each.startswith("-") for each in bazel_arguments) else ["//..."]
+        left_out: list[str] = []
+        if all(each.startswith("-") for each in bazel_arguments):
+            left_out = [] if version in WITH_LIBRARIES else [OF_LIBRARIES]
+            bazel_arguments = [*bazel_arguments, "--", "//...", *(f"-{target}" for target in left_out)]
         status = subprocess.run(
-            ["bazel", "test", f"--build_event_json_file={events}", *bazel_arguments, *targets],
+            ["bazel", "test", f"--build_event_json_file={events}", *bazel_arguments],
             cwd=ROOT,
             env=os.environ | {"GRAPHWD_PYTHON": str(python)},
             stdout=sys.stderr,
@@ -95,6 +103,8 @@ def test(version: str, keep: Path | None, bazel_arguments: list[str]) -> bool:
         subprocess.run(["bazel", "shutdown"], cwd=ROOT, check=False)  # what is installed is looked at when it starts
         lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
         print("\n    ".join([installed(python), *summary(reports(lines))]), flush=True)
+        if left_out:
+            print(f"    not run: {', '.join(left_out)}, whose libraries need another version", flush=True)
         if status:
             print(f"    bazel ended with exit status {status}", flush=True)
         return status == 0
@@ -117,19 +127,17 @@ def install(environment: Path, version: str) -> str | None:
     shutil.rmtree(environment, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     command = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-cache-dir"]
-    done = subprocess.run([*command, *packages], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+    libraries = ["--no-deps", "--requirement", str(ROOT / "tools" / "libraries.txt")]
+    for what in (packages, *([libraries] if version in WITH_LIBRARIES else [])):
+        done = subprocess.run([*command, *what], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or ["pip failed"])[-1]
     stamp.write_text("\n".join(packages))
     return None
 
 
 def others() -> list[str]:
-    """What the package and its tests need besides, but for what checks the source.
-
-    The libraries of tools/libraries.txt are left out, for they belong to one version of TensorFlow: what is tested with
-    them skips.
-    """
+    """What the package and its tests need besides, but for what checks the source."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     packages = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     return [package for package in packages if re.split(r"[^\w-]", package)[0] not in (*PINNED, *LINTERS)]
