@@ -61,6 +61,12 @@ class Settings(NamedTuple):
     seed: int
 
 
+_NOT_FINITE = (
+    "the step itself makes it infinite or NaN, so nothing can be told; give arguments and a learning rate with which "
+    "it trains"
+)
+
+
 class Call(NamedTuple):
     """The arguments of one run, as the step takes them and as its tensors."""
 
@@ -81,6 +87,7 @@ class _Account:
         certain: whether the run of the whole step tells its value.
         missing: whether its rule decays it, but the plan does not.
         left: whether a rule would decay it, and the plan leaves it, as the policy allows.
+        finite: whether a run of the step itself left a finite number in it, or no rule decays it.
     """
 
     name: str
@@ -90,6 +97,7 @@ class _Account:
     certain: bool = False
     missing: bool = False
     left: bool = False
+    finite: bool = True
     error: float = 0.0
     decay: float = 0.0
     fits: bool = True
@@ -109,7 +117,8 @@ class _Account:
 
     def checked(self, tolerance: float, function: str) -> Checked:
         """The findings, for the report."""
-        if self.error > tolerance or self.reason:
+        reason = self.reason or ("" if self.finite else _NOT_FINITE)
+        if self.error > tolerance or reason:
             verdict = Verdict.WRONG
         elif self.rule is not None and self.decay <= 2 * tolerance:
             verdict = Verdict.UNSEEN
@@ -126,7 +135,7 @@ class _Account:
             verdict,
             kind,
             self.learning_rate,
-            self.reason,
+            reason,
             function,
             self.label,
             self.variable is None or self.variable.trainable,
@@ -247,7 +256,7 @@ class SideBySide:
             writing = notice.writing(variable)
             reached = self._early or notice.affects(variable)
             if variable in decayed and writing is not None:
-                account.rule = rules[variable.id]
+                account.rule, account.finite = rules[variable.id], False
                 account.missing = variable.id not in planned
                 account.certain = not reached and _says(account.rule, writing)
                 account.reason = self._other_rows(variable, account.rule, writing)
@@ -296,7 +305,8 @@ class SideBySide:
         counter = self._own.counter
         steps = 0 if counter is None else int(counter.numpy())
         try:
-            racing = self._run(advance)
+            with np.errstate(invalid="ignore", over="ignore"):  # what a step makes infinite is compared like the rest
+                racing = self._run(advance)
         finally:
             self._own.begin(steps)
             _assign(self._mine, start)
@@ -472,6 +482,7 @@ class SideBySide:
     def _compare_decayed(self, account: _Account, run: _Run, place: int, now: Array) -> None:
         before, plain = run.state[place], run.plain[place]
         changed = before.tobytes() != plain.tobytes()
+        account.finite |= not plain.size or bool(np.isfinite(plain).any())
         expected, known = self._formula(account, run, place)
         if account.missing and changed and not (account.certain and not account.scaled):
             account.error = float("inf")

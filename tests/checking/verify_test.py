@@ -239,6 +239,27 @@ def test_a_rate_that_cannot_be_seen_is_said_so():
     verification.check()
 
 
+@pytest.mark.parametrize("learning_rate", [np.nan, np.inf])
+def test_of_what_is_not_finite_nothing_is_told(learning_rate):
+    w = variable("w", [1.0, 2.0])
+    step = tf.function(lambda rate: w.assign_sub(rate * gradient_of(w)))
+    concrete, policy = step.get_concrete_function(tf.TensorSpec([])), policy_for({"w": 0.5})
+    rewritten = graphwd.rewrite(concrete, policy)
+    verification = verify(concrete, rewritten, policy, tf.constant(learning_rate, tf.float32))
+    assert verdicts(verification) == {"w": Verdict.WRONG}
+    with pytest.raises(VerifyError, match="'w': the step itself makes it infinite or NaN, so nothing can be told"):
+        verification.check()
+    verify(concrete, rewritten, policy, tf.constant(0.5)).check()
+
+
+def test_what_is_not_finite_in_a_part_is_compared_in_the_rest():
+    w = variable("w", [1.0, 2.0])
+    step = tf.function(lambda rate: w.assign_sub(rate * gradient_of(w)))
+    rate = tf.constant([np.nan, 0.5])
+    verification = verified(step, policy_for({"w": 0.5}), rate)
+    assert verdicts(verification) == {"w": Verdict.RIGHT}
+
+
 def test_a_random_step_is_refused():
     w = variable("w", [1.0, 2.0])
     step = tf.function(lambda: w.assign_sub(gradient_of(w) * tf.random.normal([2])))
