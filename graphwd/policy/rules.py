@@ -322,18 +322,14 @@ def _policy(read: Source, source: str, notes: tuple[str, ...] = ()) -> Policy:
     if not mistakes and _places(document).keys().isdisjoint(("rules", "weight_decay")):
         mistakes.add(document.error("there is neither 'weight_decay' nor 'rules'; write 'weight_decay: 0.05'"))
     rules = tuple(_rules(document, fields, mistakes))
-    fused, several_writers = fields.get("fuse") == "xla", fields.get("writers") == "several"
-    if fused and several_writers:
-        what = "'fuse: xla' writes variables as a whole, which loses what others of 'writers: several' add meanwhile"
-        mistakes.add(_places(document)["fuse"].error(what))
     read.tell(mistakes)
     mistakes.check()
     return Policy(
         rules,
         skip_unmatched=fields.get("unmatched", "error") == "skip",
-        fuse=fused,
+        fuse=fields.get("fuse", "none") == "xla",
         leave_not_updated=fields.get("not_updated", "error") == "leave",
-        several_writers=several_writers,
+        several_writers=fields.get("writers", "one") == "several",
         where=source,
         notes=notes,
     )

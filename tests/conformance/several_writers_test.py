@@ -31,8 +31,8 @@ WEIGHT_DECAY: dict[str, dict[str, Any]] = {
 }
 
 
-def policy(rule: str, writers: str = "several") -> dict[str, Any]:
-    return {"version": 1, "rules": [WEIGHT_DECAY[rule]], "writers": writers}
+def policy(rule: str, writers: str = "several", fuse: str = "none") -> dict[str, Any]:
+    return {"version": 1, "rules": [WEIGHT_DECAY[rule]], "writers": writers, "fuse": fuse}
 
 
 def run_at_once(step: Any) -> None:
@@ -78,10 +78,11 @@ class Training:
         self.step = step
 
 
+@pytest.mark.parametrize("fuse", ["none", "xla"])
 @pytest.mark.parametrize("rule", WEIGHT_DECAY)
-def test_threads_that_call_a_decorated_step(rule):
+def test_threads_that_call_a_decorated_step(rule, fuse):
     training = Training()
-    run_at_once(graphwd.with_weight_decay(policy(rule))(training.step))
+    run_at_once(graphwd.with_weight_decay(policy(rule, fuse=fuse))(training.step))
     assert training.iterations == THREADS * STEPS
     check_no_update_is_lost(training.weight.numpy(), rule)
 

@@ -173,11 +173,6 @@ def test_writers(writers, several):
     assert not load("version: 1\nrules: []\n").several_writers
 
 
-def test_several_writers_are_not_fused():
-    text = "version: 1\nweight_decay: 0.1\nfuse: xla\nwriters: several\n"
-    assert error_of(load, text).startswith("policy.yaml:3: 'fuse: xla' writes variables as a whole")
-
-
 @pytest.mark.parametrize(("unmatched", "skip"), [("error", False), ("skip", True)])
 def test_unmatched(unmatched, skip):
     assert load(f"version: 1\nrules: []\nunmatched: {unmatched}\n").skip_unmatched is skip
