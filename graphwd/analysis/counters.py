@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from graphwd.analysis.factors import number
-from graphwd.analysis.flow import Flow, Flows
+from graphwd.analysis.flow import Flow
+from graphwd.analysis.flows import Flows
 from graphwd.analysis.sites import Path, Site
 from graphwd.analysis.updates import Analysis
 from graphwd.graph.edge import EdgeText, data_input, data_inputs, node_of
@@ -92,7 +93,7 @@ def _is_apart(analysis: Analysis, flows: Flows, site: Site) -> bool:
         return False
     flow = flows.at(())
     value = data_input(flow.nodes[site.node].proto, WRITE_OPS[site.op].value)
-    return not any(flow.nodes[name].op in READ_OPS for name in flow.upstream([node_of(value)]))
+    return not any(flow.nodes[name].op in READ_OPS for name in flow.reach.upstream([node_of(value)]))
 
 
 def _adds_one(flow: Flow, site: Site, variable: Variable) -> bool:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from graphwd.analysis.interpreter import BodyValues
 from graphwd.analysis.postorder import evaluate
-from graphwd.analysis.sites import Frame, Path, Site, Write
+from graphwd.analysis.reachability import Reachability
+from graphwd.analysis.sites import Frame, Write
 from graphwd.analysis.values import MANY, NO_VARIABLE, NOTHING, Value
 from graphwd.graph.body import Body, Node
 from graphwd.graph.edge import Edge, EdgeText, Use, data_input, data_inputs, node_of, output_edge, parse_edge
-from graphwd.graph.graph import DTYPE_NUMBERS, Callee, Graph, Variable, is_compiled, state_count
+from graphwd.graph.graph import DTYPE_NUMBERS, Callee, Graph, Variable, state_count
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS, CallKind, Form, WriteOp
 from graphwd.graph.traits import (
     ALIAS_OPS,
@@ -52,6 +52,7 @@ class Flow:
 
     Attributes:
         nodes: its nodes, by name, in an order in which they may run.
+        reach: which of them must run before which.
         variables: the variables of the step, by number.
     """
 
@@ -78,11 +79,9 @@ class Flow:
         self.variables = graph.variables
         self._values = values
         self.nodes: dict[str, Node] = {node.name: node for node in body.nodes}
-        self._places = body.places
-        self._arguments = frozenset(body.arguments)
-        self._results = body.results
+        self.reach = Reachability(body, self.nodes)
         self._outside = outside
-        self._body_arguments = body.arguments
+        self._arguments = body.arguments
         signature = (graph.root_function if body is graph.root else graph.library[body.name]).signature
         self._types = {argument.name: argument.type for argument in signature.input_arg}
         self._ranks = graph.ranks if body is graph.root else {}
@@ -91,7 +90,6 @@ class Flow:
         self._sources: dict[EdgeText, bool] = {}
         self._carrying: dict[EdgeText, bool] = {}
         self._provenance: dict[EdgeText, int] = {}
-        self._ends: dict[str, frozenset[str]] = {}
         self._known_scalars: dict[EdgeText, bool | None] = {}
         self._writes: dict[int, list[tuple[Node, WriteOp]]] = defaultdict(list)
         self._indices: dict[EdgeText, int] = {}
@@ -125,14 +123,9 @@ class Flow:
         """The node that a tensor comes from; None for an argument."""
         return self.nodes.get(node_of(tensor))
 
-    def place(self, name: str) -> int:
-        """The place of a node in the order of the body; -1 for an argument."""
-        node = self.nodes.get(name)
-        return -1 if node is None else self._places[node.index]
-
     def order(self, tensor: EdgeText) -> int:
         """The place of a tensor's producer in the order of the body; -1 for an argument."""
-        return self.place(node_of(tensor))
+        return self.reach.place(node_of(tensor))
 
     def origin(self, tensor: EdgeText) -> EdgeText:
         """The tensor that this one is a mere alias of; itself where it is none."""
@@ -238,9 +231,9 @@ class Flow:
         flow, frame = self._outside
         node, call = flow.nodes[frame.node], CALL_OPS[frame.op]
         given = len(node.inputs) - call.skip - call.drop
-        place = self._body_arguments.index(argument)
+        place = self._arguments.index(argument)
         if call.kind is CallKind.SCAN and place >= state_count(node):
-            place -= len(self._body_arguments) - given  # no input of the call holds the elements of the dataset
+            place -= len(self._arguments) - given  # no input of the call holds the elements of the dataset
             if place < state_count(node):
                 return None
         return (flow, flow.origin(data_input(node.proto, call.skip + place))) if place < given else None
@@ -270,7 +263,7 @@ class Flow:
         if changed & {MANY, NO_VARIABLE}:
             return {}
         first: dict[int, EdgeText] = {}
-        for node in sorted(self.nodes.values(), key=lambda node: self._places[node.index]):
+        for node in self.nodes.values():
             if node.op == "ReadVariableOp" and (variable := self.read_by(node)) and variable.id not in changed:
                 first.setdefault(variable.id, output_edge(node.name, "value"))
         return first
@@ -282,7 +275,7 @@ class Flow:
 
     def in_v1_branch(self, name: str) -> bool:
         """Whether a node depends, by data, on a branch of TensorFlow 1."""
-        return self.has_v1_branches and any(self.nodes[node].op in SWITCH_OPS for node in self.upstream([name]))
+        return self.has_v1_branches and any(self.nodes[node].op in SWITCH_OPS for node in self.reach.upstream([name]))
 
     def names(self, tensor: EdgeText) -> list[str]:
         """The names of a tensor: its node, and where it comes from. The name that a user knows comes last."""
@@ -325,11 +318,11 @@ class Flow:
             others: the writes of the other updates.
         """
         others = [name for name in others if name in self.nodes]
-        former = [name for name in others if self.precedes(name, write)]
+        former = [name for name in others if self.reach.precedes(name, write)]
 
         def is_of_other(slot: Node) -> bool:
-            leads_to = others if not self.precedes(slot.name, write) else former
-            return any(self.precedes(slot.name, name) for name in leads_to)
+            leads_to = others if not self.reach.precedes(slot.name, write) else former
+            return any(self.reach.precedes(slot.name, name) for name in leads_to)
 
         if not others:
             return self
@@ -472,7 +465,7 @@ class Flow:
         variable = self.read(tensor)
         if variable is not None and variable.trainable and variable != weight:
             for write, op, value in self.written(variable):
-                if self.precedes(write.name, node_of(tensor)):
+                if self.reach.precedes(write.name, node_of(tensor)):
                     yield Use(write.name, op.value), self.origin(value)
 
     def calls_more_than(self, node: Node, ops: Collection[str]) -> bool:
@@ -490,7 +483,7 @@ class Flow:
     def forward(self) -> frozenset[str]:
         """The nodes that a gradient was computed from: the forward pass."""
         ends = {node.name for node in self.nodes.values() if self._is_gradient(node)}
-        return frozenset(self.upstream(ends) - ends)
+        return frozenset(self.reach.upstream(ends) - ends)
 
     def _is_gradient(self, node: Node) -> bool:
         if self._in_gradient(node.name):
@@ -671,42 +664,6 @@ class Flow:
                 waiting.extend(text for _, text in self.inputs(node))
         return None
 
-    def upstream(self, names: Iterable[str]) -> set[str]:
-        """The nodes that some nodes depend on by data, directly or not, and these nodes themselves."""
-        upstream = {name for name in names if name in self.nodes}
-        waiting = list(upstream)
-        while waiting:
-            for source, _ in self.nodes[waiting.pop()].inputs:
-                if source not in upstream and source in self.nodes:
-                    upstream.add(source)
-                    waiting.append(source)
-        return upstream
-
-    @functools.cached_property
-    def _users(self) -> Mapping[str, Sequence[str]]:
-        """For each node, the nodes that wait for it, by data or control."""
-        users: dict[str, list[str]] = defaultdict(list)
-        for name, node in self.nodes.items():
-            for need, _ in node.inputs:
-                users[need].append(name)
-            for need in node.controls:
-                users[need].append(name)
-        return users
-
-    @functools.cached_property
-    def _uses(self) -> Mapping[str, Sequence[Use | None]]:
-        uses: dict[str, list[Use | None]] = defaultdict(list)
-        for name, node in self.nodes.items():
-            for position, edge in enumerate(node.inputs):
-                uses[edge.node].append(Use(name, position))
-        for edge in self._results:
-            uses[edge.node].append(None)
-        return uses
-
-    def uses(self, name: str) -> Sequence[Use | None]:
-        """The fan-out of a node or an argument, as uses; None stands for a result of the body."""
-        return self._uses.get(name, ())
-
     def dtype(self, tensor: EdgeText) -> int | None:
         """The dtype of a tensor, or of what a v1 reference refers to, as a number; None where nothing says it."""
         node = self.producer(tensor)
@@ -723,56 +680,6 @@ class Flow:
             if key in node.proto.attr and node.proto.attr[key].type:
                 return node.proto.attr[key].type
         return None
-
-    def downstream(self, names: Iterable[str], last: str) -> set[str]:
-        """The nodes that wait, by data or control, for any of some nodes, and these nodes themselves.
-
-        Args:
-            names: the nodes waited for.
-            last: the last node that counts, in the order of the body.
-        """
-        end = self.place(last)
-        downstream: set[str] = set()
-        waiting = list(names)
-        while waiting:
-            name = waiting.pop()
-            if name not in downstream and self.place(name) <= end:
-                downstream.add(name)
-                waiting.extend(self._users.get(name, ()))
-        return downstream
-
-    def ends(self, name: str) -> frozenset[str]:
-        """The nodes at the end of all that waits for a node, which no other waits for."""
-
-        def ends(each: str, behind: Sequence[frozenset[str]]) -> frozenset[str]:
-            return frozenset(itertools.chain(*behind)) if behind else frozenset([each])
-
-        return evaluate(name, lambda each: self._users.get(each, ()), ends, frozenset(), self._ends)
-
-    def precedes(self, name: str, last: str) -> bool:
-        """Whether a node must run before another, or is that node."""
-        return last in self.downstream([name], last)
-
-    def between(self, names: Iterable[str], last: str) -> set[str]:
-        """The nodes on the paths from some nodes to another, these included."""
-        after = self.downstream(names, last)
-        between: set[str] = set()
-        waiting = [last] if last in after else []
-        while waiting:
-            name = waiting.pop()
-            if name not in between:
-                between.add(name)
-                waiting.extend(need for need in self._needs(name) if need in after)
-        return between
-
-    def needs(self, name: str) -> list[str]:
-        """The nodes that a node waits for, by data or control; arguments are none."""
-        return [need for need in self._needs(name) if need not in self._arguments]
-
-    def _needs(self, name: str) -> Iterator[str]:
-        node = self.nodes[name]
-        yield from (edge.node for edge in node.inputs)
-        yield from node.controls
 
 
 def sinks(flow: Flow, nodes: Iterable[str]) -> list[tuple[Use, EdgeText]]:
@@ -801,84 +708,3 @@ def _close(
     for tensor in cycle:
         mask |= masks[tensor]
     known.update(dict.fromkeys(cycle, mask))
-
-
-class Flows:
-    """The flow of data in the bodies of a step that write variables, each read when it is first asked for."""
-
-    def __init__(self, graph: Graph, values: Mapping[Path, BodyValues]) -> None:
-        """Remembers the step.
-
-        Args:
-            graph: the step.
-            values: what is known of the tensors of its bodies, by the calls that lead to each.
-        """
-        self._graph = graph
-        self._values = values
-        self._flows: dict[Path, Flow] = {}
-
-    def __contains__(self, path: Path) -> bool:
-        """Whether the body that some calls lead to is known: only bodies that write variables are."""
-        return path in self._values
-
-    def at(self, path: Path) -> Flow:
-        """The flow in the body that some calls lead to."""
-        if path not in self._flows:
-            body = self._graph.body(path[-1].callee.function) if path else self._graph.root
-            outside = (self.at(path[:-1]), path[-1]) if path and path[:-1] in self._values else None
-            is_kept = functools.partial(self._is_kept_elsewhere, path)
-            self._flows[path] = Flow(self._graph, body, self._values[path], outside, is_kept)
-        return self._flows[path]
-
-    def is_compiled(self, path: Path) -> bool:
-        """Whether XLA compiles the body that some calls lead to, by itself or in another."""
-        functions = (self._graph.library[frame.callee.function] for frame in path)
-        return any(map(is_compiled, (self._graph.root_function, *functions)))
-
-    def run_together(self, first: Site, second: Site) -> bool:
-        """Whether nothing is run for one of two places without the other, as far as a main graph is concerned.
-
-        A session is taken to be asked for nodes that no other waits for: all that waits for one place has to wait for
-        the other. But it is not asked for reads of other variables, as of the powers of beta, which Adam of TensorFlow
-        1 reads for nobody when it has written them.
-        """
-        if not self._graph.is_main:
-            return True
-        flow = self.at(())
-        nodes = [flow.nodes[site.path[0].node if site.path else site.node] for site in (first, second)]
-        own = {flow.value(data_input(node.proto, 0)).handle for node in nodes if node.op in WRITE_OPS}
-
-        def ends(node: Node) -> set[str]:
-            read = {end: flow.read_by(flow.nodes[end]) for end in flow.ends(node.name)}
-            return {end for end, variable in read.items() if variable is None or variable.id in own}
-
-        return ends(nodes[0]) == ends(nodes[1])
-
-    def _is_kept_elsewhere(self, path: Path, variable: Variable) -> bool:
-        here = Site(path, "", "")
-        writing = [other for other in self._values if other != path and self.at(other).written(variable)]
-        # Where no body is known to write it, it is written by a function that updates nothing.
-        return not writing or any(
-            self.at(other).keeps(variable) for other in writing if not here.excludes(Site(other, "", ""))
-        )
-
-    def made_of(self, write: Write) -> frozenset[EdgeText]:
-        """The provenance of the written tensor, from the gradient on."""
-        flow = self.at(write.site.path)
-        return flow.made_of(data_input(flow.nodes[write.site.node].proto, write.op.value))
-
-    def certainly_reads(self, write: Write, variable: Variable) -> bool:
-        """Whether the written tensor is computed from a read of a variable in its body."""
-        flow = self.at(write.site.path)
-        return flow.certainly_reads(data_input(flow.nodes[write.site.node].proto, write.op.value), variable)
-
-    def reads(self, write: Write, without: Collection[EdgeText] = ()) -> frozenset[int]:
-        """The variables, by number, that the arithmetic behind a write reads, from the gradient on.
-
-        Args:
-            write: the write.
-            without: tensors that do not count.
-        """
-        flow = self.at(write.site.path)
-        tensor = data_input(flow.nodes[write.site.node].proto, write.op.value)
-        return flow.reads_behind(flow.origin(tensor), without)

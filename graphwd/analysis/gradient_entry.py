@@ -138,7 +138,7 @@ def named_entry(flow: Flow, variable: Variable, writes: Sequence[str], pattern: 
         raise UnclearError(f"it cannot be told which rows of '{variable.name}' the gradient '{tensor}' is of")
     (which,) = indices
     dtype = flow.index_dtype(which) if which else None
-    later = flow.downstream([use.node for use in used], writes[0])
+    later = flow.reach.downstream([use.node for use in used], writes[0])
     waits = waits_of_read(flow, writes[0], later)
     return Entry(tensor, tuple(dict.fromkeys(used)), which or None, dtype, None, waits)
 
@@ -274,7 +274,7 @@ class _Entrance:
         if len(rows) != 1:
             raise UnclearError(f"it cannot be told which rows of '{variable.name}' its gradient is of")
         (indices,) = rows
-        later = flow.downstream([use.node for use in uses], writes[0])
+        later = flow.reach.downstream([use.node for use in uses], writes[0])
         waits = waits_of_read(flow, writes[0], later)
         dtype = flow.index_dtype(indices) if indices else None
         return Entry(_guarded(flow, uses), uses, indices or None, dtype, _before(flow, tensor), waits)
@@ -350,7 +350,7 @@ class _Entrance:
     def _depends_on_rate(self, tensor: EdgeText) -> bool:
         if self._rate is None:
             return False
-        return node_of(self._rate) in self._flow.upstream([node_of(tensor)])
+        return node_of(self._rate) in self._flow.reach.upstream([node_of(tensor)])
 
     def _operands(self, tensor: EdgeText) -> list[EdgeText]:
         """The operands of a product or quotient that carry gradient; none of any other op."""

@@ -195,11 +195,11 @@ class _Search:
             )
         ends = {use.node for use in self._users.get(node_of(tensor), {})}
         writes = set(self._writes) | {use.node for use, _ in self._sinks}
-        if not ends and not writes & self._flow.downstream([node_of(tensor)], self._writes[-1]):
+        if not ends and not writes & self._flow.reach.downstream([node_of(tensor)], self._writes[-1]):
             raise UnclearError(f"'learning_rate: {pattern}' names '{node_of(tensor)}', which the update does not use")
         factors = tensors_of(self._factors.of_update())
         constant = self._is_constant(tensor)
-        if constant and factors and node_of(tensor) not in self._flow.upstream(map(node_of, factors)):
+        if constant and factors and node_of(tensor) not in self._flow.reach.upstream(map(node_of, factors)):
             raise UnclearError(
                 f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not a factor of the whole update; "
                 f"there is {self.candidates()}"
@@ -260,7 +260,7 @@ class _Search:
                 f"for what it then is, or 'learning_rate: {name}'"
             )
         factors = set(map(node_of, tensors_of(self._factors.of_update())))
-        if exact and factors and node_of(tensor) not in self._flow.upstream(factors) | factors:
+        if exact and factors and node_of(tensor) not in self._flow.reach.upstream(factors) | factors:
             raise UnclearError(
                 f"what is called '{name}' is not a factor of the whole update; write 'learning_rate: NAME' with "
                 f"{self.candidates()}"
@@ -395,7 +395,7 @@ class _Search:
         node = self._flow.producer(tensor)
         if node is None or node.op not in _POSITIVE:
             return False
-        return all(self._flow.nodes[name].op in _OF_CONSTANTS for name in self._flow.upstream([node.name]))
+        return all(self._flow.nodes[name].op in _OF_CONSTANTS for name in self._flow.reach.upstream([node.name]))
 
     def _leaves(self, tensor: EdgeText) -> Iterator[EdgeText]:
         """The factors of a product; no edge stands for a divisor that is not a constant, and for a power."""

@@ -34,7 +34,7 @@ def when_ready(flow: Flow, write: str) -> Readiness:
         flow: the body of the write.
         write: its name.
     """
-    return Readiness(in_order(flow, flow.needs(write)))
+    return Readiness(in_order(flow, flow.reach.needs(write)))
 
 
 def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others: Collection[str] = ()) -> Readiness:
@@ -88,12 +88,12 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
     first = writes[0]
     if len(writes) > 1:
         # A read that comes after the first write of the update sees the decayed weight as it is.
-        rereads = {name: uses for name, uses in rereads.items() if flow.precedes(name, first)}
+        rereads = {name: uses for name, uses in rereads.items() if flow.reach.precedes(name, first)}
     _refuse_older_reads(flow, rereads, first, others)
     _refuse_shared(flow, rereads, met)
-    reading = {first, *flow.between([use.node for uses in rereads.values() for use in uses], first)}
+    reading = {first, *flow.reach.between([use.node for uses in rereads.values() for use in uses], first)}
     # The reads themselves, too: their other uses, such as an output of the step, must not see the decay.
-    needed = [*rereads, *(need for name in reading for need in flow.needs(name))]
+    needed = [*rereads, *(need for name in reading for need in flow.reach.needs(name))]
     waits = [need for need in needed if need not in reading]
     return Readiness(in_order(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
 
@@ -107,7 +107,7 @@ def _refuse_shared(flow: Flow, reads: Mapping[str, Iterable[Use]], own: Collecti
         if name in seen or flow.nodes[name].op in WRITE_OPS:
             continue
         seen.add(name)
-        for use in flow.uses(name):
+        for use in flow.reach.uses(name):
             if use is None or not (use in own or flow.nodes[use.node].op in ALIAS_OPS):
                 where = "the function gives it out" if use is None else f"'{use.node}' takes it, too"
                 raise UnclearError(
@@ -119,8 +119,9 @@ def _refuse_shared(flow: Flow, reads: Mapping[str, Iterable[Use]], own: Collecti
 
 def _refuse_older_reads(flow: Flow, reads: Iterable[str], first: str, others: Collection[str]) -> None:
     """Refuses an update that reads the weight before another write of the same step."""
+    reach = flow.reach
     for name in reads:
-        if between := [other for other in others if flow.precedes(name, other) and flow.precedes(other, first)]:
+        if between := [other for other in others if reach.precedes(name, other) and reach.precedes(other, first)]:
             raise UnclearError(
                 f"its update starts from what the weight was before '{between[0]}' wrote it, so a decay right before "
                 "the update would be of something else; write 'order: after'"
@@ -165,7 +166,7 @@ def _forward_read(flow: Flow, variable: Variable, tensor: EdgeText) -> str | Non
     """The forward pass' read of a variable that a tensor is computed from; None where there is none."""
     if flow.value(tensor).source not in (variable.id, MANY):
         return None
-    for name in flow.upstream([node_of(tensor)]) & flow.forward:
+    for name in flow.reach.upstream([node_of(tensor)]) & flow.forward:
         if flow.read_by(flow.nodes[name]) == variable:
             return name
     return None
@@ -173,13 +174,13 @@ def _forward_read(flow: Flow, variable: Variable, tensor: EdgeText) -> str | Non
 
 def in_order(flow: Flow, names: Sequence[str]) -> tuple[str, ...]:
     """Sorts nodes into an order in which they may run, without duplicates."""
-    return tuple(sorted(set(names), key=flow.place))
+    return tuple(sorted(set(names), key=flow.reach.place))
 
 
 def waits_of_read(flow: Flow, write: str, later: Collection[str]) -> tuple[str, ...]:
     """Finds what a read of the weight ahead of a write waits for: the write's control inputs that do not come later."""
     return in_order(
-        flow, [need for need in flow.needs(write) if need not in later and _is_controlling(flow, write, need)]
+        flow, [need for need in flow.reach.needs(write) if need not in later and _is_controlling(flow, write, need)]
     )
 
 

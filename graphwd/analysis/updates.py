@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from graphwd.analysis.direct_terms import DirectTerms, terms_after
 from graphwd.analysis.direction import direction
-from graphwd.analysis.flow import Flows
+from graphwd.analysis.flows import Flows
 from graphwd.analysis.interpreter import BodyValues, Interpreter
 from graphwd.analysis.sites import SAVED_MODEL, STRONG, Evidence, Path, Site, Write
 from graphwd.analysis.values import MANY, NO_VARIABLE

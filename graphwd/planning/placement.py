@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from graphwd.analysis.counters import Counter, home
 from graphwd.analysis.direct_terms import terms_after
-from graphwd.analysis.flow import Flow, Flows
+from graphwd.analysis.flow import Flow
+from graphwd.analysis.flows import Flows
 from graphwd.analysis.gradient_entry import Entry, find_entry, named_entry
 from graphwd.analysis.learning_rate import find_learning_rate
 from graphwd.analysis.readiness import find_readiness, refuse_forward_reads, when_ready
@@ -460,9 +461,9 @@ def _before_by_reading(rule: Rule, update: Update, writes: VariableWrites, flow:
 
 def _refuse_reads_between(flow: Flow, update: Update) -> None:
     """Refuses an update of several writes if the weight is read between them: the reader would see the decay."""
-    first, last = update.writes[0].site.node, update.writes[-1].site.node
+    first, last, reach = update.writes[0].site.node, update.writes[-1].site.node, flow.reach
     for name, node in flow.nodes.items() if first != last else ():
-        if flow.read_by(node) == update.variable and flow.precedes(first, name) and flow.precedes(name, last):
+        if flow.read_by(node) == update.variable and reach.precedes(first, name) and reach.precedes(name, last):
             raise RefusedError(
                 f"its update takes several writes, and '{name}' reads the weight between '{first}' and '{last}', so it "
                 "would see a decay before the update; write 'order: after'"
@@ -473,7 +474,7 @@ def _weight_of_sum(flow: Flow, update: Update, weights: Sequence[EdgeText], othe
     """The tensor of the weight in a sum that is written, of the weight's own dtype."""
     first = update.writes[0].site.node
     for name in others if len(weights) > 1 else ():
-        if any(flow.precedes(node_of(read), name) for read in weights) and flow.precedes(name, first):
+        if any(flow.reach.precedes(node_of(read), name) for read in weights) and flow.reach.precedes(name, first):
             raise RefusedError(
                 f"its update starts from what the weight was before and after '{name}' wrote it; write 'order: after'"
             )
@@ -545,16 +546,16 @@ def _weight_before(flow: Flow, update: Update, entry: Entry, others: Sequence[st
     first = update.writes[0]
     if first.op.form is not Form.ASSIGN or not others:
         return None
-    terms = terms_after(flow, first)
+    terms, reach = terms_after(flow, first), flow.reach
     older = [
         name
         for name in others
-        if any(flow.precedes(node_of(read), name) for read in terms.weights) and flow.precedes(name, first.site.node)
+        if any(reach.precedes(node_of(read), name) for read in terms.weights) and reach.precedes(name, first.site.node)
     ]
     if not older:
         return None
     weight = _weight_of_sum(flow, update, terms.weights, others) if is_whole(terms) else None
-    if weight is None or any(flow.precedes(use.node, node_of(weight)) for use in entry.uses):
+    if weight is None or any(reach.precedes(use.node, node_of(weight)) for use in entry.uses):
         raise RefusedError(
             f"its update starts from what the weight was before '{older[0]}' wrote it, and it cannot be told what the "
             "weight is that the gradient is of; write a decoupled 'semantics'"

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from graphwd.analysis.counters import Counter, find_counters
-from graphwd.analysis.flow import Flows
+from graphwd.analysis.flows import Flows
 from graphwd.analysis.roles import Purpose, Purposes
 from graphwd.analysis.sites import SAVED_MODEL, Path
 from graphwd.analysis.updates import (

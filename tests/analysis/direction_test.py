@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from graphwd.analysis.direction import direction
-from graphwd.analysis.flow import Flows
+from graphwd.analysis.flows import Flows
 from graphwd.analysis.updates import find_updates
 from graphwd.steps.read import read
 from tests.helpers.graphs import gradient_of, variable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
-from graphwd.analysis.flow import Flows
+from graphwd.analysis.flows import Flows
 from graphwd.analysis.updates import find_updates
 from graphwd.steps.read import read
 
