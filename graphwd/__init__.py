@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         VerifyError,
     )
     from graphwd.models.saved_model import rewrite_saved_model, strip
-    from graphwd.planning.planner import Plan
+    from graphwd.planning.plan import Plan
     from graphwd.policy.rules import Policy, Rule, load_policy
     from graphwd.steps.decorator import rewrite, with_weight_decay
     from graphwd.steps.pipeline import plan, suggest
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Plan": "planning.planner",
+    "Plan": "planning.plan",
     "Policy": "policy.rules",
     "Rule": "policy.rules",
     "Verification": "checking.verify",

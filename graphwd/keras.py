@@ -25,7 +25,8 @@ import wrapt
 from graphwd.analysis.roles import Purpose
 from graphwd.errors import GraphwdError, PlanError, StepError, UsageError
 from graphwd.graph.graph import Variable
-from graphwd.planning.planner import Plan, left_over, no_rule, shadowed
+from graphwd.planning.plan import Plan
+from graphwd.planning.problems import left_over, no_rule, shadowed
 from graphwd.planning.suggest import suggestion
 from graphwd.policy.rules import Policy, PolicyLike, Rule, as_policy
 from graphwd.policy.selectors import Subject

@@ -26,7 +26,7 @@ from tensorflow.python.framework import kernels, op_def_registry
 from graphwd.errors import PlanError
 from graphwd.graph.edge import EdgeText, data_inputs, node_of, output_of, parse_edge
 from graphwd.graph.graph import DTYPE_NAMES, MARK
-from graphwd.planning.planner import Plan
+from graphwd.planning.plan import Plan
 from graphwd.rewriting.inject import inject
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from graphwd.checking.verification import Checked, Kind, RateCheck, Verdict, Ver
 from graphwd.errors import VerifyError
 from graphwd.graph.graph import Variable, all_shown
 from graphwd.planning.injections import Own, OwnKind
-from graphwd.planning.planner import Outcome, subject
+from graphwd.planning.plan import Outcome
+from graphwd.planning.planner import subject
 from graphwd.policy.rules import Mode, Order, Policy, Rule, Sparse
 from graphwd.steps.pipeline import concrete, plan
 from graphwd.steps.read import ConcreteFunction, read, variables_of

@@ -15,7 +15,7 @@ import tensorflow as tf
 from graphwd.errors import StepError
 from graphwd.models.files import new_directory, refuse_existing
 from graphwd.models.target import Output, rewrite
-from graphwd.planning.planner import Plan
+from graphwd.planning.plan import Plan
 from graphwd.policy.rules import Policy
 from graphwd.progress import progress
 from graphwd.rewriting.part import Prepared

@@ -31,7 +31,7 @@ from graphwd.models.files import Files, check_files, fill, new_directory, refuse
 from graphwd.models.target import Model, Output, describe, plan, rewrite, strip_model
 from graphwd.models.v1 import MainGraph, describe_main_graph, strip_main_graph
 from graphwd.models.v2 import TrainingFunctions, describe_functions, strip_functions
-from graphwd.planning.planner import Plan
+from graphwd.planning.plan import Plan
 from graphwd.policy.rules import Policy, PolicyLike, as_policy
 from graphwd.rewriting.part import Prepared, plan_part
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from graphwd.errors import StepError
-from graphwd.planning.planner import Plan
+from graphwd.planning.plan import Plan
 from graphwd.policy.rules import Policy
 from graphwd.progress import progress
 from graphwd.rewriting.part import Prepared, merged, whole_plan

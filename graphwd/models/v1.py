@@ -24,7 +24,7 @@ from graphwd.graph.function_library import original_name, rename, set_library
 from graphwd.graph.graph import DTYPE_NAMES, MARK, RECORD, Graph, Variable, differentiable
 from graphwd.graph.traits import HANDLE_OPS, Trait, ops_with
 from graphwd.planning.injections import After
-from graphwd.planning.planner import Decision, Outcome, Plan
+from graphwd.planning.plan import Decision, Outcome, Plan
 from graphwd.rewriting.inject import Rewritten, decay_of, decay_records, take_out
 from graphwd.rewriting.part import without_own_variables
 

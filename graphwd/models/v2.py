@@ -16,7 +16,7 @@ from graphwd.errors import RewriteError
 from graphwd.graph.function_library import original_name, reachable, rename, set_library
 from graphwd.graph.graph import RECORD
 from graphwd.models.entry_points import EntryPoint, Exports, is_wrapper, rewritten_functions, signature_call
-from graphwd.planning.planner import Plan
+from graphwd.planning.plan import Plan
 from graphwd.rewriting.bring import brings_variables
 from graphwd.rewriting.inject import FRAGMENT, Rewritten, decay_records, refuse_rewritten, take_out
 from graphwd.rewriting.part import without_own_variables

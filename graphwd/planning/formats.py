@@ -11,7 +11,7 @@ from graphwd.planning.render import as_json, decays_as_json, overview_as_json
 from graphwd.planning.terminal import Detail, as_table, decays_as_table, overview_as_table
 
 if TYPE_CHECKING:
-    from graphwd.planning.planner import Plan
+    from graphwd.planning.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

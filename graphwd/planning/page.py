@@ -33,7 +33,7 @@ from graphwd.planning.texts import (
 
 if TYPE_CHECKING:
     from graphwd.planning.drawing import Drawing
-    from graphwd.planning.planner import Decision, Plan
+    from graphwd.planning.plan import Decision, Plan
     from graphwd.planning.update_graph import UpdateGraph
 
 _DECAY_COLUMNS = ("variable", "rate", "where", "update")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphwd.planning.folding import fold
-from graphwd.planning.planner import Plan
+from graphwd.planning.plan import Plan
 from graphwd.planning.terminal import in_columns
 from graphwd.planning.texts import shape_text
 from graphwd.policy.roles import Role

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
 
-    from graphwd.planning.planner import Decision
+    from graphwd.planning.plan import Decision
 
 _MAX_DEPTH = 5
 """How many levels of ops behind a write are drawn."""

@@ -13,7 +13,8 @@ from graphwd.graph.function_library import NewNames
 from graphwd.graph.graph import Graph
 from graphwd.messages import listed
 from graphwd.planning.injections import OwnKind
-from graphwd.planning.planner import Decision, Plan, make_plan
+from graphwd.planning.plan import Decision, Plan
+from graphwd.planning.planner import make_plan
 from graphwd.planning.update_graph import Trial
 from graphwd.policy.rules import Policy
 from graphwd.rewriting.inject import Rewritten, inject, refuse_rewritten

@@ -13,7 +13,7 @@ from graphwd.analysis.updates import Analysis, find_updates
 from graphwd.errors import StepError
 from graphwd.garbage import collection_paused
 from graphwd.graph.graph import Graph
-from graphwd.planning.planner import Plan
+from graphwd.planning.plan import Plan
 from graphwd.planning.suggest import suggestion
 from graphwd.policy.rules import Policy, PolicyLike, as_policy
 from graphwd.rewriting.inject import Rewritten

@@ -16,7 +16,8 @@ import tensorflow as tf
 from graphwd.errors import PlanError, StepError
 from graphwd.messages import listed
 from graphwd.planning.injections import InGradient, Injection, Own, OwnKind
-from graphwd.planning.planner import Plan, apart
+from graphwd.planning.plan import Plan
+from graphwd.planning.problems import apart
 from graphwd.policy.rules import Policy
 
 dtensor: Any = tf.experimental.dtensor  # whose classes its stubs do not describe

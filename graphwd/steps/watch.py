@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from graphwd.decay.arithmetic import wide
 from graphwd.errors import StepError
-from graphwd.planning.planner import Plan
+from graphwd.planning.plan import Plan
 from graphwd.steps.read import ConcreteFunction, variables_of
 from graphwd.steps.state import Seen, State, state
 

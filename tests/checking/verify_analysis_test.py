@@ -17,7 +17,7 @@ from graphwd.checking.verify import Kind, RateCheck, Verdict, verify
 from graphwd.errors import VerifyError
 from graphwd.planning import placement
 from graphwd.planning.injections import Rate
-from graphwd.planning.planner import Outcome
+from graphwd.planning.plan import Outcome
 from graphwd.rewriting import part
 from tests.helpers.graphs import variable
 

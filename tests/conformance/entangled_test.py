@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import graphwd
-from graphwd.planning.planner import Outcome
+from graphwd.planning.plan import Outcome
 from graphwd.steps.read import variables_of
 from tests.helpers.entangled import CLASSES, FEATURES, ROWS, SHAPE, State, by_formula, design, policy_of, run
 

@@ -22,7 +22,8 @@ import pytest
 
 import graphwd
 from graphwd.analysis.updates import find_updates
-from graphwd.planning.planner import Outcome, Plan, make_plan
+from graphwd.planning.plan import Outcome, Plan
+from graphwd.planning.planner import make_plan
 from graphwd.policy.rules import Policy
 from graphwd.rewriting.inject import inject
 from tests.helpers.every_step import NAMES, Traced, traced

@@ -10,7 +10,8 @@ import tensorflow as tf
 from graphwd.analysis.updates import find_updates
 from graphwd.errors import PlanError
 from graphwd.graph.graph import Graph, Variable
-from graphwd.planning.planner import Outcome, make_plan
+from graphwd.planning.plan import Outcome
+from graphwd.planning.planner import make_plan
 from graphwd.policy.rules import Policy, load_policy
 from graphwd.steps.read import read
 from tests.helpers.graphs import function, gradient_of, variable

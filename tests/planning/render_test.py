@@ -11,7 +11,7 @@ from graphwd.analysis.updates import Update, VariableWrites
 from graphwd.analysis.values import Value
 from graphwd.graph.graph import Callee, Variable
 from graphwd.planning.injections import Before, Rate
-from graphwd.planning.planner import Decision, Outcome, Plan
+from graphwd.planning.plan import Decision, Outcome, Plan
 from graphwd.planning.render import as_json
 from graphwd.policy.rules import PRESETS, Rule
 from graphwd.policy.selectors import Selectors

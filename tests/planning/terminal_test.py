@@ -15,7 +15,7 @@ import pytest
 
 from graphwd.analysis.updates import VariableWrites
 from graphwd.graph.graph import Variable
-from graphwd.planning.planner import Decision, Outcome, Plan
+from graphwd.planning.plan import Decision, Outcome, Plan
 from graphwd.planning.terminal import Detail, as_table, decays_as_table, detail_of, overview_as_table, terminal_width
 from tests.helpers import records
 
