@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import json
 import os
 import re
 import shutil
@@ -102,7 +103,7 @@ def test(version: str, keep: Path | None, bazel_arguments: list[str]) -> bool:
         ).returncode
         subprocess.run(["bazel", "shutdown"], cwd=ROOT, check=False)  # what is installed is looked at when it starts
         lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
-        print("\n    ".join([installed(python), *summary(reports(lines))]), flush=True)
+        print("\n    ".join([installed(python), *summary(reports(lines)), *not_passed(lines)]), flush=True)
         if left_out:
             print(f"    not run: {', '.join(left_out)}, whose libraries need another version", flush=True)
         if status:
@@ -174,6 +175,20 @@ def summary(results: Iterable[Path]) -> Iterator[str]:
     yield f"{len(cases) - failures - skips} passed, {failures} failed, {skips} skipped"
     yield from (f"failed in {file}: {', '.join(names)}" for file, names in failed.items())
     yield from (f"skipped {count}: {reason}" for reason, count in reasons.most_common())
+
+
+def not_passed(events: Iterable[str]) -> Iterator[str]:
+    """The targets that did not pass: those of failed cases, and those whose process crashed or was ended.
+
+    Args:
+        events: the lines that --build_event_json_file wrote.
+
+    Yields:
+        Lines.
+    """
+    for event in map(json.loads, events):
+        if (summary := event.get("testSummary")) is not None and summary["overallStatus"] != "PASSED":
+            yield f"{event['id']['testSummary']['label']}: {summary['overallStatus']}"
 
 
 if __name__ == "__main__":
