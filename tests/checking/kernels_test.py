@@ -88,18 +88,22 @@ def test_every_injected_node_has_a_kernel_on_both_devices_and_adds_no_copy():
     assert count == len(DTYPES) * 7 * 2 * 2
 
 
+SUBTRACTING = {  # by whether the update is sparse, and the variable a resource
+    (False, False): "AssignSub",
+    (False, True): "AssignSubVariableOp",
+    (True, False): "ScatterSub",
+    (True, True): "ResourceScatterSub",
+}
+
+
 @pytest.mark.parametrize("device", ["/job:ps", "/job:ps/task:0", "/job:ps/replica:0/task:0/device:CPU:0"])
-@pytest.mark.parametrize("resource", [False, True], ids=["reference", "resource"])
-def test_on_a_parameter_server_a_decay_only_subtracts(device, resource):
+@pytest.mark.parametrize(("sparse", "resource"), SUBTRACTING)
+def test_on_a_parameter_server_a_decay_only_subtracts(sparse, resource, device):
     """Each row once, then: another worker may write between the read and the write of a decay."""
-    for sparse, write in {False: "AssignSub", True: "ScatterSub"}.items():
-        plan = v1_plan("float32", "decoupled", sparse=sparse, resource=resource, device=device)
-        ops = [node.op for node in injected(plan)]
-        expected = (
-            {"AssignSub": "AssignSubVariableOp", "ScatterSub": "ResourceScatterSub"}[write] if resource else write
-        )
-        assert [op for op in ops if "Scatter" in op or "Assign" in op] == [expected]
-        assert ops.count("Unique") == sparse
+    plan = v1_plan("float32", "decoupled", sparse=sparse, resource=resource, device=device)
+    ops = [node.op for node in injected(plan)]
+    assert [op for op in ops if "Scatter" in op or "Assign" in op] == [SUBTRACTING[sparse, resource]]
+    assert ops.count("Unique") == sparse
 
 
 def body_of(*nodes):
