@@ -111,6 +111,117 @@ def test_under_stress(update):
         assert_bit_equal(w.numpy(), expected)
 
 
+def train(optimizer, variables):
+    """A step of a Keras optimizer on weights that each have a gradient of their own."""
+    optimizer.build(variables)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([tf.reduce_sum(tf.square(each)) for each in variables])
+        optimizer.apply(tape.gradient(loss, variables), variables)
+
+    return step
+
+
+def writes_of(function, handle):
+    """The writes of the original to a variable, by the name of its argument."""
+    return [n for n in function.node_def if "Assign" in n.op and MARK not in n.attr and n.input[0] == handle]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "followers"),
+    [
+        (lambda: tf.keras.optimizers.SGD(0.5), {"Mul"}),
+        (lambda: tf.keras.optimizers.Adam(0.5), {"Mul", "Sqrt"}),
+        (lambda: tf.keras.optimizers.SGD(0.5, momentum=0.5), set()),  # the momentum is kept, and read anew
+    ],
+    ids=["sgd", "adam", "momentum"],
+)
+def test_the_arithmetic_of_an_update_waits_for_its_decay(optimizer, followers):
+    """So that TensorFlow does not keep the updates of all variables at once, while their decays wait to be done."""
+    variables = [tf.Variable(tf.ones([3]), name=f"w{number}") for number in range(2)]
+    step = train(optimizer(), variables)
+    original = step.get_concrete_function()
+    rules = [{"weight_decay": RATE, "semantics": "adamw"}]
+    rewritten = graphwd.rewrite(original, {"version": 1, "rules": rules})
+    function = rewritten.function_def
+    nodes = {node.name: node for node in function.node_def}
+    decays = [node for node in function.node_def if MARK in node.attr and node.attr[MARK].s == b"decay"]
+    assert len(decays) == 2
+    unmarked = {node.name for node in original.function_def.node_def}
+    before = needs(function)
+    for decay in decays:
+        waiting = [node for node in function.node_def if f"^{decay.name}" in node.input and node.name in unmarked]
+        (write,) = writes_of(function, decay.input[0])
+        assert {node.op for node in waiting} == {write.op, *followers}
+        assert write in waiting
+        assert all(before[write.name].issuperset([node.name]) for node in waiting if node is not write)
+        # All that the update is computed from, the gradient among it, is there before the decay.
+        inputs = {text.partition(":")[0] for node in waiting for text in node.input if not text.startswith("^")}
+        inputs -= {node.name for node in waiting}
+        inputs -= {name for name in inputs if before.get(name, set()).intersection([decay.name])}
+        assert before[decay.name].issuperset(name for name in inputs if name in nodes)
+
+
+def test_an_update_that_is_given_out_waits_for_nothing():
+    w = tf.Variable([4.0, 8.0], name="w")
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(2.0 * w)
+        update = 0.5 * tape.gradient(loss, w)
+        w.assign_sub(update)
+        return update
+
+    rewritten = graphwd.rewrite(step.get_concrete_function(), policy())
+    (decay,) = (n.name for n in rewritten.function_def.node_def if MARK in n.attr and n.attr[MARK].s == b"decay")
+    assert [n.op for n in rewritten.function_def.node_def if f"^{decay}" in n.input] == ["AssignSubVariableOp"]
+    assert rewritten().numpy().tolist() == [1.0, 1.0]
+    assert w.numpy().tolist() == [2.0, 5.0]
+
+
+def test_arithmetic_that_takes_the_weight_as_it_was_read_comes_first():
+    """A decay in place would have to copy the weight, while what was read of it is kept."""
+    w = tf.Variable([4.0, 8.0], name="w")
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(2.0 * w)
+        w.assign_sub(0.5 * tf.square(w * tape.gradient(loss, w)))
+
+    rewritten = graphwd.rewrite(step.get_concrete_function(), policy())
+    nodes = {node.name: node for node in rewritten.function_def.node_def}
+    (decay,) = (name for name, node in nodes.items() if MARK in node.attr and node.attr[MARK].s == b"decay")
+    waiting = [nodes[name] for name in nodes if f"^{decay}" in nodes[name].input]
+    assert sorted(node.op for node in waiting) == ["AssignSubVariableOp", "Square"]  # not the product
+    rewritten()
+    assert w.numpy().tolist() == [4.0 - 32.0 - RATE * 4.0, 8.0 - 128.0 - RATE * 8.0]
+
+
+def test_what_the_learning_rate_is_computed_from_comes_before_the_decay():
+    """A learning rate that only this update uses, made from a slot variable: the decay cannot come ahead of that."""
+    w = tf.Variable([4.0, 8.0], name="w")
+    largest = tf.Variable(0.0, trainable=False, name="largest")
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(2.0 * w)
+        gradient = tape.gradient(loss, w)
+        rate = tf.multiply(0.125, largest, name="rate")
+        w.assign_sub(rate * gradient)
+        largest.assign(tf.maximum(largest, tf.reduce_max(gradient)))
+
+    rewritten = graphwd.rewrite(step.get_concrete_function(), policy(scale="lr", learning_rate="rate"))
+    rewritten()
+    assert w.numpy().tolist() == [4.0, 8.0]
+    rewritten()  # at a rate of 0.125 * 2
+    assert w.numpy().tolist() == [4.0 - 0.5 - 0.25 * RATE * 4.0, 8.0 - 0.5 - 0.25 * RATE * 8.0]
+
+
 def test_a_weight_that_is_read_between_two_writes_of_one_update_is_refused():
     w = tf.Variable([4.0, 8.0], name="w")
 

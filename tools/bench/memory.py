@@ -105,6 +105,8 @@ def main() -> None:
         print(json.dumps(peaks(Case(workload, optimizer, jit_compile=False), contender, options.steps)))
         return
     rows = measure(options)
+    if not rows:
+        parser.error(f"no case's name holds '{options.only}'")
     if options.json:
         print(json.dumps(rows))
         return
