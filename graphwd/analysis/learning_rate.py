@@ -33,12 +33,14 @@ class LearningRate:
         tensor: the tensor, a scalar, as an edge of the update's body.
         dtype: the dtype of the tensor.
         number: its value, where it is a constant of the graph.
+        certain: whether it is one number for certain; else the step has to see to that as it runs.
     """
 
     name: str
     tensor: EdgeText
     dtype: str
     number: float | None = None
+    certain: bool = True
 
 
 _NAMED = re.compile(r"(?:^|/|_)learning_rate(?:_\d+)?$")
@@ -56,6 +58,7 @@ _POSITIVE = ops_with(Trait.POSITIVE)
 _OF_CONSTANTS = _POSITIVE | ops_with(Trait.CAST) | {"Const"}
 _PROPORTIONAL = LINEAR_OPS | SCALING_OPS
 _SIGNED = ops_with(Trait.NEGATION, Trait.CAST)
+_RECIPROCALS = ops_with(Trait.RECIPROCAL)
 
 _POWER = re.compile(r"(?:^|/|_)beta_?\d?_power(?:_\d+)?$")
 """The variables in which v1 optimizers keep the powers that Adam's bias correction needs."""
@@ -193,6 +196,16 @@ class _Search:
                 f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not known to be one number, or is one "
                 f"times the gradient; there is {self.candidates()}"
             )
+        if self._is_all(tensor):
+            raise UnclearError(
+                f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is all that the update is made of, its "
+                f"gradient included; there is {self.candidates()}"
+            )
+        if self._divides(tensor):
+            raise UnclearError(
+                f"'learning_rate: {pattern}' names '{node_of(tensor)}', by which the update is divided; multiply by a "
+                "tensor that is one over that, and name it"
+            )
         ends = {use.node for use in self._users.get(node_of(tensor), {})}
         writes = set(self._writes) | {use.node for use, _ in self._sinks}
         if not ends and not writes & self._flow.reach.downstream([node_of(tensor)], self._writes[-1]):
@@ -204,6 +217,36 @@ class _Search:
                 f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not a factor of the whole update; "
                 f"there is {self.candidates()}"
             )
+
+    def _is_all(self, tensor: EdgeText) -> bool:
+        """Whether an update is made of nothing but a tensor, numbers and the weight: so that holds the gradient.
+
+        A gradient that the step is given is known by nothing else, where the weight is one number.
+        """
+        flow, seen = self._flow, {tensor}
+        waiting = [written for _, written in self._sinks]
+        while waiting:
+            part = waiting.pop()
+            if part in seen or flow.value(part).content is Content.EXACT:
+                continue
+            seen.add(part)
+            behind = [] if flow.is_source(part) else [operand for _, operand in flow.behind(part)]
+            if not behind and (flow.carries(part) or flow.value(part).taint):
+                return False
+            waiting.extend(behind)
+        return True
+
+    def _divides(self, tensor: EdgeText) -> bool:
+        """Whether all that the update does with a tensor is to divide by it."""
+        uses = self._users.get(node_of(tensor), {})
+        return bool(uses) and all(
+            (op := self._flow.nodes[use.node].op) in _RECIPROCALS or (op in QUOTIENT_OPS and use.position == 1)
+            for use in uses
+        )
+
+    def _may_be_factor(self, tensor: EdgeText) -> bool:
+        """Whether a tensor is offered as the learning rate."""
+        return self._may_be_number(tensor) and not self._divides(tensor) and not self._is_all(tensor)
 
     def _may_be_number(self, tensor: EdgeText) -> bool:
         """Whether a tensor may be a scalar. For a tensor that depends on data, that must be certain."""
@@ -234,7 +277,7 @@ class _Search:
             raise UnclearError(f"the learning rate '{self.name(tensor)}' is not of a dtype that can be multiplied")
         if value is not None:
             return LearningRate(f"{abs(value):g}", tensor, dtype, abs(value))
-        return LearningRate(self.name(tensor), tensor, dtype)
+        return LearningRate(self.name(tensor), tensor, dtype, certain=self._flow.is_scalar(tensor) is True)
 
     def name(self, tensor: EdgeText) -> str:
         """The name of a tensor that a user knows."""
@@ -255,9 +298,10 @@ class _Search:
                     f"its learning rate '{name}' is not all that its gradient is multiplied by: '{last}' changes it "
                     f"further; make that a part of the learning rate, or write 'learning_rate: {name}'"
                 )
+            then = "" if self._is_all(changed) else f"'learning_rate: {last}' for what it then is, or "
             raise UnclearError(
-                f"its learning rate '{name}' is changed before it meets the gradient; write 'learning_rate: {last}' "
-                f"for what it then is, or 'learning_rate: {name}'"
+                f"its learning rate '{name}' is changed before it meets the gradient; write {then}"
+                f"'learning_rate: {name}'"
             )
         factors = set(map(node_of, tensors_of(self._factors.of_update())))
         if exact and factors and node_of(tensor) not in self._flow.reach.upstream(factors) | factors:
@@ -358,7 +402,7 @@ class _Search:
         """The scalars that flow into the update, for a message."""
         self._factors.of_update()
         tensors = [*self._scalars.values(), *map(self._uncorrected, self._factors.uses)]
-        numbers = (tensor for tensor in tensors if self._may_be_number(tensor))
+        numbers = filter(self._may_be_factor, tensors)
         names = {self.name(tensor): number(self._flow.producer(tensor)) for tensor in numbers}
         if not names:
             return "the variable or node that holds it (nothing here looks like one)"
@@ -383,6 +427,7 @@ class _Search:
         numbers += [1.0 for leaf in leaves if not self._is_constant(leaf) and self._is_positive_constant(leaf)]
         return (
             self._flow.value(tensor).content is Content.NONE
+            and self._may_be_number(tensor)
             and NO_EDGE not in leaves
             and len(leaves) - len(numbers) <= 1
             and (leaves == [tensor] or all(value is not None and value > 0 for value in numbers))

@@ -167,8 +167,11 @@ class Verification:
 
     @property
     def _summary(self) -> str:
-        verdict = "right" if self.ok else "WRONG"
-        return f"{verdict} in {self.runs} runs; largest error {self.largest_error:.4g} ulp"
+        verdict = f"{'right' if self.ok else 'WRONG'} in {self.runs} runs"
+        unseen = [checked for checked in self.variables if checked.verdict is Verdict.UNSEEN]
+        if unseen:
+            verdict += f", but for {variables_text(len(unseen))} whose decay is too small to see"
+        return f"{verdict}; largest error {self.largest_error:.4g} ulp"
 
 
 _NOT_TRAINED = "what is not trained, as slot variables"

@@ -40,6 +40,11 @@ def learning_rate_times(rate: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
     return times(rate, _cast(learning_rate, rate.dtype, "learning_rate"))
 
 
+def one_number(learning_rate: tf.Tensor) -> tf.Tensor:
+    """Returns the learning rate, which is one number, or the step fails."""
+    return _RAW.EnsureShape(input=learning_rate, shape=[], name="one_number")
+
+
 def times(rate: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Returns the product of a rate and a scalar."""
     return _RAW.Mul(x=_cast(factor, rate.dtype, "widened_factor"), y=rate, name="factor")

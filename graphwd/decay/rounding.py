@@ -53,15 +53,16 @@ ROUNDING = Schedule("rounding", threshold, scope="rounding")
 
 
 def rounded_factor(rate: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
-    """Returns 1 - rate, rounded to a multiple of `SPACING`, down or up.
+    """Returns 1 - rate, rounded to a multiple of `SPACING`, or of twice that above 1, down or up.
 
     Args:
         rate: the rate, a scalar of float32.
         threshold: the threshold of this step, a scalar of float64 in [0, 1).
 
     Returns:
-        A scalar of float32, less than `SPACING` away from 1 - rate.
+        A scalar of float32, less than that multiple away from 1 - rate, where that is below 2.
     """
     with tf.name_scope(ROUNDING.scope):
-        spaces = tf.floor(tf.cast(rate, tf.float64) / SPACING + threshold)
-        return tf.cast(1 - spaces * SPACING, tf.float32)
+        exact = tf.cast(rate, tf.float64)
+        spacing = tf.where(exact < 0, tf.constant(2 * SPACING, tf.float64), SPACING)
+        return tf.cast(1 - tf.floor(exact / spacing + threshold) * spacing, tf.float32)

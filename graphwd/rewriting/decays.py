@@ -214,8 +214,12 @@ class DecayWriter:
         edge = self._splicer.constant(role if rate.is_constant else "rate", rate.number, wide)
         if rate.learning_rate is not None:
             kinds = {"rate": wide, "learning_rate": rate.learning_rate.dtype}
+            tensor = rate.learning_rate.tensor
+            if not rate.learning_rate.certain:
+                piece = fragment(arithmetic.one_number, {"learning_rate": rate.learning_rate.dtype})
+                tensor = self._splicer.shared(piece, {"learning_rate": tensor})
             for _ in range(rate.power):
-                edges = {"rate": edge, "learning_rate": rate.learning_rate.tensor}
+                edges = {"rate": edge, "learning_rate": tensor}
                 edge = self._splicer.shared(fragment(arithmetic.learning_rate_times, kinds), edges)
         for factor in rate.factors:
             scalar = self._brought.get(factor.tensor, factor.tensor.edge)

@@ -80,6 +80,51 @@ def test_an_argument():
     assert found(lambda w, g, rate: w.assign_sub(rate * g), tf.TensorSpec([])).name == "args_0"
 
 
+def test_an_argument_of_unknown_shape_may_be_many():
+    spec = tf.TensorSpec(None)
+    assert "nothing here looks like one" in refusal(lambda w, g, rate: w.assign_sub(rate * g), spec)
+    assert "not known to be one number" in refusal(lambda w, g, rate: w.assign_sub(rate * g), spec, asked="args_0")
+
+
+def test_what_is_not_known_to_be_one_number_is_checked_as_the_step_runs():
+    # The rank of a variable is known, but graphwd does not know what each op makes of it.
+    assert found(lambda w, g: w.assign_sub(tf.cos(ETA, name="eta_now") * g), asked="eta_now").certain is False
+    assert found(lambda w, g: w.assign_sub(ETA * g), asked="eta").certain is True
+
+
+@pytest.mark.parametrize(
+    ("divided", "name"),
+    [
+        (lambda g: g / ETA, "eta"),
+        (lambda g: g * tf.math.reciprocal(ETA), "eta"),
+        (lambda g: g / tf.multiply(2.0, ETA, name="twice"), "twice"),
+    ],
+)
+def test_what_an_update_is_divided_by_is_no_learning_rate(divided, name):
+    update = lambda w, g: w.assign_sub(divided(g))  # noqa: E731
+    assert "by which the update is divided" in refusal(update, asked=name)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        lambda w, g: w.assign_sub(tf.multiply(ETA, g, name="all")),
+        lambda w, g: w.assign_sub(0.5 * tf.identity(tf.multiply(g, ETA, name="all"))),
+        lambda w, g: w.assign(w - tf.multiply(ETA, g, name="all")),
+        lambda w, g: w.assign_add(-tf.multiply(ETA, g, name="all")),
+    ],
+)
+def test_what_holds_the_gradient_is_no_learning_rate(update):
+    """A gradient that the step is given is known by nothing, where the weight is one number."""
+    w = variable(value=1.0)
+    flow, _, writes = update_of(lambda gradient: update(w, gradient), tf.TensorSpec([]))
+    assert find_learning_rate(flow, writes, "eta").name == "eta"
+    for name in ("all", "args_0"):
+        with pytest.raises(UnclearError, match=r"is all that the update is made of.*there is .*'eta'") as error:
+            find_learning_rate(flow, writes, name)
+        assert f"'{name}'" not in str(error.value).partition("there is")[2]
+
+
 def test_the_operand_of_an_apply_op():
     def update(w, g):
         tf.raw_ops.ResourceApplyGradientDescent(var=w.handle, alpha=ETA.read_value(), delta=g)
@@ -87,13 +132,17 @@ def test_the_operand_of_an_apply_op():
     assert found(update).name == "eta"
 
 
+def test_a_factor_is_named_and_a_divisor_is_not():
+    message = refusal(lambda w, g: w.assign_sub(ETA * g / T))
+    assert message == "its learning rate is not found; write 'learning_rate: NAME' with 'eta'"
+
+
 @pytest.mark.parametrize(
     ("update", "names"),
     [
         (lambda w, g: w.assign_sub(0.5 * (ETA * g)), "'eta', 'mul_2/x'"),
-        (lambda w, g: w.assign_sub(ETA * g / T), "'t', 'eta'"),
         (lambda w, g: w.assign_sub(ETA * g * T), "'t', 'eta'"),
-        (lambda w, g: w.assign_sub((ETA / T) * g), "'t', 'eta', 'truediv'"),
+        (lambda w, g: w.assign_sub((ETA / T) * g), "'eta', 'truediv'"),
     ],
 )
 def test_several_factors_are_all_named(update, names):

@@ -19,8 +19,13 @@ def exact_threshold(step):
     return Fraction((pow(step * MULTIPLIER, 3, PRIME) + SPACES // 2) % SPACES, SPACES)
 
 
+NEGATIVE = [float(np.float32(rate)) for rate in (-0.5, -1e-3, -1e-6, -1e-7, -4e-8)]
+"""A negative learning rate makes for a factor above 1, where float32 numbers are twice as far apart."""
+
+
 def exact_factor(rate, step):
-    return 1 - Fraction((Fraction(rate) * SPACES + exact_threshold(step)).__floor__(), SPACES)
+    spaces = SPACES if rate >= 0 else SPACES // 2
+    return 1 - Fraction((Fraction(rate) * spaces + exact_threshold(step)).__floor__(), spaces)
 
 
 def factor(rate, step):
@@ -30,11 +35,12 @@ def factor(rate, step):
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "xla"])
 def test_every_factor_is_the_exact_one(jit_compile):
     traced = tf.function(factor, jit_compile=jit_compile)
-    for rate in RATES:
+    for rate in RATES + NEGATIVE:
         for step in (0, 1, 2, 3, 1000, PRIME - 1, PRIME, PRIME + 1, 2**24 + 5, 2**31, 2**48 - 1):
             result = traced(tf.constant(rate), tf.constant(step, tf.int64))
             assert Fraction(float(result)) == exact_factor(rate, step), (rate, step)
-            assert abs(Fraction(float(result)) - (1 - Fraction(rate))) < Fraction(1, SPACES), (rate, step)
+            spacing = Fraction(1 if rate >= 0 else 2, SPACES)
+            assert abs(Fraction(float(result)) - (1 - Fraction(rate))) < spacing, (rate, step)
 
 
 def test_a_counter_that_stays_at_its_start_rounds_to_nearest():
@@ -81,6 +87,15 @@ def test_a_rate_that_stays_is_lost_nowhere(rate):
     assert np.abs(np.cumsum(errors(np.full(2**20, rate), MILLION))).max() < 2**10
     if 2**-24 > rate > 0:
         assert set(np.floor(rate * SPACES + ROUNDING(tf.constant(MILLION, tf.float64)).numpy())) == {0, 1}
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1e-7, *NEGATIVE])
+def test_no_factor_is_rounded_again(rate):
+    """As float32 would, if it were a multiple of what is half the distance of the numbers there."""
+    steps = tf.constant(np.arange(2**16), tf.float64)
+    factors = rounded_factor(tf.fill(steps.shape, rate), ROUNDING(steps)).numpy().astype(np.float64)
+    spacing = (1 if rate >= 0 else 2) / SPACES
+    assert abs((1 - factors).sum() - 2**16 * np.float64(np.float32(rate))) < 2**8 * spacing
 
 
 def half_cosine(peak, steps, period):

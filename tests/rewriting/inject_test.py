@@ -259,3 +259,23 @@ def test_rounding_keeps_the_effective_rate_within_a_percent(rate, order, scale):
         decayed()
     effective = 1 - (np.sum(w.numpy().astype(np.float64)) / np.sum(start)) ** (1 / 20)
     assert effective == pytest.approx(rate, rel=0.01)
+
+
+def test_a_learning_rate_that_turns_out_to_be_many_numbers_stops_the_step():
+    """graphwd does not know the shape that every op makes; what multiplies a gradient may be a matrix."""
+    learning_rate = variable("learning_rate", 0.125, trainable=False)
+    w = variable("w", [[2.0, 2.0], [2.0, 2.0]])
+
+    def step(kind):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(w))
+        factor = tf.multiply(learning_rate, tf.eye(2) if kind == "matrix" else tf.cosh(0.0), name="factor")
+        w.assign_sub(factor * tape.gradient(loss, w))
+
+    rules = [{"weight_decay": 0.5, "semantics": "adamw", "learning_rate": "factor"}]
+    matrix, number = (tf.function(lambda kind=kind: step(kind)) for kind in ("matrix", "number"))
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="graphwd/one_number"):
+        graphwd.rewrite(matrix, {"version": 1, "rules": rules})()
+    assert w.numpy().tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    graphwd.rewrite(number, {"version": 1, "rules": rules})()
+    assert w.numpy().tolist() == [[2.0 - 0.5 - 0.125] * 2] * 2
