@@ -219,19 +219,21 @@ class _Search:
             )
 
     def _is_all(self, tensor: EdgeText) -> bool:
-        """Whether an update is made of nothing but a tensor, numbers and the weight: so that holds the gradient.
+        """Whether an update is made of a tensor of the step's data, numbers and the weight: so that holds the gradient.
 
         A gradient that the step is given is known by nothing else, where the weight is one number.
         """
         flow, seen = self._flow, {tensor}
-        waiting = [written for _, written in self._sinks]
+        waiting = [written for _, written in self._sinks] if flow.value(tensor).taint else []
+        if not waiting:
+            return False
         while waiting:
             part = waiting.pop()
             if part in seen or flow.value(part).content is Content.EXACT:
                 continue
             seen.add(part)
             behind = [] if flow.is_source(part) else [operand for _, operand in flow.behind(part)]
-            if not behind and (flow.carries(part) or flow.value(part).taint):
+            if not behind and (flow.carries(part) or flow.value(part).taint or not self._may_be_number(part)):
                 return False
             waiting.extend(behind)
         return True
