@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphwd.analysis.flow import Flow, sinks
-from graphwd.analysis.values import MANY, NO_VARIABLE
+from graphwd.analysis.values import MANY
 from graphwd.errors import UnclearError
-from graphwd.graph.edge import EdgeText, Use, control_edge, data_input, data_inputs, node_of
+from graphwd.graph.edge import EdgeText, Use, control_edge, data_inputs, node_of
 from graphwd.graph.graph import Variable
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS
-from graphwd.graph.traits import ALIAS_OPS, SUM_OPS, Trait, ops_with
+from graphwd.graph.traits import ALIAS_OPS, SUM_OPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +21,10 @@ class Readiness:
     Attributes:
         waits: the nodes to wait for: every read of the forward pass and the gradient precedes one of them.
         rereads: reads of the weight that belong to the update, each with its uses.
-        followers: the first nodes of the update's arithmetic that wait for the decay.
     """
 
     waits: tuple[str, ...]
     rereads: tuple[tuple[str, tuple[Use, ...]], ...] = ()
-    followers: tuple[str, ...] = ()
-
-
-_ARITHMETIC = ops_with(Trait.ROWWISE, Trait.FUSIBLE)
-"""Ops that compute an element, or a row, from the same of their inputs, and keep nothing."""
 
 
 def when_ready(flow: Flow, write: str) -> Readiness:
@@ -41,58 +35,6 @@ def when_ready(flow: Flow, write: str) -> Readiness:
         write: its name.
     """
     return Readiness(in_order(flow, flow.reach.needs(write)))
-
-
-def ahead_of_arithmetic(flow: Flow, write: str, variable: Variable, reads: Iterable[EdgeText]) -> Readiness:
-    """Finds what a decay before a write waits for, and which of the update's arithmetic waits for the decay.
-
-    Else TensorFlow may compute the updates of many variables before it decays the first of them, and keep them all
-    meanwhile. The arithmetic sees no decayed weight: all that it is computed from was read before.
-
-    Args:
-        flow: the body of the write.
-        write: its name; it adds to the variable.
-        variable: what it writes, no v1 reference.
-        reads: the edges that the decay is computed from.
-
-    Returns:
-        What the decay waits for, and which nodes wait for it.
-    """
-    arithmetic = _last_arithmetic(flow, write, variable, flow.reach.upstream(map(node_of, reads)))
-    needs = {name: flow.reach.needs(name) for name in (write, *arithmetic)}
-    waits = [need for name in needs for need in needs[name] if need not in arithmetic]
-    followers = [name for name in arithmetic if arithmetic.isdisjoint(needs[name])]
-    return Readiness(in_order(flow, waits), followers=in_order(flow, followers))
-
-
-def _last_arithmetic(flow: Flow, write: str, variable: Variable, kept: Collection[str]) -> set[str]:
-    """The nodes that compute what a write takes from the gradient, and that nothing else waits for.
-
-    Args:
-        flow: the body.
-        write: the write.
-        variable: what it writes.
-        kept: nodes that do not count.
-    """
-    arithmetic: set[str] = set()
-    if flow.is_fetched:  # who asks for one of these nodes does not ask for a decay
-        return arithmetic
-    proto = flow.nodes[write].proto
-    waiting = [data_input(proto, WRITE_OPS[proto.op].value)]
-    while waiting:
-        tensor = waiting.pop()
-        node = flow.producer(tensor)
-        if node is None or node.op not in _ARITHMETIC or node.name in arithmetic or node.name in kept:
-            continue
-        if node.proto.device != proto.device or flow.is_source(tensor) or not flow.carries(tensor):
-            continue
-        operands = data_inputs(node.proto)
-        if any(flow.read(operand) == variable or flow.value(operand).handle != NO_VARIABLE for operand in operands):
-            continue  # the decay could not be done in place while a read is kept; nor may a v1 reference be read later
-        if flow.reach.is_only_for(node.name, {write, *arithmetic}):
-            arithmetic.add(node.name)
-            waiting.extend(operands)
-    return arithmetic
 
 
 def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others: Collection[str] = ()) -> Readiness:
