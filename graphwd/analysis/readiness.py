@@ -30,6 +30,9 @@ class Readiness:
 def when_ready(flow: Flow, write: str) -> Readiness:
     """Finds what a decay right before a write waits for: the nodes that the write waits for.
 
+    And no earlier ones, from which these are computed: Grappler's constant folding pushes constants down a chain of
+    products, so that a node inside of it may become a product of constants, which waits for no gradient.
+
     Args:
         flow: the body of the write.
         write: its name.
