@@ -196,7 +196,7 @@ class _Search:
                 f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is not known to be one number, or is one "
                 f"times the gradient; there is {self.candidates()}"
             )
-        if self._is_all(tensor):
+        if self._holds_gradient(tensor):
             raise UnclearError(
                 f"'learning_rate: {pattern}' names '{node_of(tensor)}', which is all that the update is made of, its "
                 f"gradient included; there is {self.candidates()}"
@@ -218,15 +218,16 @@ class _Search:
                 f"there is {self.candidates()}"
             )
 
-    def _is_all(self, tensor: EdgeText) -> bool:
-        """Whether an update is made of a tensor of the step's data, numbers and the weight: so that holds the gradient.
+    def _holds_gradient(self, tensor: EdgeText) -> bool:
+        """Whether the gradient must be in a tensor.
 
-        A gradient that the step is given is known by nothing else, where the weight is one number.
+        It must where the tensor depends on data, and the rest of the update is numbers and the weight. A gradient
+        that the step is given is known by nothing else, where the weight is one number.
         """
         flow, seen = self._flow, {tensor}
-        waiting = [written for _, written in self._sinks] if flow.value(tensor).taint else []
-        if not waiting:
+        if not flow.value(tensor).taint:
             return False
+        waiting = [written for _, written in self._sinks]
         while waiting:
             part = waiting.pop()
             if part in seen or flow.value(part).content is Content.EXACT:
@@ -248,7 +249,7 @@ class _Search:
 
     def _may_be_factor(self, tensor: EdgeText) -> bool:
         """Whether a tensor is offered as the learning rate."""
-        return self._may_be_number(tensor) and not self._divides(tensor) and not self._is_all(tensor)
+        return self._may_be_number(tensor) and not self._divides(tensor) and not self._holds_gradient(tensor)
 
     def _may_be_number(self, tensor: EdgeText) -> bool:
         """Whether a tensor may be a scalar. For a tensor that depends on data, that must be certain."""
@@ -300,7 +301,7 @@ class _Search:
                     f"its learning rate '{name}' is not all that its gradient is multiplied by: '{last}' changes it "
                     f"further; make that a part of the learning rate, or write 'learning_rate: {name}'"
                 )
-            then = "" if self._is_all(changed) else f"'learning_rate: {last}' for what it then is, or "
+            then = "" if self._holds_gradient(changed) else f"'learning_rate: {last}' for what it then is, or "
             raise UnclearError(
                 f"its learning rate '{name}' is changed before it meets the gradient; write {then}"
                 f"'learning_rate: {name}'"

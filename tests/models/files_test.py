@@ -350,7 +350,11 @@ def test_a_target_that_comes_to_exist_meanwhile_is_kept(tmp_path):
 
 @contextlib.contextmanager
 def tiny(folder: Path, size: str) -> Iterator[None]:
-    """A file system of a few kilobytes."""
+    """A file system of a few kilobytes, which Linux lets only root mount.
+
+    CI is root, and there a mount that fails is a failure. What anybody may do is no full disk: a limit on the size of
+    files makes another error (EFBIG), and a mount in a namespace of its own is not seen by this process.
+    """
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
