@@ -77,6 +77,8 @@ class Flow:
         self._is_kept_elsewhere = is_kept_elsewhere
         self._in_gradient = graph.gradient_scopes.hold
         self.variables = graph.variables
+        self.is_fetched = graph.is_main and body is graph.root
+        """Whether each of its nodes may be asked for by its name, and be run without the others."""
         self._values = values
         self.nodes: dict[str, Node] = {node.name: node for node in body.nodes}
         self.reach = Reachability(body, self.nodes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from graphwd.analysis.postorder import evaluate
 from graphwd.graph.body import Body, Node
@@ -68,6 +68,10 @@ class Reachability:
     def uses(self, name: str) -> Sequence[Use | None]:
         """The fan-out of a node or an argument, as uses; None stands for a result of the body."""
         return self._uses.get(name, ())
+
+    def is_only_for(self, name: str, users: Collection[str]) -> bool:
+        """Whether nothing but some nodes waits for a node, by data or control, and it gives no result of the body."""
+        return None not in self.uses(name) and all(user in users for user in self._users.get(name, ()))
 
     def downstream(self, names: Iterable[str], last: str) -> set[str]:
         """The nodes that wait, by data or control, for any of some nodes, and these nodes themselves.

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphwd.analysis.flow import Flow, sinks
-from graphwd.analysis.values import MANY
+from graphwd.analysis.values import MANY, NO_VARIABLE
 from graphwd.errors import UnclearError
-from graphwd.graph.edge import EdgeText, Use, control_edge, data_inputs, node_of
+from graphwd.graph.edge import EdgeText, Use, control_edge, data_input, data_inputs, node_of
 from graphwd.graph.graph import Variable
 from graphwd.graph.ops import CALL_OPS, WRITE_OPS
-from graphwd.graph.traits import ALIAS_OPS, SUM_OPS
+from graphwd.graph.traits import ALIAS_OPS, SCALING_OPS, SHAPE_OPS, SUM_OPS, Trait, ops_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,18 @@ class Readiness:
     Attributes:
         waits: the nodes to wait for: every read of the forward pass and the gradient precedes one of them.
         rereads: reads of the weight that belong to the update, each with its uses.
+        followers: the first nodes of the update's arithmetic that wait for the decay.
     """
 
     waits: tuple[str, ...]
     rereads: tuple[tuple[str, tuple[Use, ...]], ...] = ()
+    followers: tuple[str, ...] = ()
+
+
+_ARITHMETIC = ops_with(Trait.ROWWISE, Trait.FUSIBLE) - SHAPE_OPS
+"""Ops that compute an element, or a row, from the same of their inputs, and keep nothing."""
+
+_SUMS = ops_with(Trait.SUM)
 
 
 def when_ready(flow: Flow, write: str) -> Readiness:
@@ -38,6 +46,95 @@ def when_ready(flow: Flow, write: str) -> Readiness:
         write: its name.
     """
     return Readiness(in_order(flow, flow.reach.needs(write)))
+
+
+def ahead_of_arithmetic(flow: Flow, write: str, variable: Variable, reads: Iterable[EdgeText]) -> Readiness:
+    """Finds what a decay before a write waits for, and which of the update's arithmetic waits for the decay.
+
+    Else TensorFlow may compute the updates of many variables before it decays the first of them, and keep them all
+    meanwhile. The arithmetic sees no decayed weight: all that it is computed from was read before.
+
+    Args:
+        flow: the body of the write.
+        write: its name; it adds to the variable.
+        variable: what it writes, no v1 reference.
+        reads: the edges that the decay is computed from.
+
+    Returns:
+        What the decay waits for, and which nodes wait for it.
+    """
+    kept = flow.reach.upstream(map(node_of, reads))
+    arithmetic = _last_arithmetic(flow, write, variable, kept)
+    while moved := {name for name in arithmetic if not _keeps_operands(flow, name, arithmetic)}:
+        kept |= moved
+        arithmetic = _last_arithmetic(flow, write, variable, kept)
+    needs = {name: flow.reach.needs(name) for name in (write, *arithmetic)}
+    waits = [need for name in needs for need in needs[name] if need not in arithmetic]
+    followers = [name for name in arithmetic if arithmetic.isdisjoint(needs[name])]
+    return Readiness(in_order(flow, waits), followers=in_order(flow, followers))
+
+
+def _last_arithmetic(flow: Flow, write: str, variable: Variable, kept: Collection[str]) -> set[str]:
+    """The nodes that compute what a write takes from the gradient, and that nothing else waits for.
+
+    Args:
+        flow: the body.
+        write: the write.
+        variable: what it writes.
+        kept: nodes that do not count.
+    """
+    arithmetic: set[str] = set()
+    if flow.is_fetched:  # who asks for one of these nodes does not ask for a decay
+        return arithmetic
+    proto = flow.nodes[write].proto
+    waiting = [data_input(proto, WRITE_OPS[proto.op].value)]
+    while waiting:
+        tensor = waiting.pop()
+        node = flow.producer(tensor)
+        if node is None or node.op not in _ARITHMETIC or node.name in arithmetic or node.name in kept:
+            continue
+        if node.proto.device != proto.device or flow.is_source(tensor) or not flow.carries(tensor):
+            continue
+        operands = data_inputs(node.proto)
+        if any(flow.read(operand) == variable or flow.value(operand).handle != NO_VARIABLE for operand in operands):
+            continue  # the decay could not be done in place while a read is kept; nor may a v1 reference be read later
+        if flow.reach.is_only_for(node.name, {write, *arithmetic}):
+            arithmetic.add(node.name)
+            waiting.extend(operands)
+    return arithmetic
+
+
+def _keeps_operands(flow: Flow, name: str, arithmetic: Collection[str]) -> bool:
+    """Whether Grappler computes the operands of a node from what they are computed from in the graph.
+
+    Its constant folding makes ``(c * d) * x`` of ``c * (d * x)``, and ``d * x``, which a decay may wait for, no longer
+    waits for ``x``. For that one operand has to be a constant, or to become one, and the other a node of the same kind:
+    sums and differences are one kind, products and quotients the other. A variable that is read is neither.
+
+    Args:
+        flow: the body.
+        name: the node.
+        arithmetic: the nodes that wait for the decay, so that it waits for none of them.
+    """
+    node = flow.nodes[name]
+    operands = data_inputs(node.proto)
+    if len(operands) == 1 or (len(operands) == 2 and any(_is_of_variable(flow, each) for each in operands)):
+        return True
+    # The sum itself has a read of a variable for an operand, or it would not be in the arithmetic, and is no constant.
+    producers = [flow.nodes[node_of(each)] for each in operands if node_of(each) in arithmetic]
+    return node.op in SCALING_OPS and len(producers) == 2 and any(each.op in _SUMS for each in producers)
+
+
+def _is_of_variable(flow: Flow, tensor: EdgeText) -> bool:
+    """Whether a tensor is read from a variable, or computed from one that is read by ops of one operand."""
+    while (node := flow.producer(tensor)) is not None:
+        if flow.read_by(node) is not None:
+            return True
+        operands = data_inputs(node.proto)
+        if node.op not in _ARITHMETIC or len(operands) != 1:
+            return False
+        (tensor,) = operands
+    return False
 
 
 def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others: Collection[str] = ()) -> Readiness:

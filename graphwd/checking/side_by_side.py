@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from graphwd.analysis.roles import Purposes
 from graphwd.analysis.updates import VariableWrites
+from graphwd.checking.account import Account, is_decoupled
 from graphwd.checking.averages import find_averages
 from graphwd.checking.measure import ulps
 from graphwd.checking.notice import Notice, Writing
@@ -25,13 +26,13 @@ from graphwd.checking.own_values import OwnValues
 from graphwd.checking.races import races
 from graphwd.checking.rate_probe import Rates
 from graphwd.checking.reference import Reference, values_of
-from graphwd.checking.verification import Checked, Kind, RateCheck, Verdict, Verification
+from graphwd.checking.verification import RateCheck, Verification
 from graphwd.errors import VerifyError
 from graphwd.graph.graph import Variable, all_shown
 from graphwd.planning.injections import Own, OwnKind
 from graphwd.planning.plan import Outcome
 from graphwd.planning.planner import subject
-from graphwd.policy.rules import Mode, Order, Policy, Rule, Sparse
+from graphwd.policy.rules import Order, Policy, Rule, Sparse
 from graphwd.steps.pipeline import concrete, plan
 from graphwd.steps.read import ConcreteFunction, read, variables_of
 
@@ -62,90 +63,12 @@ class Settings(NamedTuple):
     seed: int
 
 
-_NOT_FINITE = (
-    "the step itself makes it infinite or NaN, so nothing can be told; give arguments and a learning rate with which "
-    "it trains"
-)
-
-
 class Call(NamedTuple):
     """The arguments of one run, as the step takes them and as its tensors."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     flat: list[tf.Tensor]
-
-
-@dataclass
-class _Account:
-    """What is known of one variable or output, and the findings.
-
-    Attributes:
-        name: its name.
-        label: what tells it from the others of its name; empty for an output, and for what the graph does not show.
-        variable: the variable of the step; None for an output.
-        rule: the rule that decays it; None where none does.
-        certain: whether the run of the whole step tells its value.
-        missing: whether its rule decays it, but the plan does not.
-        left: whether a rule would decay it, and the plan leaves it, as the policy allows.
-        finite: whether a run of the step itself left a finite number in it, or no rule decays it.
-    """
-
-    name: str
-    label: str = ""
-    variable: Variable | None = None
-    rule: Rule | None = None
-    certain: bool = False
-    missing: bool = False
-    left: bool = False
-    finite: bool = True
-    error: float = 0.0
-    decay: float = 0.0
-    fits: bool = True
-    seen: bool = False
-    reason: str = ""
-    learning_rate: RateCheck | None = None
-
-    @property
-    def scaled(self) -> bool:
-        """Whether its decay is multiplied by the learning rate."""
-        return self.rule is not None and is_decoupled(self.rule) and self.rule.semantics.scale.power > 0
-
-    @property
-    def shown(self) -> str:
-        """What it is called in messages."""
-        return self.label or self.name
-
-    def checked(self, tolerance: float, function: str) -> Checked:
-        """The findings, for the report."""
-        reason = self.reason or ("" if self.finite else _NOT_FINITE)
-        if self.error > tolerance or reason:
-            verdict = Verdict.WRONG
-        elif self.rule is not None and self.decay <= 2 * tolerance:
-            verdict = Verdict.UNSEEN
-        else:
-            verdict = Verdict.RIGHT
-        whole = self.seen and (self.certain or self.fits) and not self.left
-        kind = Kind.WHOLE if whole else Kind.PLAN
-        decayed = self.rule is not None
-        return Checked(
-            self.name,
-            decayed,
-            self.error,
-            self.decay,
-            verdict,
-            kind,
-            self.learning_rate,
-            reason,
-            function,
-            self.label,
-            self.variable is None or self.variable.trainable,
-        )
-
-
-def is_decoupled(rule: Rule) -> bool:
-    """Whether a rule decays the weight; others add to the gradient."""
-    return rule.semantics.mode is Mode.DECOUPLED
 
 
 class SideBySide:
@@ -226,11 +149,11 @@ class SideBySide:
         several = {i for i, rate in numbers if any(i == j and rate != other for j, other in numbers)}
         self._numbers = {i: _learning_rate(scaled[i], rate) for i, rate in numbers if i not in several}
         self._rates = Rates(step, self._graph, injections, self._numbers)
-        self._outputs: list[_Account | None] = []
+        self._outputs: list[Account | None] = []
         self._compared = 0
         self._replayed: Reference | None = None
 
-    def _open(self, policy: Policy) -> list[_Account]:
+    def _open(self, policy: Policy) -> list[Account]:
         """An account for each variable."""
         rules = self._rules(policy)
         planned = {injection.variable.id for injection in self._decided.injections}
@@ -246,7 +169,7 @@ class SideBySide:
         self._notice = notice = Notice(self._graph, decayed)
         # A decay before the update, in the gradient or in the weight, is seen by the arithmetic of the update.
         self._early = any(_is_early(rules[variable.id], notice.writing(variable)) for variable in decayed)
-        accounts = [_Account(variable.name.removesuffix(":0")) for variable in self._mine]
+        accounts = [Account(variable.name.removesuffix(":0")) for variable in self._mine]
         texts = all_shown(self._graph.variables)
         for variable in self._graph.variables:
             if variable.id not in self._places:
@@ -345,10 +268,38 @@ class SideBySide:
         return racing
 
     def _compare_at_other_rates(self, state: Sequence[Array], call: Call) -> None:
-        """Compares both steps with doubled learning rates: the decay must use the actual rates."""
-        doubled = self._rates.doubled(state, self._places) if self._rates else None
-        if doubled is not None:
-            self._compare(_Run(call, doubled, *self._after(self._mine, doubled, self._original(call))))
+        """Compares both steps with other learning rates: a decay must use the actual rates, or none.
+
+        Those that the plan knows are doubled. If it knows none, each number that the step only reads is halved, for it
+        may be one.
+        """
+        other = self._rates.doubled(state, self._places) if self._rates else None
+        if other is not None:
+            self._compare(_Run(call, other, *self._after(self._mine, other, self._original(call))))
+            return
+        after, _ = self._after(self._mine, state, self._original(call))
+        numbers = [
+            place
+            for place, (variable, value) in enumerate(zip(self._mine, state, strict=True))
+            if not variable.trainable and variable.dtype.is_floating and not value.shape and value == after[place] != 0
+        ]
+        if not numbers:
+            return
+        other = list(state)
+        for place in numbers:
+            other[place] = (state[place] / 2).astype(state[place].dtype)
+        try:
+            plain, outputs = self._after(self._mine, other, self._original(call))
+        except VerifyError:
+            return  # the step does not run with half of what it reads
+        if all(np.isfinite(one).all() or not np.isfinite(two).all() for one, two in self._floats(plain, after)):
+            self._compare(_Run(call, other, plain, outputs))
+
+    def _floats(self, *states: Sequence[Array]) -> Iterable[tuple[Array, ...]]:
+        """The values that each variable of floating-point numbers has in some states."""
+        for variable, *values in zip(self._mine, *states, strict=True):
+            if variable.dtype.is_floating:
+                yield tuple(values)
 
     def _compare_at_other_steps(self, state: Sequence[Array], call: Call) -> None:
         """Compares both steps where schedules turn, and far from where the training stands."""
@@ -432,7 +383,7 @@ class SideBySide:
                 self._outputs.append(None)
                 continue
             reached = self._early or len(first) != results or self._notice.affects_result(position)
-            self._outputs.append(_Account(f"output {position}", certain=not reached))
+            self._outputs.append(Account(f"output {position}", certain=not reached))
 
     def _compare(self, run: _Run, steps: int | None = None) -> None:
         """Compares one run of the rewritten step with the original.
@@ -468,7 +419,7 @@ class SideBySide:
                 replay = lambda position=position: self._replay(run)[1][position]  # noqa: E731
                 self._compare_other(account, plain, plain, now, replay)
 
-    def _check_counter(self, account: _Account, run: _Run, place: int, counted: int | None) -> None:
+    def _check_counter(self, account: Account, run: _Run, place: int, counted: int | None) -> None:
         """Checks that what a schedule goes by counts the update of its variable, once."""
         assert account.variable is not None
         for number in self._counters.get(account.variable.id, ()):
@@ -480,7 +431,7 @@ class SideBySide:
             if account.certain and run.state[place].tobytes() != run.plain[place].tobytes() and difference != 1:
                 account.reason = f"its schedule goes by {name}, which its update does not count up by one"
 
-    def _compare_decayed(self, account: _Account, run: _Run, place: int, now: Array) -> None:
+    def _compare_decayed(self, account: Account, run: _Run, place: int, now: Array) -> None:
         before, plain = run.state[place], run.plain[place]
         changed = before.tobytes() != plain.tobytes()
         account.finite |= not plain.size or bool(np.isfinite(plain).any())
@@ -498,7 +449,7 @@ class SideBySide:
         account.error = max(account.error, ulps(expected, now, before))
         account.decay = max(account.decay, ulps(expected, plain, before))
 
-    def _formula(self, account: _Account, run: _Run, place: int) -> tuple[Array, Array]:
+    def _formula(self, account: Account, run: _Run, place: int) -> tuple[Array, Array]:
         """The value of a decayed weight according to the whole step, and for which elements it is known."""
         rule, variable = account.rule, account.variable
         assert rule is not None
@@ -559,7 +510,7 @@ class SideBySide:
         return self._own.value(Own(variable.name, "resource", kind=OwnKind.INITIAL, key=variable.key))
 
     def _compare_other(
-        self, account: _Account, before: Array, plain: Array, now: Array, replay: Callable[[], Array]
+        self, account: Account, before: Array, plain: Array, now: Array, replay: Callable[[], Array]
     ) -> None:
         """Compares what no rule decays with the original, or with the plan where a decay may reach it."""
         error = ulps(plain, now, before, whole=True)

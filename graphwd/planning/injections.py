@@ -274,6 +274,7 @@ class Before(Injection):
         # Not super() alone: a dataclass with slots is another class than the one that the method was defined in.
         yield from super(Before, self).touched
         yield from (name for name, _ in self.readiness.rereads)
+        yield from self.readiness.followers
 
 
 @dataclass(frozen=True, slots=True)

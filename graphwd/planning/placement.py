@@ -12,7 +12,7 @@ from graphwd.analysis.flow import Flow
 from graphwd.analysis.flows import Flows
 from graphwd.analysis.gradient_entry import Entry, find_entry, named_entry
 from graphwd.analysis.learning_rate import find_learning_rate
-from graphwd.analysis.readiness import find_readiness, refuse_forward_reads, when_ready
+from graphwd.analysis.readiness import Readiness, ahead_of_arithmetic, find_readiness, refuse_forward_reads, when_ready
 from graphwd.analysis.sites import STRONG, Evidence, Site, Write
 from graphwd.analysis.updates import Update, VariableWrites, group_writes, is_whole, may_continue
 from graphwd.decay.arithmetic import wide
@@ -21,7 +21,7 @@ from graphwd.decay.rounding import ROUNDING
 from graphwd.decay.schedules import Schedule
 from graphwd.errors import RewriteError, UnclearError
 from graphwd.graph.edge import EdgeText, Use, data_input, node_of
-from graphwd.graph.graph import DTYPE_NUMBERS, on_server
+from graphwd.graph.graph import DTYPE_NUMBERS, Variable, on_server
 from graphwd.graph.ops import Form
 from graphwd.messages import listed
 from graphwd.planning.injections import (
@@ -422,7 +422,7 @@ def _before(rule: Rule, update: Update, writes: VariableWrites, flows: Flows, ra
     rows, formula = _rows_only(first, rule), rule.formula.resolved()
     if first.op.form in (Form.APPLY, Form.ADD, Form.SUB):
         _refuse_reads_between(flow, update)
-        readiness = when_ready(flow, names[0])
+        readiness = _ahead(flow, names[0], variable, rate)
         return Before(variable, first.site, rate, rows=rows, formula=formula, readiness=readiness)
     terms = terms_after(flow, first)
     if is_whole(terms) and not first.op.partial and (first.op.rows is None or rows):
@@ -457,6 +457,19 @@ def _before_by_reading(rule: Rule, update: Update, writes: VariableWrites, flow:
         )
     rows, formula = _rows_only(first, rule), rule.formula.resolved()
     return Before(update.variable, first.site, rate, rows=rows, formula=formula, readiness=readiness)
+
+
+def _ahead(flow: Flow, write: str, variable: Variable, rate: Rate) -> Readiness:
+    """When a decay ahead of a write is done: before the arithmetic of the update, where that may wait for it.
+
+    It may not where a worker would wait for a parameter server, nor where a read is no copy: of a v1 reference.
+    """
+    if variable.reference or variable.on_server:
+        return when_ready(flow, write)
+    reads = [factor.tensor.edge for factor in rate.factors]
+    if rate.learning_rate is not None:
+        reads.append(rate.learning_rate.tensor)
+    return ahead_of_arithmetic(flow, write, variable, reads)
 
 
 def _refuse_reads_between(flow: Flow, update: Update) -> None:

@@ -48,6 +48,7 @@ def check_rewritten(
     moved = {use for injection in injections.values() for use in injection.uses}
     delayed = {write for write, injection in injections.items() if isinstance(injection, Before)}
     delayed |= {each.early.write for each in injections.values() if isinstance(each, After) and each.early is not None}
+    delayed |= {name for each in injections.values() if isinstance(each, Before) for name in each.readiness.followers}
     delayed |= counting.keys()
     unchanged = {*(use.node for use in moved), *delayed, *calls}
     changed: list[tuple[int, NodeDef]] = []

@@ -14,7 +14,8 @@ float32 where the step counts its updates, by which the factor is rounded down o
 Where only the rows are decayed that a sparse update touches, they are ``ResourceGather(handle, indices)``, ``Mul`` and
 ``ResourceScatterUpdate(handle, indices, scaled)``, in the second case with a ``Sub`` between.
 
-Before an update come the same three, but the read waits for all that the write waits for, and the write for the decay.
+Before an update come the same three, but the read waits for all that the update is computed from, and the write and
+what is computed for it alone wait for the decay.
 Where the update overwrites the weight with a sum that the weight is a term of, it is ``scaled = Mul(weight, rate)`` and
 ``decay = Sub(sum, scaled)``, which is written in place of the sum. In a gradient come ``read``, ``scaled`` and
 ``decay = AddV2(gradient, scaled)``.
@@ -68,6 +69,8 @@ class DecayWriter:
         self._dtype = injection.variable.dtype
         self._multiplies = False
         self._splicer = Splicer(added, write, place, with_write=with_write)
+        self.delayed: list[tuple[str, str]] = []
+        """The nodes of the original that wait for an injected one, each with that; but not the write for its decay."""
 
     def add(self) -> str:
         """Adds the decay; returns the node that all that waited for the write waits for, or that gives what it uses."""
@@ -128,14 +131,14 @@ class DecayWriter:
         function = arithmetic.remember_rows if self._injection.rows else arithmetic.remember
         before = self._splice(function, {**self._handle(), **self._rows()}, early.waits)
         assert before is not None
-        self._nodes[early.write].input.append(control_edge(node_of(before)))
+        self._delay(early.write, node_of(before))
         options = {"decayed": early.decayed} if early.decayed else {}
         self._in_place([self._write.name], {"before": before}, **options)
 
-    @property
-    def early(self) -> str:
-        """The node that reads the weight before its update, where there is one."""
-        return self._splicer.nodes["before"].name
+    def _delay(self, name: str, wait: str) -> None:
+        """Makes a node of the original wait for an injected one."""
+        self._nodes[name].input.append(control_edge(wait))
+        self.delayed.append((name, wait))
 
     def _before(self, before: Before) -> None:
         """Decays ahead of the write, and lets the update read the weight decayed."""
@@ -148,6 +151,8 @@ class DecayWriter:
                 self._nodes[use.node].input[use.position] = output_edge(reread, output)
             # Not all that is computed from it need be part of what is written.
             self._write.input.append(control_edge(reread))
+        for name in before.readiness.followers:
+            self._delay(name, decay)
         self._write.input.append(control_edge(decay))
 
     def _in_gradient(self, place: InGradient) -> None:

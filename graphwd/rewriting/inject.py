@@ -256,8 +256,8 @@ def _splice(
             record["power"] = rate.power
         if injection.formula is not l2:
             record["formula"] = str(injection.formula)
-        if isinstance(injection, After) and injection.early is not None:
-            record |= {"version": 2, "delayed": [(injection.early.write, writer.early)]}
+        if writer.delayed:
+            record |= {"version": 2, "delayed": writer.delayed}
         writer.carrier.attr[RECORD].s = json.dumps(record).encode()
     _redirect(function, waiting, last)
     return decays

@@ -230,6 +230,32 @@ def test_a_read_races_with_a_branch_that_writes_and_with_none_that_only_reads(tu
     assert not any("factor" in race for race in races)
 
 
+@pytest.mark.parametrize("asked", [{}, {"scale": "lr"}])
+def test_a_decay_that_is_right_at_one_learning_rate_only_is_found(asked):
+    """0.1, and 0.2 times a learning rate of 0.5, are the same until the learning rate changes."""
+    w = variable("w", [1.0, 2.0])
+    rate = tf.Variable(0.5, trainable=False, name="rate")
+    step = tf.function(lambda: w.assign_sub(rate * gradient_of(w)), autograph=False).get_concrete_function()
+    right, other = policy_for({"w": 0.1}), policy_for({"w": 0.2}, scale="lr")
+    if asked:
+        right, other = other, right
+    assert verdicts(verify(step, graphwd.rewrite(step, right), right))["w"] is Verdict.RIGHT
+    assert verdicts(verify(step, graphwd.rewrite(step, other), right))["w"] is Verdict.WRONG
+
+
+@pytest.mark.parametrize("number", [lambda rate: tf.sqrt(rate - 0.4), lambda rate: checked(rate)])
+def test_a_step_need_not_run_at_half_of_what_it_reads(number):
+    w = variable("w", [1.0, 2.0])
+    rate = tf.Variable(0.5, trainable=False, name="rate")
+    step = tf.function(lambda: w.assign_sub(number(rate) * gradient_of(w)), autograph=False)
+    assert verified(step, policy_for({"w": 0.1})).ok
+
+
+def checked(rate):
+    tf.debugging.assert_greater(rate, 0.4)
+    return rate
+
+
 def test_a_rate_that_cannot_be_seen_is_said_so():
     w = variable("w", [1.0, 2.0])
     step = tf.function(lambda: w.assign_sub(gradient_of(w)))

@@ -20,7 +20,7 @@ from graphwd.steps.read import variables_of
 from tests.helpers.entangled import CLASSES, FEATURES, ROWS, SHAPE, State, by_formula, design, policy_of, run
 
 FIRST = int(os.environ.get("GRAPHWD_FIRST_SEED", "0"))
-CASES = int(os.environ.get("GRAPHWD_CASES", "300"))
+CASES = int(os.environ.get("GRAPHWD_CASES", "150"))
 RUNS = 2
 
 # The two run the same float32 operations, but sums in another order. What a decay too many or too few changes is four

@@ -18,7 +18,7 @@ from tests.helpers.origins import Case, make_case
 from tests.helpers.refusals import class_of, print_table
 
 FIRST = int(os.environ.get("GRAPHWD_FIRST_SEED", "0"))
-CASES = int(os.environ.get("GRAPHWD_CASES", "300"))
+CASES = int(os.environ.get("GRAPHWD_CASES", "150"))
 RUNS = 2
 
 # Both run the same float32 operations in another order; a decay that is missing changes 1 % and more.

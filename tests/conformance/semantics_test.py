@@ -1,8 +1,12 @@
-"""Every meaning of weight decay, on every optimizer, against NumPy in float64: a hundred steps each."""
+"""Every meaning of weight decay, on every optimizer, against NumPy in float64: a hundred steps each.
+
+In half precision the legacy optimizers take these hundred steps only where GRAPHWD_ALL_HALVES is set.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -269,7 +273,10 @@ HALF = 4.0
     # A coupled decay with "all" is refused, as test_half_precision shows.
     [(m, s) for m in FIELDS for s in (None, "touched", "all") if (m, s) != ("coupled", "all")],
 )
-@pytest.mark.parametrize(("library", "optimizer", "dtype"), HALVES)
+@pytest.mark.parametrize(
+    ("library", "optimizer", "dtype"),
+    [half for half in HALVES if half[0] == "keras" or os.environ.get("GRAPHWD_ALL_HALVES")],
+)
 def test_half_precision_over_a_hundred_steps(library, optimizer, dtype, meaning, sparse):
     # Scaled by the learning rate, too, a step takes 1/64 off: of less, rounding would leave nothing.
     rate = RATE / LEARNING_RATE if meaning in ("after-lr", "before-lr") else RATE

@@ -205,6 +205,27 @@ def test_a_counter_of_another_train_op(tmp_path, schedule, trained):
     assert bool(plan.problems) == (schedule and trained == "apart")
 
 
+def test_who_asks_for_the_arithmetic_of_an_update_gets_no_decay(tmp_path):
+    """A session runs what it is asked for, and a node of an update may be asked for by its name."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        w = v1.get_variable("w", initializer=[4.0, 8.0], use_resource=True)
+        update = tf.multiply(0.5, tf.gradients(tf.reduce_sum(2.0 * w), [w])[0], name="update")
+        results = {"update": v1.saved_model.build_tensor_info(w.assign_sub(update, name="train"))}
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(str(tmp_path / "model"))
+        signatures = {"train": v1.saved_model.build_signature_def({}, results, "train")}
+        builder.add_meta_graph_and_variables(session, ["train"], signatures)
+        builder.save()
+    rules = {"version": 1, "rules": [{"weight_decay": 0.25, "order": "before"}]}
+    rewrite_saved_model(tmp_path / "model", tmp_path / "decayed", rules)
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.saved_model.load(session, ["train"], str(tmp_path / "decayed"))
+        assert session.run("update:0").tolist() == [1.0, 1.0]
+        assert session.run("w/Read/ReadVariableOp:0").tolist() == [4.0, 8.0]
+        session.run("train")
+        assert session.run("w/Read/ReadVariableOp:0").tolist() == [2.0, 5.0]
+
+
 def test_an_update_in_a_while_loop_is_refused(tmp_path):
     with tf.Graph().as_default(), v1.Session() as session:
         v1.disable_control_flow_v2()

@@ -111,6 +111,168 @@ def test_under_stress(update):
         assert_bit_equal(w.numpy(), expected)
 
 
+def train(optimizer, variables):
+    """A step of a Keras optimizer on weights that each have a gradient of their own."""
+    optimizer.build(variables)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([tf.reduce_sum(tf.square(each)) for each in variables])
+        optimizer.apply(tape.gradient(loss, variables), variables)
+
+    return step
+
+
+def writes_of(function, handle):
+    """The writes of the original to a variable, by the name of its argument."""
+    return [n for n in function.node_def if "Assign" in n.op and MARK not in n.attr and n.input[0] == handle]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "followers"),
+    [
+        (lambda: tf.keras.optimizers.SGD(0.5), {"Mul"}),
+        (lambda: tf.keras.optimizers.Adam(0.5), {"Mul", "Sqrt"}),
+        (lambda: tf.keras.optimizers.SGD(0.5, momentum=0.5), set()),  # the momentum is kept, and read anew
+    ],
+    ids=["sgd", "adam", "momentum"],
+)
+def test_the_arithmetic_of_an_update_waits_for_its_decay(optimizer, followers):
+    """So that TensorFlow does not keep the updates of all variables at once, while their decays wait to be done."""
+    variables = [tf.Variable(tf.ones([3]), name=f"w{number}") for number in range(2)]
+    step = train(optimizer(), variables)
+    original = step.get_concrete_function()
+    rules = [{"weight_decay": RATE, "semantics": "adamw"}]
+    rewritten = graphwd.rewrite(original, {"version": 1, "rules": rules})
+    function = rewritten.function_def
+    nodes = {node.name: node for node in function.node_def}
+    decays = [node for node in function.node_def if MARK in node.attr and node.attr[MARK].s == b"decay"]
+    assert len(decays) == 2
+    unmarked = {node.name for node in original.function_def.node_def}
+    before = needs(function)
+    for decay in decays:
+        waiting = [node for node in function.node_def if f"^{decay.name}" in node.input and node.name in unmarked]
+        (write,) = writes_of(function, decay.input[0])
+        assert {node.op for node in waiting} == {write.op, *followers}
+        assert write in waiting
+        assert all(before[write.name].issuperset([node.name]) for node in waiting if node is not write)
+        # All that the update is computed from, the gradient among it, is there before the decay.
+        inputs = {text.partition(":")[0] for node in waiting for text in node.input if not text.startswith("^")}
+        inputs -= {node.name for node in waiting}
+        inputs -= {name for name in inputs if before.get(name, set()).intersection([decay.name])}
+        assert before[decay.name].issuperset(name for name in inputs if name in nodes)
+
+
+def kept(slot, gradient):
+    """A slot that the gradient changes, and that it leaves as it was."""
+    return slot.assign(slot + tf.square(gradient) - tf.square(gradient), read_value=True)
+
+
+FORMS = {
+    "constants": (lambda g, rate, _: 0.25 * (0.5 * g), 0.125, 0),
+    "a constant times a product by another name": (lambda g, rate, _: 0.25 * tf.identity(g), 0.25, 0),
+    "a rate times a product by another name": (lambda g, rate, _: rate * tf.identity(g), 0.5, 1),
+    "a constant times a rate": (lambda g, rate, _: 0.25 * (rate * g), 0.125, 0),
+    "a rate times a constant": (lambda g, rate, _: rate * (0.5 * g), 0.25, 1),
+    "a rate times two constants": (lambda g, rate, _: rate * (0.25 * (0.5 * g)), 0.0625, 1),
+    "a rate times a number": (lambda g, rate, slot: rate * (tf.reduce_max(slot) * g), 2.0, 1),
+    "two rates and a constant": (lambda g, rate, _: rate * (0.5 * (rate * g)), 0.125, 1),
+    "a negative": (lambda g, rate, _: -(rate * (-0.5 * g)), 0.25, 1),
+    "a quotient": (lambda g, rate, slot: rate * (0.5 * g) / (tf.sqrt(kept(slot, g)) + 2.0), 0.0625, 2),
+    "a quotient of constants": (lambda g, rate, slot: 0.5 * (0.5 * g) / (tf.sqrt(kept(slot, g)) + 2.0), 0.0625, 0),
+    "two products": (lambda g, rate, slot: rate * (0.5 * g) + rate * (0.25 * g), 0.375, 0),
+    "a sum": (lambda g, rate, slot: rate * (1.0 + (0.25 * g - 1.0)), 0.125, 1),
+}
+"""Updates by the gradient, a rate of 0.5 and a slot of 4.0; what they come to; how many nodes wait for the decay."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_grappler_moves_constants_through_keeps_the_decay_waiting(form):
+    """Of ``c * (d * g)`` it makes ``(c * d) * g``, and what was ``d * g`` does not wait for the gradient any more."""
+    update, factor, followers = FORMS[form]
+    w = tf.Variable(tf.zeros([SIZE, SIZE], tf.float64), name="w")
+    rate = tf.Variable(0.5, trainable=False, dtype=tf.float64, name="rate")
+    slot = tf.Variable(tf.fill([SIZE, SIZE], tf.constant(4.0, tf.float64)), trainable=False, name="slot")
+
+    @tf.function
+    def step(x):
+        with tf.control_dependencies([x @ x]), tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(x @ (0.5 * w)))  # reads the weight late
+        w.assign_sub(update(tape.gradient(loss, w), rate, slot))
+
+    x = tf.eye(SIZE, dtype=tf.float64)
+    decayed = graphwd.rewrite(step.get_concrete_function(x), policy())
+    function = decayed.function_def
+    (decay,) = (n.name for n in function.node_def if MARK in n.attr and n.attr[MARK].s == b"decay")
+    assert len([n for n in function.node_def if f"^{decay}" in n.input]) == 1 + followers  # the write waits as well
+    start = np.random.default_rng(3).integers(-64, 65, [SIZE, SIZE]).astype(np.float64)
+    for _ in range(10):
+        w.assign(start)
+        decayed(x)
+        np.testing.assert_array_equal(w.numpy(), (1 - RATE - 0.5 * factor) * start)
+
+
+def test_an_update_that_is_given_out_waits_for_nothing():
+    w = tf.Variable([4.0, 8.0], name="w")
+    rate = tf.Variable(0.5, trainable=False, name="rate")
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(2.0 * w)
+        update = rate * tape.gradient(loss, w)
+        w.assign_sub(update)
+        return update
+
+    rewritten = graphwd.rewrite(step.get_concrete_function(), policy())
+    (decay,) = (n.name for n in rewritten.function_def.node_def if MARK in n.attr and n.attr[MARK].s == b"decay")
+    assert [n.op for n in rewritten.function_def.node_def if f"^{decay}" in n.input] == ["AssignSubVariableOp"]
+    assert rewritten().numpy().tolist() == [1.0, 1.0]
+    assert w.numpy().tolist() == [2.0, 5.0]
+
+
+def test_arithmetic_that_takes_the_weight_as_it_was_read_comes_first():
+    """A decay in place would have to copy the weight, while what was read of it is kept."""
+    w = tf.Variable([4.0, 8.0], name="w")
+    rate = tf.Variable(0.5, trainable=False, name="rate")
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(2.0 * w)
+        w.assign_sub(rate * tf.square(w * tape.gradient(loss, w)))
+
+    rewritten = graphwd.rewrite(step.get_concrete_function(), policy())
+    nodes = {node.name: node for node in rewritten.function_def.node_def}
+    (decay,) = (name for name, node in nodes.items() if MARK in node.attr and node.attr[MARK].s == b"decay")
+    waiting = [nodes[name] for name in nodes if f"^{decay}" in nodes[name].input]
+    assert sorted(node.op for node in waiting) == ["AssignSubVariableOp", "Square"]  # not the product
+    rewritten()
+    assert w.numpy().tolist() == [4.0 - 32.0 - RATE * 4.0, 8.0 - 128.0 - RATE * 8.0]
+
+
+def test_what_the_learning_rate_is_computed_from_comes_before_the_decay():
+    """A learning rate that only this update uses, made from a slot variable: the decay cannot come ahead of that."""
+    w = tf.Variable([4.0, 8.0], name="w")
+    largest = tf.Variable(0.0, trainable=False, name="largest")
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(2.0 * w)
+        gradient = tape.gradient(loss, w)
+        rate = tf.multiply(0.125, largest, name="rate")
+        w.assign_sub(rate * gradient)
+        largest.assign(tf.maximum(largest, tf.reduce_max(gradient)))
+
+    rewritten = graphwd.rewrite(step.get_concrete_function(), policy(scale="lr", learning_rate="rate"))
+    rewritten()
+    assert w.numpy().tolist() == [4.0, 8.0]
+    rewritten()  # at a rate of 0.125 * 2
+    assert w.numpy().tolist() == [4.0 - 0.5 - 0.25 * RATE * 4.0, 8.0 - 0.5 - 0.25 * RATE * 8.0]
+
+
 def test_a_weight_that_is_read_between_two_writes_of_one_update_is_refused():
     w = tf.Variable([4.0, 8.0], name="w")
 
