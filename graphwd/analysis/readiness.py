@@ -63,7 +63,7 @@ def ahead_of_arithmetic(flow: Flow, write: str, variable: Variable, reads: Itera
     Returns:
         What the decay waits for, and which nodes wait for it.
     """
-    kept = flow.reach.upstream(map(node_of, reads))
+    kept = set(map(node_of, reads))  # what only these are computed from is then not for the update alone
     arithmetic = _last_arithmetic(flow, write, variable, kept)
     while moved := {name for name in arithmetic if not _keeps_operands(flow, name, arithmetic)}:
         kept |= moved
@@ -81,7 +81,7 @@ def _last_arithmetic(flow: Flow, write: str, variable: Variable, kept: Collectio
         flow: the body.
         write: the write.
         variable: what it writes.
-        kept: nodes that do not count.
+        kept: nodes that are not to wait.
     """
     arithmetic: set[str] = set()
     if flow.is_fetched:  # who asks for one of these nodes does not ask for a decay
