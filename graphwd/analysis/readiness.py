@@ -45,7 +45,7 @@ def when_ready(flow: Flow, write: str) -> Readiness:
         flow: the body of the write.
         write: its name.
     """
-    return Readiness(in_order(flow, flow.reach.needs(write)))
+    return Readiness(in_order(flow, _awaited(flow, write)))
 
 
 def ahead_of_arithmetic(flow: Flow, write: str, variable: Variable, reads: Iterable[EdgeText]) -> Readiness:
@@ -68,10 +68,16 @@ def ahead_of_arithmetic(flow: Flow, write: str, variable: Variable, reads: Itera
     while moved := {name for name in arithmetic if not _keeps_operands(flow, name, arithmetic)}:
         kept |= moved
         arithmetic = _last_arithmetic(flow, write, variable, kept)
-    needs = {name: flow.reach.needs(name) for name in (write, *arithmetic)}
+    needs = {name: _awaited(flow, name) for name in (write, *arithmetic)}
     waits = [need for name in needs for need in needs[name] if need not in arithmetic]
     followers = [name for name in arithmetic if arithmetic.isdisjoint(needs[name])]
     return Readiness(in_order(flow, waits), followers=in_order(flow, followers))
+
+
+def _awaited(flow: Flow, name: str) -> list[str]:
+    """The nodes that a node waits for, but no constants that wait for nothing themselves."""
+    needs = ((need, flow.nodes[need]) for need in flow.reach.needs(name))
+    return [need for need, node in needs if node.op != "Const" or node.controls]
 
 
 def _last_arithmetic(flow: Flow, write: str, variable: Variable, kept: Collection[str]) -> set[str]:

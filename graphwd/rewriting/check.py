@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -103,17 +104,23 @@ def _check_changed(old: NodeDef, new: NodeDef, retargeted: Iterable[str], moved:
 
 
 def _keeps_order(after: FunctionDef, count: int, layout: Layout, changed: Iterable[tuple[int, NodeDef]]) -> bool:
-    """Whether a rewritten body may run in the order of the original, each injected node right after its sources.
+    """Whether a rewritten body may run in the order of the original, but for what waits for injected nodes.
+
+    Each injected node comes right after its sources, and a node that waits for it right after it.
 
     Args:
         after: the rewritten body.
         count: the number of original nodes, which come first in it.
         layout: where the original nodes are.
         changed: the original nodes with other inputs than before, each with its place.
+
+    Returns:
+        Whether it may; False also where that would take long to tell.
     """
     places: dict[str, int] = {argument.name: -1 for argument in after.signature.input_arg}
     of_nodes, indices = layout.places, layout.indices
-    for node in after.node_def[count:]:
+    injected = after.node_def[count:]
+    for node in injected:
         last = -1
         for source in sources_of(node):
             index = indices.get(source)
@@ -123,4 +130,20 @@ def _keeps_order(after: FunctionDef, count: int, layout: Layout, changed: Iterab
             if place > last:
                 last = place
         places[node.name] = last
-    return all(places.get(source, -1) < place for place, node in changed for source in sources_of(node))
+    moved: set[str] = set()
+    in_order: Sequence[int] = of_nodes if isinstance(of_nodes, range) else ()
+    left = count  # of the steps that this may take
+    for place, node in sorted(changed, key=itemgetter(0)):
+        last = max((places.get(source, -1) for source in sources_of(node)), default=-1)
+        if last < place:
+            continue
+        left -= last - place
+        if left < 0:
+            return False
+        in_order = in_order or sorted(range(count), key=of_nodes.__getitem__)
+        moved.add(node.name)
+        # What comes between and takes it moves as well; all else that takes it comes later.
+        for other in map(after.node_def.__getitem__, in_order[place + 1 : last + 1]):
+            if not moved.isdisjoint(sources_of(other)):
+                moved.add(other.name)
+    return not moved or all(moved.isdisjoint(sources_of(node)) for node in injected)

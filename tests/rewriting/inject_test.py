@@ -11,7 +11,7 @@ import tensorflow as tf
 import graphwd
 from graphwd.analysis.sites import Site
 from graphwd.analysis.updates import find_updates
-from graphwd.errors import RewriteError
+from graphwd.errors import GraphError, RewriteError
 from graphwd.graph.body import Body
 from graphwd.graph.graph import MARK, Variable
 from graphwd.planning.injections import EPSILON, After, Rate
@@ -172,6 +172,31 @@ def test_verification_sees_a_lost_node_a_missing_decay_and_an_early_successor():
     del after.node_def[0]
     with pytest.raises(RewriteError, match="changed, lost or reordered"):
         check_rewritten(before, after, layout, {write: injection}, {})
+
+
+@pytest.mark.parametrize("waiting", ["product", "between"])
+def test_nodes_that_wait_for_what_waits_for_them_are_found(waiting):
+    """A product of the update waits for the decay, whether or not the original has it before what the decay takes."""
+    w, rate, slot = variable("w"), tf.Variable(0.5, trainable=False), tf.Variable(1.0, trainable=False)
+
+    def step():
+        update = tf.negative(tf.multiply(rate, gradient_of(w), name="product"), name="between")
+        slot.assign_add(1.0)
+        w.assign_sub(slot.read_value() * update)
+
+    graph = read(tf.function(step).get_concrete_function())
+    plan = make_plan(find_updates(graph), Policy.from_dict(policy_for({"w": 0.1}, order="before")))
+    (injection,) = plan.injections
+    assert injection.readiness.followers == ("product",)
+    before, after = graph.root_function, inject(graph, plan.injections, str).root
+    names = [node.name for node in after.node_def]
+    (first,) = (node for node in injected(after) if node.op == "ReadVariableOp")
+    assert names.index("between") < max(names.index(wait) for wait in injection.readiness.waits)
+    layout, checked = Body(before).layout, {injection.site.node: injection}
+    check_rewritten(before, after, layout, checked, {})
+    first.input.append(f"^{waiting}")
+    with pytest.raises(GraphError, match="wait for each other"):
+        check_rewritten(before, after, layout, checked, {})
 
 
 def test_of_many_control_outputs_none_is_left_behind():
