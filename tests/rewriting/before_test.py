@@ -68,6 +68,17 @@ def needs(function):
     return {name: of(name) for name in nodes}
 
 
+def decay_of(function):
+    """The node that decays the only weight."""
+    (decay,) = (node.name for node in function.node_def if MARK in node.attr and node.attr[MARK].s == b"decay")
+    return decay
+
+
+def waiting_for(name, function):
+    """The nodes that wait for a node by control."""
+    return [node for node in function.node_def if f"^{name}" in node.input]
+
+
 @pytest.mark.parametrize("update", UPDATES)
 def test_the_decay_waits_for_every_read_and_the_update_for_the_decay(update):
     w, step = parallel_step(update)
@@ -76,7 +87,7 @@ def test_the_decay_waits_for_every_read_and_the_update_for_the_decay(update):
     rewritten = graphwd.rewrite(step.get_concrete_function(tf.TensorSpec([SIZE, SIZE], tf.float64)), policy())
     function = rewritten.function_def
     before = needs(function)
-    (decay,) = (n.name for n in function.node_def if n.attr[MARK].s == b"decay" and MARK in n.attr)
+    decay = decay_of(function)
     (write,) = (n.name for n in original.node_def if "Assign" in n.op)
     assert decay in before[write]
     assert not [n.name for n in function.node_def if n.attr[MARK].s == b"reread"]
@@ -152,7 +163,7 @@ def test_the_arithmetic_of_an_update_waits_for_its_decay(optimizer, followers):
     unmarked = {node.name for node in original.function_def.node_def}
     before = needs(function)
     for decay in decays:
-        waiting = [node for node in function.node_def if f"^{decay.name}" in node.input and node.name in unmarked]
+        waiting = [node for node in waiting_for(decay.name, function) if node.name in unmarked]
         (write,) = writes_of(function, decay.input[0])
         assert {node.op for node in waiting} == {write.op, *followers}
         assert write in waiting
@@ -204,8 +215,7 @@ def test_what_grappler_moves_constants_through_keeps_the_decay_waiting(form):
     x = tf.eye(SIZE, dtype=tf.float64)
     decayed = graphwd.rewrite(step.get_concrete_function(x), policy())
     function = decayed.function_def
-    (decay,) = (n.name for n in function.node_def if MARK in n.attr and n.attr[MARK].s == b"decay")
-    assert len([n for n in function.node_def if f"^{decay}" in n.input]) == 1 + followers  # the write waits as well
+    assert len(waiting_for(decay_of(function), function)) == 1 + followers  # the write waits as well
     start = np.random.default_rng(3).integers(-64, 65, [SIZE, SIZE]).astype(np.float64)
     for _ in range(10):
         w.assign(start)
@@ -226,8 +236,8 @@ def test_an_update_that_is_given_out_waits_for_nothing():
         return update
 
     rewritten = graphwd.rewrite(step.get_concrete_function(), policy())
-    (decay,) = (n.name for n in rewritten.function_def.node_def if MARK in n.attr and n.attr[MARK].s == b"decay")
-    assert [n.op for n in rewritten.function_def.node_def if f"^{decay}" in n.input] == ["AssignSubVariableOp"]
+    function = rewritten.function_def
+    assert [node.op for node in waiting_for(decay_of(function), function)] == ["AssignSubVariableOp"]
     assert rewritten().numpy().tolist() == [1.0, 1.0]
     assert w.numpy().tolist() == [2.0, 5.0]
 
@@ -244,9 +254,8 @@ def test_arithmetic_that_takes_the_weight_as_it_was_read_comes_first():
         w.assign_sub(rate * tf.square(w * tape.gradient(loss, w)))
 
     rewritten = graphwd.rewrite(step.get_concrete_function(), policy())
-    nodes = {node.name: node for node in rewritten.function_def.node_def}
-    (decay,) = (name for name, node in nodes.items() if MARK in node.attr and node.attr[MARK].s == b"decay")
-    waiting = [nodes[name] for name in nodes if f"^{decay}" in nodes[name].input]
+    function = rewritten.function_def
+    waiting = waiting_for(decay_of(function), function)
     assert sorted(node.op for node in waiting) == ["AssignSubVariableOp", "Square"]  # not the product
     rewritten()
     assert w.numpy().tolist() == [4.0 - 32.0 - RATE * 4.0, 8.0 - 128.0 - RATE * 8.0]
