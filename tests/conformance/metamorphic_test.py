@@ -138,8 +138,9 @@ def transformed(name: str, seed: int) -> tuple[str, Step] | None:
 def agree(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> bool:
     """Whether two runs made the same, but for their rounding.
 
-    An outlined part is compiled by itself, so that Keras's Adafactor, undecayed, ends up to 6 units in the last place
-    of the largest element away. A decay that is missing or misplaced changes the third digit.
+    A part that lies in a function, a branch or a loop is optimized by itself. So some forms of Keras's Adadelta,
+    undecayed, end up to 17 units in the last place of the largest element away. A decay that is missing or misplaced
+    changes the third digit.
     """
     return all(_close(mine, theirs) for mine, theirs in zip(first, second, strict=True))
 
@@ -148,7 +149,7 @@ def _close(first: np.ndarray, second: np.ndarray) -> bool:
     if first.tobytes() == second.tobytes():
         return True
     unit = np.spacing(np.abs(first).max()) if first.dtype.kind == "f" and first.size else 0
-    return bool((np.abs(first - second) <= 16 * unit).all())
+    return bool((np.abs(first - second) <= 32 * unit).all())
 
 
 def assert_same(first: Plan, second: Plan, one: Step, other: Step, what: str, *, scaled: bool) -> None:
