@@ -193,6 +193,7 @@ class Graph:
         self.variables: tuple[Variable, ...] = tuple(
             sorted(set(self.handles.values()), key=lambda variable: variable.id)
         )
+        assert all(place == variable.id for place, variable in enumerate(self.variables)), "numbers must not have gaps"
 
     def with_slots(self, slots: Collection[int]) -> Graph:
         """A view of the same step in which some trainable variables count as slot variables.

@@ -258,10 +258,11 @@ def _bound_name(number: int) -> str:
 
 
 def _variables(objects: SavedObjectGraph, numbers: Iterable[int], graph: ObjectGraph) -> dict[str, Variable]:
+    # Tables and constants are bound, too, and may come before variables.
+    variables = [number for number in sorted(numbers) if objects.nodes[number].WhichOneof("kind") == "variable"]
     handles = {
         _bound_name(number): _variable(objects.nodes[number].variable, index, graph, number)
-        for index, number in enumerate(sorted(numbers))
-        if objects.nodes[number].WhichOneof("kind") == "variable"
+        for index, number in enumerate(variables)
     }
     told = {name: variable for name, variable in handles.items() if variable.trainable}
     texts = labels([(variable.name, variable.path) for variable in told.values()])

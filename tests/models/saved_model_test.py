@@ -313,6 +313,45 @@ def test_a_step_below_an_attribute_and_under_two_names(tmp_path):
     assert (tmp_path / "back" / "saved_model.pb").read_bytes() == (tmp_path / "model" / "saved_model.pb").read_bytes()
 
 
+class WithTable(tf.Module):
+    """Weights, and a lookup table that is tracked before, between or after them."""
+
+    def __init__(self, place):
+        self.weights = []
+        for number in range(3):
+            if number == place:
+                self.weights.append(tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer([0], [2.0]), 0.0))
+            self.weights.append(tf.Variable([8.0, 16.0], name=f"w{number}"))
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
+    def step(self, key):
+        tables = [each for each in self.weights if not isinstance(each, tf.Variable)]
+        variables = [each for each in self.weights if isinstance(each, tf.Variable)]
+        factor = tables[0].lookup(key) if tables else 2.0
+        with tf.GradientTape() as tape:
+            loss = factor * tf.add_n([tf.reduce_sum(each) for each in variables])
+        for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+            variable.assign_sub(0.5 * gradient)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, None])
+def test_a_table_among_the_weights(tmp_path, place):
+    """It is captured as the weights are, and has a number among the objects, but is none of them."""
+    tf.saved_model.save(WithTable(place), str(tmp_path / "model"))
+    plan = rewrite_saved_model(tmp_path / "model", tmp_path / "out", policy_for({"w0": 0.5, "w2": 0.25}))
+    assert {each.variable.name: len(each.injections) for each in plan.decisions} == {"w0": 1, "w1": 0, "w2": 1}
+    assert {(each["variable"], each["rate"]) for each in describe_saved_model(tmp_path / "out")} == {
+        ("w0", 0.5),
+        ("w2", 0.25),
+    }
+    model = tf.saved_model.load(str(tmp_path / "out"))
+    model.step(tf.constant(0))
+    found = {each.name: each.numpy().tolist() for each in model.weights if isinstance(each, tf.Variable)}
+    assert found == {"w0:0": [3.5, 7.5], "w1:0": [7.0, 15.0], "w2:0": [5.25, 11.25]}
+    strip(tmp_path / "out", tmp_path / "back")
+    assert (tmp_path / "back" / "saved_model.pb").read_bytes() == (tmp_path / "model" / "saved_model.pb").read_bytes()
+
+
 def test_aliases_custom_gradients_and_jit(tmp_path):
     @tf.custom_gradient
     def halved(x):
