@@ -199,7 +199,7 @@ def find_readiness(flow: Flow, variable: Variable, writes: Sequence[str], others
     _refuse_shared(flow, rereads, met)
     reading = {first, *flow.reach.between([use.node for uses in rereads.values() for use in uses], first)}
     # The reads themselves, too: their other uses, such as an output of the step, must not see the decay.
-    needed = [*rereads, *(need for name in reading for need in flow.reach.needs(name))]
+    needed = [*rereads, *(need for name in reading for need in _awaited(flow, name))]
     waits = [need for need in needed if need not in reading]
     return Readiness(in_order(flow, waits), tuple((name, tuple(dict.fromkeys(uses))) for name, uses in rereads.items()))
 

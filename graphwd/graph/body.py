@@ -136,7 +136,9 @@ class _Order:
 
     def __init__(self, body: str, arguments: Iterable[str]) -> None:
         self._body = body
-        self.known = {name: Edge(name, 0) for name in arguments}
+        self.known: dict[str, Edge] = {}
+        for name in arguments:
+            self._name(name)
         self._late: dict[str, set[str]] = {}  # for each node to be put later, the nodes that it still waits for
         self._waiting_for: dict[str, list[Node]] = {}
         self.nodes: list[Node] = []
@@ -170,11 +172,15 @@ class _Order:
             if edge is None or (late and source in late):
                 missing = {source, *(missing or ())}
         name = proto.name
-        if name in known:
-            raise GraphError(f"the function '{self._body}' has two nodes named '{name}'")
-        known[name] = Edge(name, 0)
+        self._name(name)
         node = Node(name, sys.intern(proto.op), tuple(inputs), tuple(controls), protos, index)
         return node, missing
+
+    def _name(self, name: str) -> None:
+        """Takes the name of an argument or a node, which no other may have."""
+        if name in self.known:
+            raise GraphError(f"the function '{self._body}' has two nodes named '{name}'")
+        self.known[name] = Edge(name, 0)
 
     def put_later(self, node: Node, missing: set[str]) -> None:
         """Puts a node as soon as all that it waits for is put."""

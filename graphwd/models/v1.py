@@ -50,15 +50,18 @@ def view_main_graph(meta_graph: MetaGraphDef) -> Graph:
     trainable = set(_trainable(meta_graph))
     root = FunctionDef()
     root.signature.name = "the graph"
-    handles: dict[str, Variable] = {}
+    variables: dict[str, NodeDef] = {}
     inner: list[NodeDef] = []
     for node in meta_graph.graph_def.node:
         if node.op in HANDLE_OPS:
             root.signature.input_arg.add(name=node.name)
-            handles[node.name] = _variable(node, len(handles), node.name in trainable)
+            variables[node.name] = node
         else:
             inner.append(node)
     root.node_def.extend(inner)
+    handles = {
+        name: _variable(node, number, name in trainable) for number, (name, node) in enumerate(variables.items())
+    }
     return Graph(root, meta_graph.graph_def.library.function, handles, ())
 
 

@@ -131,7 +131,7 @@ def _keeps_order(after: FunctionDef, count: int, layout: Layout, changed: Iterab
                 last = place
         places[node.name] = last
     moved: set[str] = set()
-    in_order: Sequence[int] = of_nodes if isinstance(of_nodes, range) else ()
+    in_order: Sequence[int] = ()
     left = count  # of the steps that this may take
     for place, node in sorted(changed, key=itemgetter(0)):
         last = max((places.get(source, -1) for source in sources_of(node)), default=-1)

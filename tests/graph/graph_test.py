@@ -69,6 +69,13 @@ def test_broken_bodies_are_named(nodes, message):
         Body(function(*nodes))
 
 
+def test_two_arguments_of_one_name_are_named():
+    body = function("b Neg a")
+    body.signature.input_arg.add(name="a")
+    with pytest.raises(GraphError, match="'f' has two nodes named 'a'"):
+        Body(body)
+
+
 def test_a_v1_loop_may_close():
     order = [n.name for n in Body(function("m Merge a n:output:0", "n NextIteration m:output:0")).nodes]
     assert order == ["m", "n"]

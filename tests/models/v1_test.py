@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 import graphwd
 from graphwd.checking.verify_files import model_pairs
+from graphwd.errors import GraphError
 from graphwd.models.saved_model import (
     describe_saved_model,
     plan_saved_model,
@@ -224,6 +226,23 @@ def test_who_asks_for_the_arithmetic_of_an_update_gets_no_decay(tmp_path):
         assert session.run("w/Read/ReadVariableOp:0").tolist() == [4.0, 8.0]
         session.run("train")
         assert session.run("w/Read/ReadVariableOp:0").tolist() == [2.0, 5.0]
+
+
+def test_a_variable_that_is_there_twice_is_refused(tmp_path):
+    with tf.Graph().as_default(), v1.Session() as session:
+        v, w = (v1.get_variable(name, initializer=[4.0, 8.0], use_resource=True) for name in "vw")
+        v1.train.GradientDescentOptimizer(0.5).minimize(tf.reduce_sum(v * w), name="train")
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(str(tmp_path / "model"))
+        builder.add_meta_graph_and_variables(session, ["train"])
+        builder.save()
+    path = tmp_path / "model" / "saved_model.pb"
+    model = SavedModel.FromString(path.read_bytes())
+    nodes = model.meta_graphs[0].graph_def.node
+    nodes.add().CopyFrom(next(node for node in nodes if node.name == "v"))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(GraphError, match="has two nodes named 'v'"):
+        plan_saved_model(tmp_path / "model", {"version": 1, "weight_decay": 0.25})
 
 
 def test_an_update_in_a_while_loop_is_refused(tmp_path):
