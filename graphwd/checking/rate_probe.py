@@ -2,21 +2,24 @@
 """Tests the learning rates of a plan: where one is doubled, the update must double.
 
 A rate is followed from its place in the plan to the variable, the argument or the node that it comes from, so that all
-its uses are doubled. A velocity that includes the rate, such as that of Keras' SGD, is doubled with it.
+its uses are doubled. A velocity that includes the rate, such as that of Keras' SGD, is doubled with it. Of a variable
+that the step writes, only reads of the same content are doubled: where the step halves its rate first, what it reads
+for that is not, for then the rate would be four times as large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from graphwd.analysis.sites import Path
 from graphwd.checking.reference import Reference
-from graphwd.graph.edge import EdgeText, data_input, node_of, output_edge
+from graphwd.graph.edge import EdgeText, data_input, node_of, output_edge, sources_of
 from graphwd.graph.graph import Graph
 from graphwd.graph.ops import CALL_OPS, CallKind
 from graphwd.graph.traits import ALIAS_OPS
@@ -24,6 +27,9 @@ from graphwd.planning.injections import Injection
 from graphwd.steps.read import ConcreteFunction
 
 Array = np.ndarray
+Place = tuple[Path, EdgeText]
+Factors = Mapping[Place, float]
+Run = Callable[[Sequence[Array], Callable[[], object]], list[Array]]
 
 _VISIBLE = 256
 """Units in the last place of a weight: an update must be larger, in one element, for its doubling to be seen."""
@@ -45,7 +51,7 @@ class Source:
     """
 
     variable: int | None
-    tensors: tuple[tuple[Path, EdgeText], ...]
+    tensors: tuple[Place, ...]
 
 
 class Rates:
@@ -68,8 +74,8 @@ class Rates:
         """
         self._graph = graph
         self._names: dict[int, str] = {}
-        self._places: dict[int, list[tuple[Path, EdgeText]]] = {}  # by the number of the variable that is decayed
-        self._guesses: dict[int, set[tuple[Path, EdgeText]]] = {}  # constants of that value
+        self._places: dict[int, list[Place]] = {}  # by the number of the variable that is decayed
+        self._guesses: dict[int, set[Place]] = {}  # constants of that value
         for injection in injections:
             i = injection.variable.id
             if injection.rate.learning_rate is None and i in numbers:
@@ -91,6 +97,10 @@ class Rates:
     def name(self, variable: int) -> str:
         """The name of a decayed variable's learning rate."""
         return self._names[variable]
+
+    def can_be_named(self, variable: int) -> bool:
+        """Whether that is a name that a rule can give, and not the value of a constant."""
+        return variable in self._places
 
     @property
     def nowhere(self) -> Iterator[int]:
@@ -139,7 +149,7 @@ class Rates:
     def probe(
         self,
         arguments: Sequence[tf.Tensor],
-        run: Callable[[Sequence[Array], Callable[[], object]], list[Array]],
+        run: Run,
         state: Sequence[Array],
         index: Mapping[int, int],
         slots: Iterable[int],
@@ -158,46 +168,19 @@ class Rates:
             too small to see.
         """
         assert self._pieces is not None
-        pieces = self._pieces
-        plain = run(state, lambda: pieces.run(arguments))
-
-        def twice(source: Source) -> list[Array]:
-            doubled, factors = self._doubled(source, state, plain, index)
-            once = lambda: pieces.run(arguments, factors)  # noqa: E731
-            result = run(doubled, once)
-            velocities = [i for i in slots if source.variable is None or i != index.get(source.variable)]
-            velocities = [i for i in velocities if _differ(plain[i], result[i])]
-            for i in velocities:
-                doubled[i] = (2 * state[i]).astype(state[i].dtype)
-            return run(doubled, once) if velocities else result
-
-        results = {source: twice(source) for source in dict.fromkeys(self._sources.values())}
-        guessed = {Source(None, (place,)) for places in self._guesses.values() for place in places}
-        results |= {source: twice(source) for source in guessed - results.keys()}
-        verdicts: dict[int, bool] = {}
+        trial = _Trial(self._pieces, arguments, run, state, index, slots)
+        users: dict[Source, list[int]] = {}
         for variable, places in self._places.items():
-            for source in {self._sources[place] for place in places}:
-                i = index[variable]
-                verdicts |= _is_double(variable, state[i], plain[i], results[source][i])
-        for variable, places in self._guesses.items():
-            i = index[variable]
-            said = [_is_double(variable, state[i], plain[i], results[Source(None, (place,))][i]) for place in places]
-            # The rate may be any of the constants of that value.
-            verdicts |= {variable: True} if {variable: True} in said else next(iter(said), {})
-        return verdicts
+            for source in dict.fromkeys(self._sources[place] for place in places):
+                users.setdefault(source, []).append(variable)
+        verdicts: dict[int, bool] = {}
+        for source, variables in users.items():
+            said = trial.of_source(source, variables)
+            # Each branch may have a rate of its own, and the run takes one of them.
+            verdicts |= {variable: verdicts.get(variable, False) or doubles for variable, doubles in said.items()}
+        return verdicts | trial.of_constants(self._guesses)
 
-    def _doubled(
-        self, source: Source, state: Sequence[Array], plain: Sequence[Array], index: Mapping[int, int]
-    ) -> tuple[list[Array], Mapping[tuple[Path, EdgeText], float]]:
-        """A state and factors of tensors by which a rate is doubled."""
-        doubled = list(state)
-        i = None if source.variable is None else index.get(source.variable)
-        if i is None or state[i].tobytes() != plain[i].tobytes():
-            return doubled, dict.fromkeys(source.tensors, 2.0)
-        doubled[i] = (2 * state[i]).astype(state[i].dtype)
-        return doubled, {}
-
-    def _constants(self, path: Path, value: float) -> Iterator[tuple[Path, EdgeText]]:
+    def _constants(self, path: Path, value: float) -> Iterator[Place]:
         """The scalar constants of some value in a body."""
         for node in self._nodes(path):
             if node.op == "Const" and not node.attr["value"].tensor.tensor_shape.dim:
@@ -212,11 +195,31 @@ class Rates:
             return Source(None, ((path, edge),))
         handle = self._origin(path, data_input(node, 0))
         variable = self._graph.handles.get(handle[1]) if not handle[0] else None
-        reads = (output_edge(reader.name, "value") for reader in self._nodes(path) if reader.op == "ReadVariableOp")
-        same = [(path, read) for read in reads if self._origin(path, data_input(self._node(path, read), 0)) == handle]
-        return Source(None if variable is None else variable.id, tuple(same))
+        reads = (reader for reader in self._nodes(path) if reader.op == "ReadVariableOp")
+        of_variable = [reader for reader in reads if self._origin(path, data_input(reader, 0)) == handle]
+        written = self._written_before(path, node)
+        same = [reader for reader in of_variable if self._written_before(path, reader) == written]
+        tensors = tuple((path, output_edge(reader.name, "value")) for reader in same)
+        return Source(None if variable is None else variable.id, tensors)
 
-    def _origin(self, path: Path, edge: EdgeText, *, casts: bool = False) -> tuple[Path, EdgeText]:
+    def _written_before(self, path: Path, read: NodeDef) -> frozenset[str]:
+        """The nodes that a read waits for and that may write what it reads."""
+        handle = read.input[0]
+        nodes = {node.name: node for node in self._nodes(path)}
+        writing: set[str] = set()
+        seen: set[str] = set()
+        waiting = sources_of(read)
+        while waiting:
+            name = waiting.pop()
+            if name in seen or name not in nodes:
+                continue
+            seen.add(name)
+            if nodes[name].op != "ReadVariableOp" and handle in nodes[name].input:
+                writing.add(name)
+            waiting.extend(sources_of(nodes[name]))
+        return frozenset(writing)
+
+    def _origin(self, path: Path, edge: EdgeText, *, casts: bool = False) -> Place:
         """Where a tensor comes from, through aliases and through the arguments of functions that run once."""
         while True:
             node = self._node(path, edge)
@@ -239,6 +242,84 @@ class Rates:
     def _node(self, path: Path, edge: EdgeText) -> Any:
         name = node_of(edge)
         return next((node for node in self._nodes(path) if node.name == name), None)
+
+
+class _Trial:
+    """Runs of the original from one state, as it is and with a rate doubled."""
+
+    def __init__(
+        self,
+        pieces: Reference,
+        arguments: Sequence[tf.Tensor],
+        run: Run,
+        state: Sequence[Array],
+        index: Mapping[int, int],
+        slots: Iterable[int],
+    ) -> None:
+        """Runs the original as it is; the arguments are as for `Rates.probe`."""
+        self._pieces = pieces
+        self._arguments = arguments
+        self._run = run
+        self._state = state
+        self._index = index
+        self._slots = list(slots)
+        self._plain = run(state, lambda: pieces.run(arguments))
+
+    def of_source(self, source: Source, variables: Sequence[int]) -> dict[int, bool]:
+        """Whether the updates of some variables double with their rate; without those that are too small to see."""
+        verdicts: dict[int, bool] = {}
+        rate = None if source.variable is None else self._index.get(source.variable)
+        for doubled, factors in self._ways(source, rate):
+            result = self._twice(doubled, factors, rate)
+            verdicts = {}
+            for variable in variables:
+                verdicts |= self._is_double(variable, result)
+            if any(verdicts.values()):
+                break
+        return verdicts
+
+    def of_constants(self, guesses: Mapping[int, Collection[Place]]) -> dict[int, bool]:
+        """Whether the update of each variable doubles with one of some constants."""
+        places = {place for group in guesses.values() for place in group}
+        results = {place: self._twice(list(self._state), {place: 2.0}, None) for place in places}
+        verdicts: dict[int, bool] = {}
+        for variable, group in guesses.items():
+            said = [self._is_double(variable, results[place]) for place in group]
+            # The rate may be any of the constants of that value.
+            verdicts |= {variable: True} if {variable: True} in said else next(iter(said), {})
+        return verdicts
+
+    def _ways(self, source: Source, rate: int | None) -> Iterator[tuple[list[Array], Factors]]:
+        """The ways to double a rate, each a state and factors of tensors.
+
+        Where it is the content of a variable that a run leaves as it is, that is doubled. The step may write it all the
+        same, before it is used: then what is read is to be doubled.
+
+        Args:
+            source: where the rate comes from.
+            rate: the place of its variable in the state; None where there is none.
+        """
+        if rate is not None and self._state[rate].tobytes() == self._plain[rate].tobytes():
+            doubled = list(self._state)
+            doubled[rate] = self._double(rate)
+            yield doubled, {}
+        yield list(self._state), dict.fromkeys(source.tensors, 2.0)
+
+    def _twice(self, doubled: list[Array], factors: Factors, rate: int | None) -> list[Array]:
+        """The variables after a run with a doubled rate, for which velocities that include it are doubled, too."""
+        once = lambda: self._pieces.run(self._arguments, factors)  # noqa: E731
+        result = self._run(doubled, once)
+        velocities = [i for i in self._slots if i != rate and _differ(self._plain[i], result[i])]
+        for i in velocities:
+            doubled[i] = self._double(i)
+        return self._run(doubled, once) if velocities else result
+
+    def _double(self, i: int) -> Array:
+        return (2 * self._state[i]).astype(self._state[i].dtype)
+
+    def _is_double(self, variable: int, result: Sequence[Array]) -> dict[int, bool]:
+        i = self._index[variable]
+        return _is_double(variable, self._state[i], self._plain[i], result[i])
 
 
 def _differ(one: Array, other: Array) -> bool:

@@ -562,6 +562,8 @@ class SideBySide:
                     f"its decay is multiplied by '{name}', which is not its learning rate: doubled, it does not double "
                     "the update"
                 )
+                if self._rates.can_be_named(account.variable.id):
+                    account.reason += f"; if it is meant all the same, write 'learning_rate: {name}' in the rule"
 
     def _after(
         self, variables: Sequence[tf.Variable], state: Sequence[Array], run: Callable[[], Any], what: str = "original"

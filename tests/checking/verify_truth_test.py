@@ -267,6 +267,66 @@ def test_a_learning_rate_that_is_a_constant(monkeypatch):
     assert "multiplied by '0.125', which is not its learning rate" in found.reason
 
 
+def _halved_first(w, rate):
+    rate.assign(0.5 * rate)
+    w.assign_sub(rate * gradient_of(w))
+
+
+def _halved_later(w, rate):
+    w.assign_sub(rate * gradient_of(w))
+    rate.assign(0.5 * rate)
+
+
+def _halved_elsewhere(w, rate):
+    tf.function(lambda: rate.assign(0.5 * rate))()
+    w.assign_sub(rate * gradient_of(w))
+
+
+def _set_first(w, rate):
+    rate.assign(0.01 * tf.cast(tf.shape(w)[0], tf.float32))
+    w.assign_sub(rate * gradient_of(w))
+
+
+def _read_once(w, rate):
+    value = tf.identity(rate)
+    rate.assign(0.5 * value)
+    w.assign_sub(value * gradient_of(w))
+
+
+@pytest.mark.parametrize("update", [_halved_first, _halved_later, _halved_elsewhere, _set_first, _read_once])
+def test_a_learning_rate_that_the_step_writes_is_probed(update):
+    w, rate = variable("w", [1.0, 2.0]), variable("learning_rate", 0.01, trainable=False)
+    step = tf.function(lambda: update(w, rate), input_signature=[])
+    found = checked(step, every("adamw"))["w"]
+    assert (found.verdict, found.kind, found.learning_rate) == (Verdict.RIGHT, Kind.WHOLE, RateCheck.PROBED)
+
+
+def test_an_update_with_a_term_of_its_own_has_the_rate_that_its_rule_names():
+    """Langevin dynamics: noise that grows with the root of the learning rate."""
+    w, rate = variable("w", [1.0, 2.0]), variable("learning_rate", 0.01, trainable=False)
+    noise = tf.constant([0.1, -0.2])
+    step = tf.function(lambda: w.assign_sub(rate * gradient_of(w) + tf.sqrt(rate) * noise), input_signature=[])
+    found = checked(step, every("adamw"))["w"]
+    assert (found.verdict, found.learning_rate) == (Verdict.WRONG, RateCheck.REFUTED)
+    assert "write 'learning_rate: learning_rate' in the rule" in found.reason
+    found = checked(step, every("adamw", defaults={"learning_rate": "learning_rate"}))["w"]
+    assert (found.verdict, found.learning_rate) == (Verdict.RIGHT, RateCheck.PLAN)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_each_branch_may_have_a_learning_rate_of_its_own(is_first):
+    w, first = variable("w", [1.0, 2.0]), tf.Variable(is_first, trainable=False)
+    one, other = (variable(name, rate, trainable=False) for name, rate in (("one", 0.01), ("other", 0.03)))
+
+    @tf.function(input_signature=[])
+    def step():
+        gradient = gradient_of(w)
+        tf.cond(first, lambda: w.assign_sub(one * gradient), lambda: w.assign_sub(other * gradient))
+
+    found = checked(step, every("adamw"))["w"]
+    assert (found.verdict, found.learning_rate) == (Verdict.RIGHT, RateCheck.PROBED)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_learning_rate_in_a_velocity_is_probed(momentum):
     step = steps.keras_step(keras.optimizers.SGD(0.01, momentum=momentum, nesterov=momentum > 0))
