@@ -74,7 +74,7 @@ def verify(
         rewritten: what `rewrite`, the decorator or a SavedModel made of it: a callable that returns what it returns.
         policy: the policy that it was rewritten by.
         *args: the arguments, or ``tf.TensorSpec``s; those left out, or specs, are generated: normal floats, integers 0
-            and 1, unknown dimensions 4.
+            and 1, the texts "0" and "1", unknown dimensions 4.
         runs: how many steps are run.
         tolerance: the largest error that is right, in units in the last place: of a decayed weight, of the larger of
             its values before and after, element by element; of all else, of its largest element. Compiled steps may
@@ -184,11 +184,12 @@ def _arguments(step: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], rand
 
 
 def _generated(spec: Any, random: np.random.Generator) -> tf.Tensor:
-    if type(spec) is not tf.TensorSpec or spec.shape.rank is None:
-        raise VerifyError(f"no argument can be made for {spec}; give the arguments")
-    shape = [4 if size is None else size for size in spec.shape]
-    if spec.dtype.is_floating:
-        return tf.cast(random.normal(size=shape), spec.dtype)
-    if spec.dtype.is_integer or spec.dtype.is_bool:
-        return tf.cast(random.integers(0, 2, size=shape), spec.dtype)
-    raise VerifyError(f"no argument can be made for {spec}; give the arguments")
+    if type(spec) is tf.TensorSpec and spec.shape.rank is not None:
+        shape = [4 if size is None else size for size in spec.shape]
+        if spec.dtype.is_floating or spec.dtype.is_complex:
+            return tf.cast(random.normal(size=shape), spec.dtype)
+        if spec.dtype.is_integer or spec.dtype.is_bool:
+            return tf.cast(random.integers(0, 2, size=shape), spec.dtype)
+        if spec.dtype == tf.string:
+            return tf.strings.as_string(random.integers(0, 2, size=shape))
+    raise VerifyError(f"no argument can be made for {spec}; give the arguments to graphwd.verify")

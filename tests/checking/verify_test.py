@@ -313,13 +313,30 @@ def test_a_decay_in_the_function_of_a_dataset_is_refused():
 def test_arguments_that_cannot_be_made_are_asked_for():
     w = variable("w", [1.0, 2.0])
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-    def step(text):
-        w.assign_sub(gradient_of(w) * tf.cast(tf.strings.length(text), tf.float32))
+    @tf.function(input_signature=[tf.RaggedTensorSpec([2, None], tf.float32)])
+    def step(rows):
+        w.assign_sub(gradient_of(w) * tf.reduce_sum(rows))
 
-    with pytest.raises(VerifyError, match="no argument can be made for TensorSpec"):
+    with pytest.raises(VerifyError, match=r"no argument can be made for RaggedTensorSpec.* to graphwd\.verify"):
         verified(step, policy_for({"w": 0.1}))
-    verify(step, graphwd.rewrite(step, policy_for({"w": 0.1})), policy_for({"w": 0.1}), tf.constant("abc")).check()
+    rows = tf.ragged.constant([[1.0], [2.0, 3.0]])
+    verify(step, graphwd.rewrite(step, policy_for({"w": 0.1})), policy_for({"w": 0.1}), rows).check()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "to_float"), [(tf.string, tf.strings.to_number), (tf.complex64, tf.abs)], ids=["texts", "complex"]
+)
+def test_texts_and_complex_numbers_are_made(dtype, to_float):
+    w, seen = variable("w", [1.0, 2.0]), []
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], dtype)])
+    def step(values):
+        tf.numpy_function(lambda made: seen.append(made), [values], [])
+        w.assign_sub(gradient_of(w) * tf.reduce_mean(to_float(values)))
+
+    verified(step, policy_for({"w": 0.1})).check()
+    assert all(made.shape == (4, 2) for made in seen)
+    assert len({str(made.tolist()) for made in seen}) > 1
 
 
 def test_a_node_that_holds_the_learning_rate():

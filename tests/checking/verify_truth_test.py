@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 import graphwd
 from graphwd.analysis.learning_rate import LearningRate
@@ -299,6 +300,24 @@ def test_a_learning_rate_that_the_step_writes_is_probed(update):
     step = tf.function(lambda: update(w, rate), input_signature=[])
     found = checked(step, every("adamw"))["w"]
     assert (found.verdict, found.kind, found.learning_rate) == (Verdict.RIGHT, Kind.WHOLE, RateCheck.PROBED)
+
+
+@pytest.mark.parametrize("optimizer", [tf_keras.optimizers.SGD, tf_keras.optimizers.Adam])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda: tf_keras.optimizers.schedules.PiecewiseConstantDecay([100], [0.01, 0.001]),
+        lambda: tf_keras.optimizers.schedules.ExponentialDecay(0.01, 100, 0.5, staircase=True),
+        lambda: tf_keras.optimizers.schedules.ExponentialDecay(0.01, 100, 0.5),
+    ],
+    ids=["constant in pieces", "stairs", "smooth"],
+)
+def test_a_learning_rate_that_a_schedule_sets_in_the_step_is_probed(schedule, optimizer):
+    """tf_keras writes the variable ``current_learning_rate`` in each step, often what it holds already."""
+    step = steps.tf_keras_step(optimizer(schedule()))
+    kernels = steps.TF_KERAS_KERNELS
+    found = checked(step, policy_for(kernels, semantics="adamw"), *steps.batches()[0])
+    assert {(found[name].verdict, found[name].learning_rate) for name in kernels} == {(Verdict.RIGHT, RateCheck.PROBED)}
 
 
 def test_an_update_with_a_term_of_its_own_has_the_rate_that_its_rule_names():
