@@ -1,7 +1,8 @@
 """Finds variables that a step keeps as averages or copies of others, by their values before and after a run.
 
 After a run such a variable is ``s v + (1 - s) u'``, where v is its old value and u' the new value of another variable.
-No gradient can have that effect, since u' does not exist yet when a gradient is computed.
+No gradient can have that effect, since u' does not exist yet when a gradient is computed. But a constant can, such as
+the bound at which a step clips both variables: so u' must differ from run to run.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def find_averages(
         for other, like in enumerate(runs[0][0]):
             alike = other != place and like.shape == runs[0][0][place].shape and like.size > 1
             if not alike or like.dtype != runs[0][0][place].dtype or like.dtype.kind not in "fV":
+                continue
+            if len({after[other].tobytes() for _, after in runs}) < len(runs):
                 continue
             shares = [_share(before, after, place, other) for before, after in runs]
             if all(share is not None and abs(share - (shares[0] or 0)) <= _SHARE * share for share in shares):

@@ -298,6 +298,24 @@ def test_an_average_taken_for_an_update_is_found(semantics, keeps, monkeypatch):
     assert wrong_ones(verified(step, rules)) == [1]
 
 
+@pytest.mark.parametrize("keeps", [0.875, 0.0])
+def test_weights_that_end_at_one_bound_are_no_copies(keeps):
+    """As those of a critic that clips its weights, WGAN: arXiv:1701.07875."""
+    v, w = variable("v", [0.5, -1.0, 2.0]), variable("w", [0.5, 1.0, -2.0])
+
+    @tf.function(input_signature=[])
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(v + w)
+        of_v, of_w = tape.gradient(loss, [v, w])
+        v.assign(tf.clip_by_value(v - 64.0 * of_v, -0.5, 0.5))
+        w.assign(keeps * w + (1 - keeps) * tf.clip_by_value(w - 64.0 * of_w, -0.5, 0.5))
+
+    rules = policy(semantics="decoupled") | {"not_updated": "leave"}
+    assert [each.variable.name for each in graphwd.plan(step, rules).injections] == ["v", "w"]
+    verified(step, rules).check()
+
+
 @pytest.mark.parametrize("sparse", ["touched", "all"])
 def test_a_decay_of_other_rows_is_found(sparse, monkeypatch):
     table = variable("table", np.arange(1.0, 13.0, dtype=np.float32).reshape(6, 2))
