@@ -8,7 +8,7 @@ update, where there is exactly one and no part of it can be taken for something 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from graphwd.analysis.factors import Factors, Sign, number, tensors_of
@@ -19,7 +19,7 @@ from graphwd.graph.body import Node
 from graphwd.graph.edge import NO_EDGE, EdgeText, Use, data_input, data_inputs, node_of
 from graphwd.graph.graph import DTYPE_NAMES
 from graphwd.graph.ops import WRITE_OPS, Form
-from graphwd.graph.traits import LINEAR_OPS, PRODUCT_OPS, QUOTIENT_OPS, SCALING_OPS, Trait, ops_with
+from graphwd.graph.traits import LINEAR_OPS, PRODUCT_OPS, QUOTIENT_OPS, READ_OPS, SCALING_OPS, SUM_OPS, Trait, ops_with
 from graphwd.messages import listed
 from graphwd.policy.globs import glob_matches
 
@@ -57,6 +57,7 @@ _DECAY_HYPERPARAMETER = re.compile(r"(?:^|/)decay(?:_\d+)?$")
 _POSITIVE = ops_with(Trait.POSITIVE)
 _OF_CONSTANTS = _POSITIVE | ops_with(Trait.CAST) | {"Const"}
 _PROPORTIONAL = LINEAR_OPS | SCALING_OPS
+_OF_PARTS = _PROPORTIONAL | SUM_OPS | READ_OPS
 _SIGNED = ops_with(Trait.NEGATION, Trait.CAST)
 _RECIPROCALS = ops_with(Trait.RECIPROCAL)
 
@@ -320,25 +321,27 @@ class _Search:
         """
         variable = self._flow.content_of(tensor)
         same = [read for read in self._provenance if variable is not None and self._flow.content_of(read) == variable]
-        waiting: list[tuple[EdgeText, EdgeText | None]] = [(start, None) for start in same or [tensor]]
+        rates = same or [tensor]
+        waiting: list[tuple[EdgeText, EdgeText | None]] = [(rate, None) for rate in rates]
         seen = set(waiting)
-        last = None
+        met: dict[Use, EdgeText | None] = {}  # the uses where it meets the gradient, and what has changed it by then
         while waiting:
             tensor, changed = waiting.pop()
             for user in self._users[node_of(tensor)]:
                 outputs = self._users.get(user.node, {})
                 if any(map(self._meets, outputs.values())) or user.node in self._writes:
-                    changed_here = changed or self._changed_later(user.node)
-                    if changed_here is None:
-                        return None
-                    last = changed_here
+                    met[user] = changed or self._changed_later(user.node)
                     continue
                 for output in outputs.values():
                     further = (output, changed if self._keeps(user) else output)
                     if further not in seen:
                         seen.add(further)
                         waiting.append(further)
-        return last
+        if len(met) > 1:
+            for user in met:
+                if self._multiplies_itself(user, rates):
+                    return next(iter(self._users[user.node].values()))
+        return None if None in met.values() else next(reversed(met.values()), None)
 
     def _meets(self, tensor: EdgeText) -> bool:
         """Whether a tensor depends on a gradient, or on data and is certainly not a scalar."""
@@ -363,6 +366,31 @@ class _Search:
                 return None
             node = user.node
         return None
+
+    def _multiplies_itself(self, use: Use, rates: Collection[EdgeText]) -> bool:
+        """Whether what a use multiplies by the learning rate, such as a velocity, is a multiple of it already.
+
+        Args:
+            use: a use of the learning rate.
+            rates: the tensors that hold the learning rate.
+        """
+        flow = self._flow
+        node = flow.nodes[use.node]
+        if node.op not in PRODUCT_OPS:
+            return False
+        waiting = [flow.origin(operand) for position, operand in flow.inputs(node) if position != use.position]
+        seen: set[EdgeText] = set()
+        while waiting:
+            tensor = waiting.pop()
+            node = flow.producer(tensor)
+            if tensor in seen or node is None or node.op not in _OF_PARTS or flow.is_source(tensor):
+                continue
+            seen.add(tensor)
+            behind = [operand for _, operand in flow.behind(tensor)]
+            if node.op in PRODUCT_OPS and not set(behind).isdisjoint(rates):
+                return True
+            waiting.extend(behind)
+        return False
 
     def _keeps(self, use: Use) -> bool:
         """Whether the output of a node still counts as the learning rate, for weight decay."""

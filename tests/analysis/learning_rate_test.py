@@ -194,6 +194,9 @@ def test_a_learning_rate_that_is_changed_on_the_way_is_not_taken_for_the_one_use
         (lambda w, g: w.assign_sub(RATE * g / T), "truediv"),
         (lambda w, g: w.assign_sub(0.5 * (RATE * g)), "mul_2"),
         (lambda w, g: w.assign(w - tf.minimum(1.0, T / 5.0) * (RATE * g)), "mul_2"),
+        (lambda w, g: w.assign_sub(RATE * (RATE * g)), "mul_2"),
+        (lambda w, g: w.assign_sub(0.9 * M.assign(RATE * g) * RATE), "mul_3"),
+        (lambda w, g: [M.assign(0.9 * M + RATE * g), w.assign_sub(RATE * M)], "mul_3"),
     ],
 )
 def test_what_multiplies_the_update_further_changes_it_too(update, op):
