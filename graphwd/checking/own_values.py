@@ -44,8 +44,8 @@ class OwnValues:
         """
         if self._state is None:
             raise VerifyError(
-                "the rewritten step carries no variables of graphwd's own, which its policy asks for; verify what "
-                "graphwd.rewrite or with_weight_decay returned"
+                "the policy asks for variables of graphwd's own, which verify does not find in the rewritten step; in "
+                "Python call graphwd.verify with what graphwd.rewrite or with_weight_decay returned"
             )
         return self._state
 
@@ -53,6 +53,16 @@ class OwnValues:
     def counter(self) -> tf.Variable | None:
         """The counter of graphwd's own; None where there is none."""
         return None if self._state is None else self._state.steps
+
+    @property
+    def counted(self) -> int | None:
+        """How many updates that counter has counted in this run; None where the state has none.
+
+        Raises:
+            VerifyError: the rewritten step has no state.
+        """
+        counter = self.state.steps
+        return None if counter is None else int(counter.numpy()) - self.steps
 
     def begin(self, steps: int) -> None:
         """Sets the counter of graphwd's own, if there is one, before a run."""

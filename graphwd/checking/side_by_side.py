@@ -398,7 +398,6 @@ class SideBySide:
         actual, outputs = self._after(
             self._theirs, run.state, lambda: _leaves(self._rewritten(*run.call.args, **run.call.kwargs)), "rewritten"
         )
-        counted = None if self._own.counter is None else int(self._own.counter.numpy()) - run.steps
         run.rates.update(self._numbers)
         if self._rates:
             self._after(self._mine, run.state, lambda: run.rates.update(self._rates.run(run.call.flat)))
@@ -406,7 +405,7 @@ class SideBySide:
             before, plain, now = run.state[place], run.plain[place], actual[place]
             if account.rule is not None:
                 self._compare_decayed(account, run, place, now)
-                self._check_counter(account, run, place, counted)
+                self._check_counter(account, run, place)
             else:
                 self._compare_other(account, before, plain, now, lambda place=place: self._replay(run)[0][place])
         if len(outputs) != len(self._outputs):
@@ -419,12 +418,13 @@ class SideBySide:
                 replay = lambda position=position: self._replay(run)[1][position]  # noqa: E731
                 self._compare_other(account, plain, plain, now, replay)
 
-    def _check_counter(self, account: Account, run: _Run, place: int, counted: int | None) -> None:
+    def _check_counter(self, account: Account, run: _Run, place: int) -> None:
         """Checks that what a schedule goes by counts the update of its variable, once."""
         assert account.variable is not None
         for number in self._counters.get(account.variable.id, ()):
-            name, difference = "the counter of graphwd's own", counted
-            if number >= 0:
+            if number < 0:
+                name, difference = "the counter of graphwd's own", self._own.counted
+            else:
                 counter = self._places[number]
                 name = f"'{self._accounts[counter].shown}'"
                 difference = int(run.plain[counter]) - int(run.state[counter])

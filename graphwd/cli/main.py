@@ -177,12 +177,27 @@ def _flags_help(values: flags.FlagValues) -> str:
 
 def _help(values: flags.FlagValues, positional: Sequence[str]) -> None:
     del values
-    if len(positional) != 1 or positional[0] not in _topics():
-        hint = did_you_mean(positional[0], _topics()) if len(positional) == 1 else ""
-        raise UsageError(f"name one topic: {', '.join(_topics())}{hint}")
-    text = (_docs() / f"{positional[0]}.md").read_text(encoding="utf-8")
+    topics = _topics()
+    if not positional:
+        print("\n".join(f"graphwd help {topic:<13}  {_title(topic)}" for topic in topics))
+        return
+    topic, *more = positional
+    if more:
+        raise UsageError(f"help takes one topic, of {', '.join(topics)}")
+    if topic not in topics:
+        hint = f"; 'graphwd {topic} --help' says what the command does" if topic in COMMANDS else ""
+        raise UsageError(f"no topic '{topic}'; name one of {', '.join(topics)}{hint or did_you_mean(topic, topics)}")
+    text = _text(topic)
     terminal = sys.__stdout__  # sys.stdout is held back until the command is done
     print(_rendered(text) if terminal is not None and terminal.isatty() else text)
+
+
+def _text(topic: str) -> str:
+    return (_docs() / f"{topic}.md").read_text(encoding="utf-8")
+
+
+def _title(topic: str) -> str:
+    return _text(topic).splitlines()[0].removeprefix("# ")
 
 
 def _rendered(text: str) -> str:
@@ -213,5 +228,5 @@ COMMANDS: Mapping[str, Command] = {
     "check": CHECK,
     "diff": DIFF,
     "completion": completion_command(lambda: COMMANDS, lambda: _topics()),
-    "help": Command("help TOPIC", "Shows a page of the documentation.\n", _define_nothing, _help),
+    "help": Command("help [TOPIC]", "Shows a page of the documentation, or lists the pages.\n", _define_nothing, _help),
 }

@@ -24,7 +24,7 @@ from graphwd.steps.holders import is_keras_model
 from graphwd.steps.keras_step import training_step
 from graphwd.steps.pipeline import Trace, emit, prepare
 from graphwd.steps.read import ConcreteFunction, is_concrete, rooted, trace, traces, variables_of
-from graphwd.steps.state import State
+from graphwd.steps.state import State, give_state
 
 _VARIABLES = "variables_of_the_step"
 
@@ -175,7 +175,8 @@ def load_exported(folder: str | os.PathLike[str], name: str) -> tuple[Any, list[
         name: the name of the step.
 
     Returns:
-        The step, and its variables in the order of the captures of the first trace that was exported.
+        The step, which has its state as far as the file tells it, and its variables in the order of the captures of
+        the first trace that was exported.
 
     Raises:
         StepError: the directory holds no SavedModel, or none of a step of that name.
@@ -186,6 +187,8 @@ def load_exported(folder: str | os.PathLike[str], name: str) -> tuple[Any, list[
     loaded_step = getattr(loaded, name)
     variables = list(getattr(loaded, _VARIABLES))
     loaded_step.graphwd_module = loaded  # a restored function does not keep its variables
+    if (state := State.of_saved(getattr(loaded, "graphwd", None))) is not None:
+        give_state(loaded_step, state)
     return loaded_step, variables
 
 

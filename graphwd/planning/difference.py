@@ -156,11 +156,12 @@ def rewritten_account(name: str, decays: Iterable[Mapping[str, Any]]) -> Account
     ways: dict[str, list[Mapping[str, Any]]] = {}
     for decay in decays:
         ways.setdefault(rewritten_label(decay), []).append(decay)
-    keys = ("rate", "learning_rate", "power", "formula", "where", "rows")
+    keys = ("rate", "learning_rate", "power", "factors", "formula", "where", "rows")
     entries: list[Entry] = []
     for label, each in ways.items():
         told = dict.fromkeys(", ".join(rewritten_texts(decay)[1:3]) for decay in each)
-        values = {key: list({json.dumps(decay[key]): decay[key] for decay in each}.values()) for key in keys}
+        decided = [{"factors": (), **decay} for decay in each]  # records of before have none
+        values = {key: list({json.dumps(decay[key]): decay[key] for decay in decided}.values()) for key in keys}
         facts = {key: value[0] if len(value) == 1 else value for key, value in values.items()}
         entries.append(Entry(label, "; ".join(told), facts, {}, (), None, None))
     return Account(name, entries, rewritten=True)

@@ -104,7 +104,7 @@ class Factor:
     """A scalar that a rate is a multiple of, and that is not the learning rate.
 
     Attributes:
-        name: what a user calls it.
+        name: what is shown of it: a schedule, or a number that can be assigned and its name.
         dtype: its dtype.
         tensor: where it is. The handle of a variable is read where the decay is done.
     """

@@ -201,9 +201,9 @@ def _check_supported(rule: Rule, writes: VariableWrites, updates: Sequence[Updat
     if native and not rule.allow_double_decay:
         places = ", ".join(f"{write.site} ({write.site.op})" for write in native)
         raise RefusedError(
-            f"the step already decays it, at {places}; switch that off (weight_decay=None of a Keras optimizer), write "
-            "'weight_decay: 0' for it, or write 'double_decay: allow' to decay it twice, or where that is no decay "
-            "but a mask, as in pruning"
+            f"the step already decays it, at {places}; take that out (Keras's Adam in place of AdamW; no weight_decay= "
+            "of other optimizers), write 'weight_decay: 0' for it, or, where both are meant or that is a mask, as in "
+            "pruning, and no decay, write 'double_decay: allow'"
         )
 
 
@@ -269,7 +269,7 @@ def _unscaled(rule: Rule) -> Rate:
     if rule.tunable is None:
         return Rate(rule.weight_decay)
     own = Own(f"rate '{rule.tunable}'", "resource", kind=OwnKind.RATE, key=rule.tunable)
-    return Rate(1.0, factors=(Factor(rule.tunable, "float64", own),))
+    return Rate(1.0, factors=(Factor(f"{rule.weight_decay:g} ({rule.tunable})", "float64", own),))
 
 
 def _with_initial(injection: Injection) -> Injection:

@@ -148,7 +148,10 @@ def rewritten_label(decay: Mapping[str, Any]) -> str:
 def rewritten_texts(decay: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """Of a decay in such a model: its variable, its rate, its place, and the node of the update."""
     squared = "²" if decay["power"] == 2 else ""
-    rate = f"{decay['rate']:g}" + (f" × {decay['learning_rate']}{squared}" if decay["learning_rate"] else "")
+    factors = decay.get("factors", [])  # records of before have none
+    number = [] if factors and decay["rate"] == 1 else [f"{decay['rate']:g}"]
+    learning_rate = [f"{decay['learning_rate']}{squared}"] if decay["learning_rate"] else []
+    rate = " × ".join([*number, *factors, *learning_rate])
     rate += "" if decay["formula"] == "l2" else f", {decay['formula']}"
     where = PLACES.get(decay["where"], f"{decay['where']} the update")
     return rewritten_label(decay), rate, where + (", rows touched" if decay["rows"] else ""), decay["at"]

@@ -242,7 +242,7 @@ def _splice(
             last[name] = decay
         rate = injection.rate
         learning_rate = rate.learning_rate
-        record = {
+        record: dict[str, Any] = {
             "version": 1,
             "write": name,
             "decay": decay,
@@ -254,6 +254,8 @@ def _splice(
         }
         if rate.power != 1:
             record["power"] = rate.power
+        if rate.factors:
+            record["factors"] = [factor.name for factor in rate.factors]
         if injection.formula is not l2:
             record["formula"] = str(injection.formula)
         if writer.delayed:
@@ -313,7 +315,8 @@ def decay_of(node: NodeDef) -> dict[str, Any]:
     record: dict[str, Any] = {}
     with contextlib.suppress(ValueError, RecursionError):
         record = _read_record(json.loads(node.attr[RECORD].s), node.name)
-    if not record or not all(isinstance(value, _RECORD_TYPES[key]) for key, value in record.items()):
+    known = all(isinstance(value, _RECORD_TYPES[key]) for key, value in record.items())
+    if not record or not known or not all(isinstance(factor, str) for factor in record["factors"]):
         raise RewriteError(f"'{node.name}' holds a damaged record of a decay")
     return record
 
@@ -347,10 +350,11 @@ _RECORD_TYPES: Mapping[str, tuple[type, ...]] = {
     "moved": (list,),
     "delayed": (list,),
     "power": (int,),
+    "factors": (list,),
     "formula": (str,),
 }
 
-_RECORD_DEFAULTS: Mapping[str, Any] = {"delayed": [], "power": 1, "formula": "l2"}
+_RECORD_DEFAULTS: Mapping[str, Any] = {"delayed": [], "power": 1, "factors": [], "formula": "l2"}
 """What a record leaves out where it is as usual."""
 
 
@@ -362,7 +366,7 @@ def decay_records(graph: Graph) -> list[dict[str, Any]]:
 
     Returns:
         For every decay, and every path of calls to it: ``variable``, ``label``, ``at``, ``where``, ``rate``,
-        ``learning_rate``, ``power``, ``formula``, ``rows``.
+        ``learning_rate``, ``power``, ``factors``, ``formula``, ``rows``.
 
     Raises:
         RewriteError: the record of one is damaged.
@@ -372,7 +376,7 @@ def decay_records(graph: Graph) -> list[dict[str, Any]]:
         function = graph.library[site.path[-1].callee.function] if site.path else graph.root_function
         record = next(decay_of(node) for node in function.node_def if node.name == site.node)
         at = str(Site(site.path, record["write"], ""))
-        keys = ("where", "rate", "learning_rate", "power", "formula", "rows")
+        keys = ("where", "rate", "learning_rate", "power", "factors", "formula", "rows")
         known = {"variable": variable.name, "label": variable.shown, "at": at}
         records.append({**known, **{key: record[key] for key in keys}})
     return records

@@ -79,6 +79,20 @@ class State(tf.Module):
                 with tf.init_scope():
                     self.rates[rule.tunable] = _variable(rule.weight_decay, tf.float64, rule.tunable)
 
+    @classmethod
+    def of_saved(cls, saved: Any) -> State | None:
+        """What a SavedModel holds of a state, to be read and assigned; None where it does not say all.
+
+        Args:
+            saved: the object that was a `State` when it was saved.
+        """
+        if getattr(saved, "initial", None):
+            return None  # their order does not tell whose first weights they are
+        state = cls(Policy(()))
+        state.rates = dict(getattr(saved, "rates", {}))
+        state.steps = getattr(saved, "steps", None)
+        return state
+
     def variable(self, own: Own, sources: Iterable[tf.Variable]) -> tf.Variable:
         """The variable that a rewritten step captures.
 

@@ -606,7 +606,10 @@ def test_a_step_that_does_not_import(folder, source, message):
         (["plan", "--policy", "policy.yaml", "--module", "a.py", "b.py:step"], "leave --module a.py out"),
         (["plan", "--policy", "policy.yaml", "step_fn.py:"], "write path/to/file.py:ATTR"),
         (["plan", "--all", "--verbose", "--format", "json", "a"], "leaves nothing out; leave --all --verbose out"),
-        (["help", "nothing"], "name one topic: "),
+        (["help", "plann"], "no topic 'plann'; name one of architecture, "),
+        (["help", "plann"], "did you mean 'plan'?"),
+        (["help", "strip"], "; 'graphwd strip --help' says what the command does"),
+        (["help", "plan", "policy"], "help takes one topic, of architecture, "),
     ],
 )
 @pytest.mark.usefixtures("folder")
@@ -633,6 +636,9 @@ def test_help_names_every_flag_and_command(capsys):
 def test_every_page_of_the_documentation_is_shown(capsys):
     pages = sorted(Path(__file__).parents[2].glob("graphwd/docs/*.md"))
     assert pages
+    assert main(["help"]) == 0
+    listed = [line.split(maxsplit=3)[2:] for line in capsys.readouterr().out.splitlines()]
+    assert listed == [[page.stem, page.read_text(encoding="utf-8").splitlines()[0][2:]] for page in pages]
     for page in pages:
         assert main(["help", page.stem]) == 0
         assert capsys.readouterr().out.strip() == page.read_text(encoding="utf-8").strip()

@@ -9,8 +9,11 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from graphwd.errors import PlanError, StepError
+from graphwd.checking.verify import verify_pairs
+from graphwd.checking.verify_files import step_pairs
+from graphwd.errors import PlanError, StepError, VerifyError
 from graphwd.models.export import export
+from graphwd.models.saved_model import describe_saved_model
 from graphwd.policy.rules import Policy
 from tests.helpers import steps
 from tests.helpers.lockstep import assert_bit_equal, policy_for
@@ -87,6 +90,54 @@ def test_a_step_that_returns_nothing_says_when_it_is_done(tmp_path):
     loaded = tf.saved_model.load(tmp_path / "out")
     assert loaded.signatures["step"]()["output_0"].numpy()
     assert loaded.variables_of_the_step[0].numpy() == 1.5
+
+
+LINEAR = {"schedule": "linear", "from": 0.5, "to": 0.0, "steps": 4}
+LATER = {**LINEAR, "steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("rule", "other", "factors"),
+    [
+        ({"weight_decay": LINEAR}, {"weight_decay": LATER}, ["linear(from=0.5, to=0, steps=4)"]),
+        ({"weight_decay": 0.25, "tunable": "body"}, {"weight_decay": LINEAR}, ["0.25 (body)"]),
+    ],
+    ids=["a counter", "a tunable rate"],
+)
+def test_the_variables_of_its_own_are_told_and_verified(tmp_path, rule, other, factors):
+    """What a Python step is exported with has no name in the policy's file, but the file holds it."""
+    kernel = tf.Variable([4.0, 2.0], name="kernel")
+
+    @tf.function(input_signature=[])
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(kernel)
+        kernel.assign_sub(0.5 * tape.gradient(loss, kernel))
+
+    policy = Policy.from_dict({"version": 1, "rules": [rule]})
+    export(step, "step", policy, tmp_path / "out")
+    assert all(decay["factors"] == factors for decay in describe_saved_model(tmp_path / "out"))
+    verification = verify_pairs(step_pairs(step, "step", tmp_path / "out"), policy, runs=3)
+    verification.check()
+    assert verification.variables[0].decay > 1e5  # in units in the last place: it is seen
+    wrong = verify_pairs(step_pairs(step, "step", tmp_path / "out"), Policy.from_dict({"version": 1, "rules": [other]}))
+    assert not wrong.ok
+
+
+def test_first_weights_in_a_file_are_not_verified(tmp_path):
+    """They have no names by which to tell whose they are."""
+    kernel = tf.Variable([4.0, 2.0], name="kernel")
+
+    @tf.function(input_signature=[])
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(kernel)
+        kernel.assign_sub(0.5 * tape.gradient(loss, kernel))
+
+    policy = Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.25, "formula": "l2_sp"}]})
+    export(step, "step", policy, tmp_path / "out")
+    with pytest.raises(VerifyError, match="which verify does not find in the rewritten step; in Python call"):
+        verify_pairs(step_pairs(step, "step", tmp_path / "out"), policy)
 
 
 @pytest.mark.parametrize(

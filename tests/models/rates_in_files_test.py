@@ -92,6 +92,7 @@ def test_a_saved_model(tmp_path, name):
         exact = by_hand(exact, exact - 0.25 * x, t)
         np.testing.assert_allclose(weight_of(loaded), exact, rtol=1e-12, atol=1e-15)
     (decay,) = describe_saved_model(tmp_path / "decayed")
+    assert decay["factors"] == (["linear(from=0.5, to=0, steps=4)"] if name == "schedule" else [])
     assert decay["formula"] == {"schedule": "l2", "huber": "huber(delta=0.5)", "function": "<lambda>"}.get(name, name)
     assert strip(tmp_path / "decayed", tmp_path / "stripped") == 1
     original, stripped = (tmp_path / name / "saved_model.pb" for name in ("model", "stripped"))

@@ -232,6 +232,21 @@ def test_rewritten_models():
         compare(account_of("plan", record(*BLOCKS)), before)
 
 
+def test_rewritten_models_with_rates_that_change():
+    before = {**rewritten(1.0), "factors": ["cosine(from=0.4, to=0.04, steps=6)"]}
+    after = {**rewritten(1.0), "factors": ["cosine(from=0.8, to=0.04, steps=6)", "0.5 (body)"]}
+    old, new = (rewritten_account(name, [decay]) for name, decay in (("old", before), ("new", after)))
+    first, *_ = difference_as_table(compare(old, new), width=200).splitlines()
+    assert first.startswith(
+        "cosine(from=0.4, to=0.04, steps=6) × lr, before the update → "
+        "cosine(from=0.8, to=0.04, steps=6) × 0.5 (body) × lr, before the update  "
+    )
+    # Of a model that an earlier graphwd rewrote nothing is known of factors.
+    assert not compare(
+        rewritten_account("a", [rewritten(0.1)]), rewritten_account("b", [{**rewritten(0.1), "factors": []}])
+    )
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
