@@ -533,6 +533,11 @@ def test_not_utf_8():
         ("folder.yaml", "folder.yaml: cannot be read: Is a directory"),
         ("policy.json", "policy.json: not a policy file; its name must end in .yaml, .yml or .cfg"),
         ("yaml", "yaml: not a policy file; its name must end in .yaml, .yml or .cfg"),
+        (
+            "version: 1\nweight_decay: 0.1\n",
+            "a text of 2 lines is no path of a policy file; write it to a .yaml file, or give what yaml.safe_load makes of "
+            "it",
+        ),
     ],
 )
 def test_files_that_cannot_be_read(name, message):
