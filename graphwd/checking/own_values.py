@@ -73,7 +73,11 @@ class OwnValues:
     def value(self, own: Own) -> np.ndarray:
         """What a variable holds; not the counter, which only a schedule reads."""
         assert own.kind is not OwnKind.STEPS
-        return self.state.variable(own, self._variables).numpy()
+        state = self.state
+        try:
+            return state.variable(own, self._variables).numpy()
+        except KeyError:
+            raise VerifyError(f"the rewritten step has no {own.name}: another policy made it") from None
 
     def rate(self, scheduled: Scheduled) -> float:
         """The rate of a schedule now, in float64."""

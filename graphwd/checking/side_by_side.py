@@ -492,7 +492,10 @@ class SideBySide:
             rule: its rule.
             state: the variables before the run.
         """
-        rate = rule.weight_decay if rule.tunable is None else float(self._own.state.rates[rule.tunable].numpy())
+        rate = rule.weight_decay
+        if rule.tunable is not None:
+            own = Own(f"rate '{rule.tunable}'", "resource", kind=OwnKind.RATE, key=rule.tunable)
+            rate = float(self._own.value(own))
         if rule.schedule is None:
             return rate
         if rule.schedule.identity:

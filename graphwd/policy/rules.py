@@ -259,8 +259,8 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     source = os.fspath(path)
     if "\n" in source:
         raise PolicyError(
-            f"a text of {len(source.splitlines())} lines is no path of a policy file; write it to a .yaml file, or give "
-            "what yaml.safe_load makes of it"
+            f"a text of {len(source.splitlines())} lines is no path of a policy file; write it to a .yaml file, or "
+            "give what yaml.safe_load makes of it"
         )
     if not source.endswith((".yaml", ".yml", ".cfg")):
         raise PolicyError(f"{source}: not a policy file; its name must end in .yaml, .yml or .cfg")

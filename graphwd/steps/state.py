@@ -84,10 +84,10 @@ class State(tf.Module):
         """What a SavedModel holds of a state, to be read and assigned; None where it does not say all.
 
         Args:
-            saved: the object that was a `State` when it was saved.
+            saved: the object that was a `State` when it was saved; None where there is none.
         """
-        if getattr(saved, "initial", None):
-            return None  # their order does not tell whose first weights they are
+        if saved is None or getattr(saved, "initial", None):
+            return None  # the order of first weights does not tell whose they are
         state = cls(Policy(()))
         state.rates = dict(getattr(saved, "rates", {}))
         state.steps = getattr(saved, "steps", None)

@@ -16,6 +16,7 @@ from graphwd.models.export import export
 from graphwd.models.saved_model import describe_saved_model
 from graphwd.policy.rules import Policy
 from tests.helpers import steps
+from tests.helpers.graphs import gradient_of
 from tests.helpers.lockstep import assert_bit_equal, policy_for
 
 SPECS = [tf.TensorSpec([None, steps.FEATURES]), tf.TensorSpec([None, steps.CLASSES])]
@@ -107,13 +108,7 @@ LATER = {**LINEAR, "steps": 5}
 def test_the_variables_of_its_own_are_told_and_verified(tmp_path, rule, other, factors):
     """What a Python step is exported with has no name in the policy's file, but the file holds it."""
     kernel = tf.Variable([4.0, 2.0], name="kernel")
-
-    @tf.function(input_signature=[])
-    def step():
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(kernel)
-        kernel.assign_sub(0.5 * tape.gradient(loss, kernel))
-
+    step = tf.function(lambda: kernel.assign_sub(0.5 * gradient_of(kernel)), input_signature=[])
     policy = Policy.from_dict({"version": 1, "rules": [rule]})
     export(step, "step", policy, tmp_path / "out")
     assert all(decay["factors"] == factors for decay in describe_saved_model(tmp_path / "out"))
@@ -124,16 +119,27 @@ def test_the_variables_of_its_own_are_told_and_verified(tmp_path, rule, other, f
     assert not wrong.ok
 
 
+@pytest.mark.parametrize(
+    ("rewritten_by", "message"),
+    [({"tunable": "head"}, "has no rate 'body': another policy made it"), ({}, "which verify does not find")],
+    ids=["another", "none"],
+)
+def test_a_file_without_the_rate_of_the_policy_is_not_verified(tmp_path, rewritten_by, message):
+    kernel = tf.Variable([4.0, 2.0], name="kernel")
+    step = tf.function(lambda: kernel.assign_sub(0.5 * gradient_of(kernel)), input_signature=[])
+    rule = {"weight_decay": 0.25}
+    export(step, "step", Policy.from_dict({"version": 1, "rules": [rule | rewritten_by]}), tmp_path / "out")
+    with pytest.raises(VerifyError, match=message):
+        verify_pairs(
+            step_pairs(step, "step", tmp_path / "out"),
+            Policy.from_dict({"version": 1, "rules": [rule | {"tunable": "body"}]}),
+        )
+
+
 def test_first_weights_in_a_file_are_not_verified(tmp_path):
     """They have no names by which to tell whose they are."""
     kernel = tf.Variable([4.0, 2.0], name="kernel")
-
-    @tf.function(input_signature=[])
-    def step():
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(kernel)
-        kernel.assign_sub(0.5 * tape.gradient(loss, kernel))
-
+    step = tf.function(lambda: kernel.assign_sub(0.5 * gradient_of(kernel)), input_signature=[])
     policy = Policy.from_dict({"version": 1, "rules": [{"weight_decay": 0.25, "formula": "l2_sp"}]})
     export(step, "step", policy, tmp_path / "out")
     with pytest.raises(VerifyError, match="which verify does not find in the rewritten step; in Python call"):

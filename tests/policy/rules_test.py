@@ -535,8 +535,8 @@ def test_not_utf_8():
         ("yaml", "yaml: not a policy file; its name must end in .yaml, .yml or .cfg"),
         (
             "version: 1\nweight_decay: 0.1\n",
-            "a text of 2 lines is no path of a policy file; write it to a .yaml file, or give what yaml.safe_load makes of "
-            "it",
+            "a text of 2 lines is no path of a policy file; write it to a .yaml file, or give what yaml.safe_load "
+            "makes of it",
         ),
     ],
 )
