@@ -29,7 +29,7 @@ from graphwd.checking.reference import Reference, values_of
 from graphwd.checking.verification import RateCheck, Verification
 from graphwd.errors import VerifyError
 from graphwd.graph.graph import Variable, all_shown
-from graphwd.planning.injections import Own, OwnKind
+from graphwd.planning.injections import Own, OwnKind, own_rate
 from graphwd.planning.plan import Outcome
 from graphwd.planning.planner import subject
 from graphwd.policy.rules import Order, Policy, Rule, Sparse
@@ -494,8 +494,7 @@ class SideBySide:
         """
         rate = rule.weight_decay
         if rule.tunable is not None:
-            own = Own(f"rate '{rule.tunable}'", "resource", kind=OwnKind.RATE, key=rule.tunable)
-            rate = float(self._own.value(own))
+            rate = float(self._own.value(own_rate(rule.tunable)))
         if rule.schedule is None:
             return rate
         if rule.schedule.identity:

@@ -76,6 +76,15 @@ class Own(Elsewhere):
     key: Any = None
 
 
+def own_rate(tunable: str) -> Own:
+    """The handle of the variable that holds a rate which is assigned while it trains.
+
+    Args:
+        tunable: its name in the policy.
+    """
+    return Own(f"rate '{tunable}'", "resource", kind=OwnKind.RATE, key=tunable)
+
+
 @dataclass(frozen=True, slots=True)
 class Scheduled(Elsewhere):
     """The rate of a schedule, computed once in the body where its counter is counted up, for all that lies below.

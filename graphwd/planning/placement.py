@@ -37,6 +37,7 @@ from graphwd.planning.injections import (
     OwnKind,
     Rate,
     Scheduled,
+    own_rate,
 )
 from graphwd.policy.globs import glob_matches
 from graphwd.policy.rules import Mode, Order, Rule, Semantics, Sparse, Updates
@@ -268,8 +269,8 @@ def _unscaled(rule: Rule) -> Rate:
     """The rate before the learning rate is counted in."""
     if rule.tunable is None:
         return Rate(rule.weight_decay)
-    own = Own(f"rate '{rule.tunable}'", "resource", kind=OwnKind.RATE, key=rule.tunable)
-    return Rate(1.0, factors=(Factor(f"{rule.weight_decay:g} ({rule.tunable})", "float64", own),))
+    shown = f"{rule.weight_decay:g} ({rule.tunable})"
+    return Rate(1.0, factors=(Factor(shown, "float64", own_rate(rule.tunable)),))
 
 
 def _with_initial(injection: Injection) -> Injection:
