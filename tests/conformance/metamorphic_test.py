@@ -31,7 +31,7 @@ from tests.helpers.metamorphic import TAG, TRANSFORMATIONS, Step, run
 from tests.helpers.refusals import class_of, print_table
 
 FIRST = int(os.environ.get("GRAPHWD_FIRST_SEED", "0"))
-CASES = int(os.environ.get("GRAPHWD_CASES", "150"))
+CASES = int(os.environ.get("GRAPHWD_CASES", "100"))
 SEMANTICS = ("decoupled", "adamw", "tfa", "l2")
 
 REFUSED: collections.Counter[tuple[str, str, str]] = collections.Counter()

@@ -17,7 +17,7 @@ from tests.helpers.lockstep import policy_for
 from tests.helpers.programs import SHAPE, State, make_program
 
 FIRST = int(os.environ.get("GRAPHWD_FIRST_SEED", "0"))
-CASES = int(os.environ.get("GRAPHWD_CASES", "100"))
+CASES = int(os.environ.get("GRAPHWD_CASES", "60"))
 
 # The two run the same float32 operations, but Grappler may reorder sums of the traced one. What a decay too many or too
 # few changes is five orders of magnitude larger.

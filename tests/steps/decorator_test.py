@@ -341,7 +341,7 @@ def test_calls_and_traces_from_many_threads():
 
 
 @pytest.mark.parametrize("wrap", [lambda step: step, graphwd.with_weight_decay(HALVED)], ids=["original", "decorated"])
-def test_a_thousand_traces_leave_nothing_behind(wrap):
+def test_hundreds_of_traces_leave_nothing_behind(wrap):
     kernel = tf.Variable([4.0], name="kernel")
 
     def trace(count):
@@ -355,11 +355,11 @@ def test_a_thousand_traces_leave_nothing_behind(wrap):
 
     trace(50)  # what is made once
     functions, objects = held()
-    for _ in range(20):
+    for _ in range(6):
         trace(50)
     functions_after, objects_after = held()
     assert functions_after <= functions  # fewer, where what an earlier test made goes meanwhile
-    assert objects_after - objects < 100  # a trace that stayed would be hundreds
+    assert objects_after - objects < 100  # one object of each trace would be three times as many
 
 
 def test_it_decays_where_functions_are_asked_to_run_eagerly():

@@ -74,10 +74,10 @@ def assert_sound(case):
 
 
 def test_dense(tmp_path):
-    text, cases = measured(tmp_path, "20 x 100 floats, keras.Adam")
+    text, cases = measured(tmp_path, "5 x 1k floats, keras.Adam")
     assert [case["name"] for case in cases] == [
-        "20 x 100 floats, keras.Adam, plain",
-        "20 x 100 floats, keras.Adam, xla",
+        "5 x 1k floats, keras.Adam, plain",
+        "5 x 1k floats, keras.Adam, xla",
     ]
     for case in cases:
         assert_sound(case)
@@ -109,7 +109,7 @@ def test_rows(tmp_path):
 
 
 def test_what_cannot_run_says_why(tmp_path):
-    _, (case,) = measured(tmp_path, "20 x 100 floats, legacy.Adam, plain")
+    _, (case,) = measured(tmp_path, "5 x 1k floats, legacy.Adam, plain")
     assert_sound(case)
     assert not_run(case) == {
         "the optimizer's own": "tf_keras legacy optimizers have no weight decay of their own",
@@ -118,7 +118,7 @@ def test_what_cannot_run_says_why(tmp_path):
 
 
 def test_one_contender_is_held_against_the_undecayed_step_and_the_floor(tmp_path):
-    _, (case,) = measured(tmp_path, "20 x 100 floats, legacy.SGD, plain, graphwd adamw, fuse")
+    _, (case,) = measured(tmp_path, "5 x 1k floats, legacy.SGD, plain, graphwd adamw, fuse")
     assert_sound(case)
     assert list(rows_of(case)) == ["undecayed", "floor", "graphwd adamw, fuse: xla"]
     assert rows_of(case)["graphwd adamw, fuse: xla"]["remark"].startswith("fuse: xla: not all of what updates")
@@ -146,7 +146,7 @@ def test_nothing_matches():
 
 
 def test_plot(tmp_path):
-    ran = run("--only", "20 x 100 floats, legacy.SGD, xla, floor", "--plot", str(tmp_path / "out.png"))
+    ran = run("--only", "5 x 1k floats, legacy.SGD, xla, floor", "--plot", str(tmp_path / "out.png"))
     if importlib.util.find_spec("matplotlib") is None:
         assert ran.returncode == 2
         advice = "--plot needs matplotlib, of the extra `bench`: .venv/bin/pip install -e '.[bench]'"
