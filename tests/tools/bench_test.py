@@ -160,7 +160,7 @@ def test_plot(tmp_path):
 def contenders(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     yield importlib.import_module("contenders")
-    for name in ("contenders", "workloads"):
+    for name in ("contenders", "workloads", "checks"):
         sys.modules.pop(name, None)
 
 
@@ -193,6 +193,20 @@ def test_which_optimizers_write_only_the_rows_that_are_touched(contenders):
         "keras.Adam": True,
         "legacy.Adam": True,
     }
+
+
+@pytest.mark.parametrize("optimizer", ["keras.SGD", "legacy.SGD"])
+def test_all_contenders_decay_all_rows_of_a_models_embeddings(optimizer, contenders):
+    """These optimizers write the rows that a step touches, and so graphwd by itself would decay no others."""
+    (workload,) = (each for each in sys.modules["workloads"].workloads(quick=True) if each.kind == "bert")
+    case = contenders.Case(workload, optimizer, False)
+    steps = {name: contenders.make(case, name)[0] for name in ("graphwd decoupled", "assign loop", "floor")}
+    checks = importlib.import_module("checks").check(case, steps)
+    assert [(each.one, each.other) for each in checks] == [
+        ("graphwd decoupled", "assign loop"),
+        ("floor", "assign loop"),
+    ]
+    assert all(each.holds for each in checks), checks
 
 
 def test_files_beside_the_python_step():

@@ -92,8 +92,13 @@ def cases(workloads: list[Workload]) -> Iterator[Case]:
 
 
 def _policy(case: Case, **fields: Any) -> dict[str, Any]:
-    """The policy of a case; of a model what is of rank 2 and more decays."""
+    """The policy of a case; of a model what is of rank 2 and more decays.
+
+    All rows of a model's embeddings do, as with the other contenders; of a recommender's table those that are touched.
+    """
     fuse = {"fuse": fields.pop("fuse")} if "fuse" in fields else {}
+    if not case.workload.touched:
+        fields = {"sparse": "all", **fields}
     rate = WEIGHT_DECAY if fields.get("semantics") == "adamw" else RATE
     rules = [{"weight_decay": rate}]
     if not case.workload.decays_all:
