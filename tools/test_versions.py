@@ -4,6 +4,7 @@ Usage: tools/test_versions [--keep FOLDER] [VERSION]... [-- BAZEL OPTION OR TARG
 
     tools/test_versions                                          # all tests on every version, about an hour each
     tools/test_versions 2.16 2.20 -- //tests/rewriting:inject_test --test_filter=adam
+    tools/test_versions nightly                                  # tf-nightly, Keras and tf_keras of that day
 
 Each version gets a virtual environment of its own: TensorFlow (some 650 MB), the tf_keras of the same version, and the
 newest of what else pip lets stand beside it. It is removed afterwards, unless --keep names a folder for all of them,
@@ -36,6 +37,13 @@ VERSIONS = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
 
 PINNED = ("tensorflow", "tf_keras", "tensorflow-text")
 """What is of the version that is asked for."""
+
+NIGHTLY = "nightly"
+
+OF_NIGHTLY = ("tf-nightly", "tf_keras-nightly", "tb-nightly")
+
+NOT_NIGHTLY = ("keras-hub", "tensorboard", "tensorflow-recommenders")
+"""What asks for a released TensorFlow or Keras, or is part of one: the tests that need it are skipped, and say so."""
 
 BESIDE = ("setuptools<81",)
 """TensorBoard before 2.21 takes pkg_resources from it."""
@@ -122,7 +130,7 @@ def install(environment: Path, version: str) -> str | None:
         Why that failed; None where it did not.
     """
     stamp = environment / "installed"
-    packages = [*(f"{name}=={version}.*" for name in PINNED), *BESIDE, *others()]
+    packages = packages_of(version)
     if stamp.exists() and stamp.read_text() == "\n".join(packages):
         return None
     shutil.rmtree(environment, ignore_errors=True)
@@ -137,19 +145,34 @@ def install(environment: Path, version: str) -> str | None:
     return None
 
 
+def packages_of(version: str) -> list[str]:
+    """What is installed for a version, with its dependencies."""
+    if version == NIGHTLY:
+        return [*OF_NIGHTLY, *BESIDE, *(each for each in others() if _name(each) not in NOT_NIGHTLY)]
+    return [*(f"{name}=={version}.*" for name in PINNED), *BESIDE, *others()]
+
+
 def others() -> list[str]:
     """What the package and its tests need besides, but for what checks the source."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     packages = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    return [package for package in packages if re.split(r"[^\w-]", package)[0] not in (*PINNED, *LINTERS)]
+    return [package for package in packages if _name(package) not in (*PINNED, *LINTERS)]
+
+
+def _name(package: str) -> str:
+    """The name of a package, without bounds."""
+    return re.split(r"[^\w-]", package)[0]
 
 
 def installed(python: Path) -> str:
     """The exact versions in an environment."""
     program = (
         "import importlib.metadata as m, platform\n"
-        "names = 'tensorflow', 'keras', 'tf_keras', 'keras-hub', 'numpy'\n"
-        "print(*(f'{name} {m.version(name)}' for name in names), f'python {platform.python_version()}', sep=', ')"
+        "versions = {each.name.lower().replace('-', '_'): each.version for each in m.distributions()}\n"
+        "names = [name + suffix for name in ('tf', 'tensorflow', 'keras', 'tf_keras') for suffix in ('', '_nightly')]\n"
+        "names = [name for name in (*names, 'keras_hub', 'numpy') if name in versions]\n"
+        "print(*(f'{name} {versions[name]}' for name in names), sep=', ', end=', ')\n"
+        "print(f'python {platform.python_version()}')"
     )
     return subprocess.run([str(python), "-c", program], capture_output=True, text=True, check=True).stdout.strip()
 

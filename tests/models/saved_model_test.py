@@ -688,7 +688,8 @@ def test_mobilenet(tmp_path):
 
 
 def test_bert(tmp_path):
-    import keras_hub  # here, as it takes seconds
+    # Here, as it takes seconds.
+    keras_hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed: run tools/setup")
 
     bert = keras_hub.models.BertBackbone(
         vocabulary_size=50, num_layers=3, num_heads=2, hidden_dim=8, intermediate_dim=16, max_sequence_length=7

@@ -198,6 +198,7 @@ def test_which_optimizers_write_only_the_rows_that_are_touched(contenders):
 @pytest.mark.parametrize("optimizer", ["keras.SGD", "legacy.SGD"])
 def test_all_contenders_decay_all_rows_of_a_models_embeddings(optimizer, contenders):
     """These optimizers write the rows that a step touches, and so graphwd by itself would decay no others."""
+    pytest.importorskip("keras_hub", reason="keras_hub is not installed: run tools/setup")
     (workload,) = (each for each in sys.modules["workloads"].workloads(quick=True) if each.kind == "bert")
     case = contenders.Case(workload, optimizer, False)
     steps = {name: contenders.make(case, name)[0] for name in ("graphwd decoupled", "assign loop", "floor")}
