@@ -7,10 +7,10 @@ is a weight, whoever else reads it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
-from graphwd.analysis.factors import number
+from graphwd.analysis.factors import is_zero, number
 from graphwd.analysis.flow import Flow
 from graphwd.analysis.postorder import evaluate
 from graphwd.analysis.sites import Write
@@ -20,6 +20,7 @@ from graphwd.graph.traits import SCALING_OPS, SIGNS, Trait, ops_with
 
 _KEEPING = ops_with(Trait.SAME_SIGN)
 _POSITIVE = ops_with(Trait.MAGNITUDE)
+_CHOICES = ops_with(Trait.SELECT)
 
 
 def direction(flow: Flow, write: Write) -> int:
@@ -46,6 +47,8 @@ def _operands(flow: Flow, tensor: EdgeText) -> Sequence[EdgeText]:
     inputs = [flow.origin(text) for _, text in flow.inputs(node)]
     if node.op in _KEEPING:
         return inputs[:1]
+    if node.op in _CHOICES:
+        return inputs[1:]
     if node.op in SIGNS or (node.op in SCALING_OPS and inputs[0] != inputs[-1]):
         return [operand for operand in inputs if flow.carries(operand)]
     return ()
@@ -65,14 +68,23 @@ def _sign(flow: Flow, tensor: EdgeText, signs: Sequence[int]) -> int:
     if node.op in _KEEPING:
         return signs[0]
     inputs = [flow.origin(text) for _, text in flow.inputs(node)]
+    if node.op in _CHOICES:
+        return _common(
+            sign for sign, choice in zip(signs, inputs[1:], strict=True) if not is_zero(flow.producer(choice))
+        )
     if node.op in SIGNS:
         places = [position for position, operand in enumerate(inputs) if flow.carries(operand)]
-        terms = {SIGNS[node.op][min(position, 1)] * sign for position, sign in zip(places, signs, strict=True)}
-        return terms.pop() if len(terms) == 1 else 0
+        return _common(SIGNS[node.op][min(position, 1)] * sign for position, sign in zip(places, signs, strict=True))
     if node.op in SCALING_OPS:
         others = [factor for factor in inputs if not flow.carries(factor)] if inputs[0] != inputs[-1] else []
         return math.prod(signs) * math.prod(-1 if _is_negative(flow, factor) else 1 for factor in others)
     return 0
+
+
+def _common(signs: Iterable[int]) -> int:
+    """The sign that all have; 0 where they differ."""
+    different = set(signs)
+    return different.pop() if len(different) == 1 else 0
 
 
 def _is_negative(flow: Flow, tensor: EdgeText) -> bool:

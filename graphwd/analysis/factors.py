@@ -212,6 +212,15 @@ def number(node: Node | None) -> float | None:
     return float(values[0]) if values else 0.0
 
 
+def is_zero(node: Node | None) -> bool:
+    """Whether a node makes zeros, of any shape."""
+    if node is None or node.op != "Const":
+        return node is not None and node.op == "ZerosLike"
+    tensor = node.proto.attr["value"].tensor
+    values = (value for field in ("half_val", *_NUMBER_FIELDS.values()) for value in getattr(tensor, field))
+    return not any(tensor.tensor_content) and not any(values)
+
+
 _NUMBER_FIELDS: Mapping[str, str] = {
     "float32": "float_val",
     "float64": "double_val",
