@@ -43,7 +43,7 @@ NIGHTLY = "nightly"
 OF_NIGHTLY = ("tf-nightly", "tf_keras-nightly", "tb-nightly")
 
 NOT_NIGHTLY = ("keras-hub", "tensorboard", "tensorflow-recommenders")
-"""What asks for a released TensorFlow or Keras, or is part of one: the tests that need it are skipped, and say so."""
+"""What asks for a released TensorFlow or Keras, or is part of one."""
 
 BESIDE = ("setuptools<81",)
 """TensorBoard before 2.21 takes pkg_resources from it."""
@@ -52,6 +52,7 @@ WITH_LIBRARIES = ("2.20", "2.21")
 """The versions that the libraries of tools/libraries.txt go with."""
 
 OF_LIBRARIES = "//tests/conformance:libraries_test"
+OF_KERAS_HUB = tuple(f"//tests/conformance:{name}_test" for name in ("keras_hub", "model_roles", "recipes"))
 
 LINTERS = ("pyright", "ruff")
 
@@ -101,6 +102,7 @@ def test(version: str, keep: Path | None, bazel_arguments: list[str]) -> bool:
         left_out: list[str] = []
         if all(each.startswith("-") for each in bazel_arguments):
             left_out = [] if version in WITH_LIBRARIES else [OF_LIBRARIES]
+            left_out += OF_KERAS_HUB if version == NIGHTLY else ()
             bazel_arguments = [*bazel_arguments, "--", "//...", *(f"-{target}" for target in left_out)]
         status = subprocess.run(
             ["bazel", "test", f"--build_event_json_file={events}", *bazel_arguments],

@@ -235,7 +235,7 @@ def test_a_wrong_learning_rate_is_found(monkeypatch):
     node = next(
         name
         for name, value in values.items()
-        if value.dtype == tf.float32.as_datatype_enum and tf.make_ndarray(value).tolist() == np.float32(1 - 0.9)
+        if value.dtype == tf.float32.as_datatype_enum and np.array_equal(tf.make_ndarray(value), np.float32(1 - 0.9))
     )
     other = LearningRate(node, f"{node}:output:0", "float32")
     assert all(each.learning_rate is RateCheck.PROBED for each in checked_kernels(step, policy))
