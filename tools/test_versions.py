@@ -171,9 +171,8 @@ def installed(python: Path) -> str:
     program = (
         "import importlib.metadata as m, platform\n"
         "versions = {each.name.lower().replace('-', '_'): each.version for each in m.distributions()}\n"
-        "names = [name + suffix for name in ('tf', 'tensorflow', 'keras', 'tf_keras') for suffix in ('', '_nightly')]\n"
-        "names = [name for name in (*names, 'keras_hub', 'numpy') if name in versions]\n"
-        "print(*(f'{name} {versions[name]}' for name in names), sep=', ', end=', ')\n"
+        "names = 'tensorflow tf_nightly keras keras_nightly tf_keras tf_keras_nightly keras_hub numpy'.split()\n"
+        "print(*(f'{name} {versions[name]}' for name in names if name in versions), sep=', ', end=', ')\n"
         "print(f'python {platform.python_version()}')"
     )
     return subprocess.run([str(python), "-c", program], capture_output=True, text=True, check=True).stdout.strip()
